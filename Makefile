@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# The two commands of the README are `make demo` and `make test`; both set everything up first.
+PYTHON := .venv/bin/python
+SHELL := /bin/bash
+
+.PHONY: help demo test setup setup-test install bench-cpu lint format wheel clean
+
+help:
+	@echo "make demo       set up, build, run the main job on real data (demo-out/report.html)"
+	@echo "make test       set up, build, run every test this machine can run"
+	@echo "make bench-cpu  measure this machine, write bench/results/<machine>.jsonl"
+	@echo "make wheel      a manylinux wheel in wheelhouse/"
+	@echo "make format     clang-format and ruff, in place"
+
+demo: install
+	$(PYTHON) examples/digits_demo.py
+
+test:
+	@scripts/test.sh
+
+setup:
+	@scripts/setup.sh demo
+
+setup-test:
+	@scripts/setup.sh test
+
+# Builds the core, the operators and the command, and installs the package into .venv.
+install: setup
+	@scripts/install.sh
+
+bench-cpu: install
+	$(PYTHON) -m gossamer.bench cpu-linear --json auto
+
+wheel: setup-test
+	@scripts/wheel.sh
+
+lint: setup-test
+	@scripts/lint.sh
+
+format: setup-test
+	@scripts/lint.sh --fix
+
+clean:
+	rm -rf build dist wheelhouse demo-out

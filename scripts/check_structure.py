@@ -1,0 +1,82 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: BSD-3-Clause
+"""Checks the rules of the house that a compiler does not: who may include whom, and what not at all.
+
+The table below is docs/architecture.md's picture. Exit status 1 with one line for each offence.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', re.M)
+
+# Folder under src -> folders under src whose headers it may include (public headers are free to all).
+ALLOWED = {
+    "core": {"core"},
+    "prune": {"prune", "core"},
+    "cpu": {"cpu", "core"},
+    "cuda": {"cuda", "core"},
+    "plan": {"plan", "cpu", "core"},
+    "io": {"io", "core"},
+    "cli": {"cli", "io", "plan", "prune", "core"},
+    "torch": {"torch", "io", "plan", "prune", "core", "cuda"},
+}
+# Instruction-set folders see intrinsics, fixed-width integers and the task structs, nothing that could
+# emit an inline function under their compiler flags.
+ISA_FOLDERS = ("src/cpu/avx2/", "src/cpu/avx512/", "src/cpu/amx/")
+ISA_HEADERS = {"immintrin.h", "cstdint", "cstddef", "cpu/tasks.h"}
+TORCH_HEADER = re.compile(r"^(torch|ATen|c10)/")
+
+
+def tracked(*patterns: str) -> list[Path]:
+    """Files of the checkout that match, committed or new."""
+    names = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", *patterns],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.split()
+    return [ROOT / name for name in names]
+
+
+def offences() -> list[str]:
+    """One sentence for every broken rule."""
+    found = []
+    for path in tracked("src/*.h", "src/*.cpp", "src/*.cu", "src/*.cuh", "src/*.inl", "include/*.h"):
+        name = path.relative_to(ROOT).as_posix()
+        folder = name.split("/")[1] if name.startswith("src/") else "include"
+        for header in INCLUDE.findall(path.read_text()):
+            if TORCH_HEADER.match(header) and folder != "torch":
+                found.append(f"{name}: includes {header}; only src/torch sees torch")
+            first = header.split("/")[0]
+            if folder == "include":
+                if first in ALLOWED or "cuda" in header:
+                    found.append(f"{name}: a public header includes {header}")
+            elif first in ALLOWED and "/" in header and not (ROOT / "src" / header).exists():
+                continue
+            elif first in ALLOWED and "/" in header and first not in ALLOWED[folder]:
+                found.append(f"{name}: src/{folder} may not include {header}")
+            if name.startswith(ISA_FOLDERS) and not (
+                header in ISA_HEADERS or header.endswith(".inl") or header.startswith("cpu/isa/")
+            ):
+                found.append(f"{name}: an instruction-set folder may not include {header}")
+    return found
+
+
+def main() -> int:
+    """Prints the offences; the exit status says whether there are any."""
+    found = offences()
+    for line in found:
+        print(line, file=sys.stderr)
+    print(f"lint: structure: {'ok' if not found else f'{len(found)} offences'}")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: BSD-3-Clause
+# `make test`: everything this machine can check, in the order in which a fault is cheapest to find.
+#   GOSSAMER_FUZZ_SECONDS   how long each fuzz target runs (default 10)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source scripts/llvm.sh
+section() { printf '\n== %s (%s s)\n' "$1" "$SECONDS"; }
+
+section "set up"
+scripts/setup.sh test
+scripts/install.sh
+
+section "C++ build"
+cmake --preset test >/dev/null
+cmake --build --preset test
+scripts/check_headers.sh
+scripts/check_symbols.sh build/test
+
+section "style and structure"
+scripts/lint.sh
+
+section "C++ tests"
+ctest --preset test -j "$(nproc)" --progress
+
+section "C++ tests, each instruction set forced in turn"
+for isa in generic avx2; do
+  GOSSAMER_MAX_ISA=$isa build/test/tests/cpp/kernels_test --gtest_brief=1
+done
+
+section "Python tests"
+export GOSSAMER_BIN=$PWD/.venv/bin/gossamer
+.venv/bin/python -m pytest -q -n "$(nproc)" --dist loadfile
+
+section "C++ tests under AddressSanitizer and UBSan"
+cmake --preset asan >/dev/null
+cmake --build --preset asan
+ctest --preset asan -j "$(nproc)" --progress
+
+section "fuzzing"
+clang=$(llvm_tool clang++)
+if [ -n "$clang" ]; then
+  CXX=$clang cmake --preset fuzz >/dev/null
+  cmake --build --preset fuzz
+  scripts/fuzz.sh build/fuzz "${GOSSAMER_FUZZ_SECONDS:-10}"
+else
+  echo "clang++ is not here; the fuzz targets are not run"
+fi
+
+section "consumers"
+tests/consume/cpp.sh build/test
+scripts/wheel.sh
+tests/consume/wheel.sh wheelhouse/*.whl
+
+section "done"

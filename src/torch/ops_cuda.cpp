@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// _C_cuda.so: operators on CUDA tensors. Loaded only where torch sees a GPU, because the CUDA shims it
+// refers to exist only in CUDA builds of torch.
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <string>
+
+#include "cuda/common/device_info.h"
+
+namespace {
+
+/// What the plan must know of the GPU that holds `tensor`, as JSON.
+std::string cuda_device_info(const torch::stable::Tensor& tensor) {
+  const int device = static_cast<int>(tensor.get_device_index());
+  const torch::stable::accelerator::DeviceGuard guard(tensor.get_device_index());
+  const gossamer::cuda::DeviceInfo info = gossamer::cuda::device_info(device);
+  return "{\"name\": \"" + info.name + "\", \"compute_capability\": [" +
+         std::to_string(info.compute_major) + ", " + std::to_string(info.compute_minor) +
+         "], \"multiprocessors\": " + std::to_string(info.multiprocessors) +
+         ", \"memory_bytes\": " + std::to_string(info.memory_bytes) +
+         ", \"l2_bytes\": " + std::to_string(info.l2_bytes) +
+         ", \"shared_memory_per_block_bytes\": " +
+         std::to_string(info.shared_memory_per_block_bytes) + "}";
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(gossamer, m) { m.def("cuda_device_info(Tensor tensor) -> str"); }
+
+STABLE_TORCH_LIBRARY_IMPL(gossamer, CUDA, m) {
+  m.impl("cuda_device_info", TORCH_BOX(&cuda_device_info));
+}

@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: BSD-3-Clause
+# Two C++ consumers: an installed package (shared) and a subdirectory (static). Also pkg-config.
+#   tests/consume/cpp.sh BUILD_DIR   a configured and built tree to install from
+set -euo pipefail
+build=$(realpath "$1")
+here=$(cd "$(dirname "$0")" && pwd)
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+
+cmake --install "$build" --prefix "$scratch/prefix" >/dev/null
+cmake -S "$here/find_package" -B "$scratch/find_package" -G Ninja \
+  -DCMAKE_PREFIX_PATH="$scratch/prefix" >/dev/null
+cmake --build "$scratch/find_package" >/dev/null
+"$scratch/find_package/consumer"
+"$scratch/prefix/bin/gossamer" --version
+echo "consume: find_package ok"
+
+if command -v pkg-config >/dev/null; then
+  pc=$(dirname "$(find "$scratch/prefix" -name gossamer.pc)")
+  sed -i "s|^prefix=.*|prefix=$scratch/prefix|" "$pc/gossamer.pc"
+  # shellcheck disable=SC2046  # the flags are words
+  g++ "$here/main.cpp" $(PKG_CONFIG_PATH=$pc pkg-config --cflags --libs gossamer) \
+    -o "$scratch/consumer"
+  LD_LIBRARY_PATH=$(dirname "$pc") "$scratch/consumer"
+  echo "consume: pkg-config ok"
+fi
+
+cmake -S "$here/add_subdirectory" -B "$scratch/add_subdirectory" -G Ninja -DCMAKE_BUILD_TYPE=Release \
+  -DCMAKE_CXX_COMPILER_LAUNCHER="$(command -v ccache || true)" >/dev/null
+cmake --build "$scratch/add_subdirectory" --target consumer >/dev/null
+"$scratch/add_subdirectory/consumer"
+echo "consume: add_subdirectory ok"
