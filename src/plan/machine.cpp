@@ -13,6 +13,8 @@
 #include <set>
 #include <utility>
 
+#include "core/fail.h"
+
 #if defined(__x86_64__)
 #  include <cpuid.h>
 #  include <sys/syscall.h>
