@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Runs the examples of the documentation as they stand there."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import gossamer
+
+ROOT = Path(__file__).resolve().parents[2]
+LIBRARY = Path(gossamer.__file__).parent / "libgossamer.so"
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """The fenced code blocks of one language on a page."""
+    text = (ROOT / "docs" / page).read_text()
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.M | re.S)
+
+
+def test_the_page_shows_each_extension_once() -> None:
+    assert len(blocks("extending.md", "python")) == 2
+    assert len(blocks("extending.md", "cpp")) == 1
+
+
+@pytest.mark.parametrize("page", ["extending.md", "patterns.md"])
+def test_python_examples_run_and_are_short(page: str) -> None:
+    examples = blocks(page, "python")
+    assert examples
+    for source in examples:
+        assert source.count("\n") < 60
+        exec(compile(source, page, "exec"), {"__name__": "example"})
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
+def test_cpp_example_builds_and_runs(tmp_path: Path) -> None:
+    (source,) = blocks("extending.md", "cpp")
+    assert source.count("\n") < 60
+    (tmp_path / "kernel.cpp").write_text(source)
+    subprocess.run(
+        ["g++", "-std=c++20", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'include'}", "kernel.cpp"]
+        + [str(LIBRARY), f"-Wl,-rpath,{LIBRARY.parent}", "-o", "kernel"],
+        cwd=tmp_path,
+        check=True,
+    )
+    ran = subprocess.run([tmp_path / "kernel"], capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (0, "201 4030\n")
+
+
+def test_readme_names_only_what_exists() -> None:
+    text = (ROOT / "README.md").read_text()
+    for link in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (ROOT / link).exists(), link
+    for name in set(re.findall(r"\bgs\.(\w+)", text)):
+        assert hasattr(gossamer, name), name
