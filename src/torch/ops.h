@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "gossamer/linear.h"
+#include "torch/bridge.h"
+
+/// The operators of torch.ops.gossamer; their schemas are in registration.cpp, their shapes in
+/// python/gossamer/_ops.py.
+namespace gossamer::door {
+
+// ops_linear.cpp
+Tensor linear(const Tensor& x, const Tensor& packed, std::int64_t layout, std::int64_t out,
+              const std::optional<Tensor>& scale, const std::optional<Tensor>& bias,
+              std::int64_t activation, const std::optional<Tensor>& residual,
+              const std::optional<Tensor>& dense);
+/// act(x·denseᵀ + bias + residual) by aten::linear: the dense row of the kernel table.
+Tensor dense_linear(const Tensor& x, const Tensor& dense, const std::optional<Tensor>& bias,
+                    Activation activation, const std::optional<Tensor>& residual);
+/// Refuses a dense copy whose shape is not the packed weight's.
+void check_dense(const Tensor& dense, const PackedView& weight);
+/// 0 or 1 as an Activation; refuses the rest.
+Activation checked_activation(std::int64_t activation);
+
+// ops_pack.cpp
+Tensor pack(const Tensor& values, const std::optional<Tensor>& mask, const std::string& pattern,
+            const std::string& layout, bool transposed, const std::string& name);
+Tensor unpack(const Tensor& packed, const std::vector<std::int64_t>& shape, ScalarType dtype);
+Tensor unpack_mask(const Tensor& packed, const std::vector<std::int64_t>& shape);
+Tensor convert(const Tensor& packed, const std::string& layout);
+Tensor slice_rows(const Tensor& packed, std::int64_t begin, std::int64_t end);
+Tensor concat_rows(const std::vector<Tensor>& parts);
+void validate(const Tensor& packed);
+std::string info(const Tensor& packed);
+std::vector<Tensor> format_arrays(const Tensor& packed);
+Tensor from_format_arrays(const std::string& info, const std::vector<Tensor>& arrays);
+
+// ops_plan.cpp
+std::tuple<Tensor, std::string> plan(const Tensor& packed, const Tensor& dense, bool bias,
+                                     std::int64_t activation, const std::string& mode,
+                                     const std::string& memory, const std::string& kernel,
+                                     const std::string& cache);
+Tensor with_plan(const Tensor& packed, const std::string& kernels);
+std::string machine_info();
+std::string kernel_table();
+
+// ops_mask.cpp
+std::vector<Tensor> select_masks(const std::vector<Tensor>& scores, const std::string& pattern,
+                                 const std::string& scope);
+Tensor magnitude_mask(const Tensor& values, const std::string& pattern, const std::string& scope);
+std::string find_violation(const Tensor& values, const std::string& pattern);
+std::string infer_pattern(const Tensor& values);
+std::int64_t count_nonzeros(const Tensor& values);
+std::string parse_pattern(const std::string& text);
+
+}  // namespace gossamer::door

@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Y = act(X·Wᵀ + bias + residual): checks, one allocation, one call of the core. Every check here
+// is a comparison of integers; text is made only to be thrown.
+#include <fmt/format.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <array>
+
+#include "gossamer/linear.h"
+#include "torch/ops.h"
+
+namespace gossamer::door {
+namespace {
+
+/// X (or a residual) as rows: the tensor itself where its rows have a regular stride, else a copy.
+struct Rows {
+  Tensor tensor;
+  std::int64_t stride = 0;        ///< between rows, in elements
+  std::int64_t batch_stride = 0;  ///< between the matrices of a batch
+};
+
+/// The stride between consecutive rows when dimensions [first, dims - 1) are walked as one; nothing
+/// where they cannot be.
+std::optional<std::int64_t> row_stride(std::span<const std::int64_t> sizes,
+                                       std::span<const std::int64_t> strides, std::size_t first) {
+  const std::size_t last = sizes.size() - 1;
+  if (sizes[last] > 1 && strides[last] != 1) return std::nullopt;
+  std::int64_t stride = sizes[last];
+  std::int64_t expected = -1;  // of the next longer dimension
+  for (std::size_t i = last; i-- > first;) {
+    if (sizes[i] == 1) continue;
+    if (expected < 0) {
+      stride = strides[i];
+    } else if (strides[i] != expected) {
+      return std::nullopt;
+    }
+    expected = strides[i] * sizes[i];
+  }
+  return stride;
+}
+
+Rows as_rows(const Tensor& tensor, bool batched) {
+  const std::size_t first = batched ? 1 : 0;
+  const auto sizes = sizes_of(tensor);
+  if (const auto stride = row_stride(sizes, strides_of(tensor), first); stride && *stride >= 0) {
+    return {tensor, *stride, batched ? tensor.stride(0) : 0};
+  }
+  Tensor copy = as_contiguous(tensor);
+  const std::int64_t in = sizes.back();
+  return {std::move(copy), in, batched ? in * sizes[1] : 0};
+}
+
+void check_dtype(const Tensor& tensor, const char* name, DType weight) {
+  const DType dtype = dtype_of(tensor, name);
+  if (dtype == weight) return;
+  refuse(fmt::format(
+      "{} is {}, the packed weight is {}: both must be the same; convert {} with "
+      ".to(torch.{}), or the model with .to(torch.{})",
+      name, dtype_name(dtype), dtype_name(weight), name, dtype_name(weight), dtype_name(dtype)));
+}
+
+void check_x(const Tensor& x, const PackedView& weight, std::int64_t layout, std::int64_t out) {
+  const auto sizes = sizes_of(x);
+  if (sizes.empty() || sizes.back() != weight.in()) {
+    refuse(
+        fmt::format("x has shape {}, the packed weight [{}, {}] takes {} inputs: x must be "
+                    "[..., {}]",
+                    shape_text(sizes), weight.out(), weight.in(), weight.in(), weight.in()));
+  }
+  if (weight.batch() != 1 && (sizes.size() != 3 || sizes[0] != weight.batch())) {
+    refuse(fmt::format(
+        "x has shape {}, the packed weight is a stack of {}: x must be [{}, tokens, {}]",
+        shape_text(sizes), weight.batch(), weight.batch(), weight.in()));
+  }
+  if (out != weight.out() || layout != static_cast<std::int64_t>(weight.layout())) {
+    refuse(fmt::format(
+        "layout {} and out {} do not describe the packed weight, which has layout {} and {} "
+        "outputs; pass those",
+        layout, out, static_cast<int>(weight.layout()), weight.out()));
+  }
+}
+
+void check_bias(const Tensor& bias, const PackedView& weight) {
+  const auto sizes = sizes_of(bias);
+  const bool fits = weight.batch() == 1 ? sizes.size() == 1 && sizes[0] == weight.out()
+                                        : sizes.size() == 2 && sizes[0] == weight.batch() &&
+                                              sizes[1] == weight.out();
+  if (fits) return;
+  refuse(fmt::format(
+      "bias has shape {}, the packed weight has {} outputs and batch {}: [out] is accepted, "
+      "[batch, out] for a stack",
+      shape_text(sizes), weight.out(), weight.batch()));
+}
+
+bool equal(std::span<const std::int64_t> a, std::span<const std::int64_t> b) {
+  return a.size() == b.size() && std::equal(a.begin(), a.end(), b.begin());
+}
+
+/// An optional operand: on the CPU and of the weight's dtype.
+void check_operand(const Tensor& tensor, const char* name, const PackedView& weight) {
+  if (!tensor.is_cpu()) {
+    refuse(fmt::format(
+        "{} is not on the CPU, where the packed weight is; move it with .to(\"cpu\")", name));
+  }
+  check_dtype(tensor, name, weight.dtype());
+}
+
+void check_residual(const Tensor& residual, std::span<const std::int64_t> y_shape) {
+  if (equal(sizes_of(residual), y_shape)) return;
+  refuse(fmt::format("residual has shape {}, the result {}: both must be the same; expand it first",
+                     shape_text(sizes_of(residual)), shape_text(y_shape)));
+}
+
+Tensor call(const char* op, StableIValue* stack) {
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, "", stack, TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+/// The shim has a - c·b, but no sum.
+Tensor add(const Tensor& a, const Tensor& b) { return torch::stable::subtract(a, b, -1.0); }
+
+/// A tensor's shape with `last` as its last dimension, without touching the heap.
+class Shape {
+ public:
+  Shape(std::span<const std::int64_t> sizes, std::int64_t last) : dims_(sizes.size()) {
+    std::copy(sizes.begin(), sizes.end(), sizes_.begin());
+    sizes_[dims_ - 1] = last;
+  }
+  std::span<const std::int64_t> span() const { return {sizes_.data(), dims_}; }
+
+ private:
+  std::size_t dims_;
+  std::array<std::int64_t, kMaxDims> sizes_;
+};
+
+}  // namespace
+
+void check_dense(const Tensor& dense, const PackedView& weight) {
+  const auto sizes = sizes_of(dense);
+  const std::size_t dims = weight.batch() == 1 ? 2 : 3;
+  if (sizes.size() == dims && sizes[dims - 1] == weight.in() && sizes[dims - 2] == weight.out() &&
+      (dims == 2 || sizes[0] == weight.batch())) {
+    return;
+  }
+  refuse(fmt::format(
+      "dense has shape {}, the packed weight is [{}, {}, {}] ([batch, out, in]): the dense "
+      "copy must have the same shape",
+      shape_text(sizes), weight.batch(), weight.out(), weight.in()));
+}
+
+Activation checked_activation(std::int64_t activation) {
+  if (activation == 0 || activation == 1) return static_cast<Activation>(activation);
+  refuse(fmt::format("activation {}: 0 (none) and 1 (relu) are accepted", activation));
+}
+
+Tensor dense_linear(const Tensor& x, const Tensor& dense, const std::optional<Tensor>& bias,
+                    Activation activation, const std::optional<Tensor>& residual) {
+  using torch::stable::detail::from;
+  Tensor y;
+  if (dense.dim() == 2) {
+    std::array<StableIValue, 3> stack{from(x), from(dense), from(bias)};
+    y = call("aten::linear", stack.data());
+  } else {
+    y = torch::stable::matmul(x, torch::stable::transpose(dense, 1, 2));
+    if (bias) y = add(y, torch::stable::unsqueeze(*bias, 1));
+  }
+  if (residual) y = add(y, *residual);
+  if (activation == Activation::kRelu) {
+    StableIValue relu = from(y);
+    y = call("aten::relu", &relu);
+  }
+  return y.is_contiguous() ? y : as_contiguous(y);
+}
+
+Tensor linear(const Tensor& x, const Tensor& packed, std::int64_t layout, std::int64_t out,
+              const std::optional<Tensor>& scale, const std::optional<Tensor>& bias,
+              std::int64_t activation, const std::optional<Tensor>& residual,
+              const std::optional<Tensor>& dense) {
+  return guarded([&] {
+    const PackedTensor packed_tensor(packed);
+    const PackedView& weight = packed_tensor.view();
+    const bool batched = weight.batch() != 1;
+    check_x(x, weight, layout, out);
+    check_dtype(x, "x", weight.dtype());
+    if (scale) {
+      refuse(
+          "scale is reserved for quantized weights, which no kernel of this build takes; pass "
+          "None");
+    }
+    const auto x_sizes = sizes_of(x);
+    const Shape y_shape(x_sizes, out);
+
+    LinearArgs args{.weight = weight, .parallel = torch_threads()};
+    args.activation = checked_activation(activation);
+    args.tokens = 1;
+    for (std::size_t i = batched ? 1 : 0; i + 1 < x_sizes.size(); ++i) args.tokens *= x_sizes[i];
+
+    std::optional<Tensor> bias_rows;
+    if (bias) {
+      check_operand(*bias, "bias", weight);
+      check_bias(*bias, weight);
+      bias_rows = bias->is_contiguous() ? *bias : as_contiguous(*bias);
+      args.bias = bias_rows->const_data_ptr();
+    }
+    std::optional<Rows> residual_rows;
+    if (residual) {
+      check_operand(*residual, "residual", weight);
+      check_residual(*residual, y_shape.span());
+      residual_rows = as_rows(*residual, batched);
+      args.residual = residual_rows->tensor.const_data_ptr();
+      args.residual_stride = residual_rows->stride;
+      args.residual_batch_stride = residual_rows->batch_stride;
+    }
+    if (dense) {
+      check_operand(*dense, "dense", weight);
+      check_dense(*dense, weight);
+      if (choose_kernel(weight, args.tokens, args.parallel.threads) == nullptr) {
+        return dense_linear(x, *dense, bias, args.activation, residual);
+      }
+    }
+
+    Tensor y = empty(y_shape.span(), weight.dtype());
+    if (args.tokens == 0 || out == 0) return y;
+    const Rows x_rows = as_rows(x, batched);
+    args.x = x_rows.tensor.const_data_ptr();
+    args.x_stride = x_rows.stride;
+    args.x_batch_stride = x_rows.batch_stride;
+    args.y = y.mutable_data_ptr();
+    args.y_stride = out;
+    args.y_batch_stride = args.tokens * out;
+    run_linear(args);
+    return y;
+  });
+}
+
+}  // namespace gossamer::door

@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include <fmt/format.h>
+
+#include <cstring>
+#include <nlohmann/json.hpp>
+
+#include "gossamer/linear.h"
+#include "gossamer/mask.h"
+#include "torch/ops.h"
+
+namespace gossamer::door {
+namespace {
+
+using nlohmann::json;
+
+Layout layout_from_name(const std::string& name, const Pattern& pattern) {
+  if (name == "format") return format_for(pattern);
+  if (const auto layout = parse_layout(name)) return *layout;
+  refuse(fmt::format(
+      "layout '{}' is not known; \"format\" (the one that is saved), a format (\"nm\", "
+      "\"bitmask\", \"bsr\", \"fanin\") or an execution layout such as \"kcsr128\" is accepted",
+      name));
+}
+
+/// Checks `shape` against the weight's logical one, so that what a fake promised is what comes.
+void check_shape(const PackedView& view, std::span<const std::int64_t> shape) {
+  const bool batched = shape.size() == 3;
+  if ((shape.size() == 2 || batched) && shape[shape.size() - 2] == view.out() &&
+      shape[shape.size() - 1] == view.in() && (batched ? shape[0] : 1) == view.batch()) {
+    return;
+  }
+  refuse(fmt::format(
+      "shape {} does not match the packed weight, which is [{}, {}, {}] ([batch, out, in])",
+      shape_text(shape), view.batch(), view.out(), view.in()));
+}
+
+/// The name behind each bucket's hash; null where the bucket has none or the kernel is not in this
+/// build.
+json plan_names(const PackedView& view) {
+  json names = json::array();
+  for (const std::uint32_t hash : view.header().plan) {
+    json name;
+    if (hash == kernel_hash(kDenseKernel)) name = kDenseKernel;
+    for (const LinearKernel& kernel : linear_kernels()) {
+      if (hash != 0 && kernel_hash(kernel.name) == hash) name = kernel.name;
+    }
+    names.push_back(std::move(name));
+  }
+  return names;
+}
+
+FormatInfo parse_info(const json& text) {
+  FormatInfo info;
+  const auto format = parse_layout(text.at("format").get<std::string>());
+  if (!format || !is_format(*format)) {
+    refuse(fmt::format("format {} is not one of \"nm\", \"bitmask\", \"bsr\", \"fanin\"",
+                       text.at("format").dump()));
+  }
+  const auto dtype = parse_dtype(text.at("dtype").get<std::string>());
+  if (!dtype || !is_weight_dtype(*dtype)) {
+    refuse(fmt::format("dtype {} is not one that a weight can have", text.at("dtype").dump()));
+  }
+  info.format = *format;
+  info.dtype = *dtype;
+  info.pattern = Pattern::parse(text.at("pattern").get<std::string>());
+  info.transposed = text.at("transposed").get<bool>();
+  const auto shape = text.at("shape").get<std::vector<std::int64_t>>();
+  if (shape.size() != 2 && shape.size() != 3) {
+    refuse(fmt::format("shape {}: [out, in] or [batch, out, in] is accepted", shape_text(shape)));
+  }
+  info.batch = shape.size() == 3 ? shape[0] : 1;
+  info.out = shape[shape.size() - 2];
+  info.in = shape[shape.size() - 1];
+  return info;
+}
+
+/// Names of the arrays: strings, or the objects that info() writes.
+std::vector<std::string> array_names(const json& text) {
+  std::vector<std::string> names;
+  for (const json& array : text.at("arrays")) {
+    names.push_back((array.is_object() ? array.at("name") : array).get<std::string>());
+  }
+  return names;
+}
+
+}  // namespace
+
+Tensor pack(const Tensor& values, const std::optional<Tensor>& mask, const std::string& pattern,
+            const std::string& layout, bool transposed, const std::string& name) {
+  return guarded([&] {
+    const ConstMatrixView values_view = matrix_view(values, name.c_str());
+    const ConstMatrixView mask_view = mask ? matrix_view(*mask, "mask") : ConstMatrixView{};
+    const ConstMatrixView* const kept = mask ? &mask_view : nullptr;
+    const Pattern wanted = pattern.empty() ? gossamer::infer_pattern(mask ? mask_view : values_view)
+                                           : Pattern::parse(pattern);
+    PackOptions options;
+    options.transposed = transposed;
+    options.name = name;
+    options.allocator = tensor_allocator();
+    return to_tensor(
+        gossamer::pack(values_view, kept, wanted, layout_from_name(layout, wanted), options));
+  });
+}
+
+Tensor unpack(const Tensor& packed, const std::vector<std::int64_t>& shape, ScalarType dtype) {
+  return guarded([&] {
+    const PackedTensor weight(packed);
+    check_shape(weight.view(), shape);
+    if (from_scalar_type(dtype) != weight.view().dtype()) {
+      refuse(fmt::format(
+          "dtype {}: the packed weight holds {}; unpack it as that and convert with .to()",
+          torch::headeronly::toString(dtype), dtype_name(weight.view().dtype())));
+    }
+    Tensor values = empty(shape, weight.view().dtype());
+    gossamer::unpack(weight.view(), mutable_matrix_view(values, "values"));
+    return values;
+  });
+}
+
+Tensor unpack_mask(const Tensor& packed, const std::vector<std::int64_t>& shape) {
+  return guarded([&] {
+    const PackedTensor weight(packed);
+    check_shape(weight.view(), shape);
+    Tensor values = empty(shape, weight.view().dtype());
+    Tensor mask = empty(shape, DType::kBool);
+    const MatrixView mask_view = mutable_matrix_view(mask, "mask");
+    gossamer::unpack(weight.view(), mutable_matrix_view(values, "values"), &mask_view);
+    return mask;
+  });
+}
+
+Tensor convert(const Tensor& packed, const std::string& layout) {
+  return guarded([&] {
+    const PackedTensor weight(packed);
+    const Layout wanted = layout_from_name(layout, weight.view().pattern());
+    return to_tensor(gossamer::convert(weight.view(), wanted, tensor_allocator()));
+  });
+}
+
+Tensor slice_rows(const Tensor& packed, std::int64_t begin, std::int64_t end) {
+  return guarded([&] {
+    const PackedTensor weight(packed);
+    return to_tensor(gossamer::slice_rows(weight.view(), begin, end, tensor_allocator()));
+  });
+}
+
+Tensor concat_rows(const std::vector<Tensor>& parts) {
+  return guarded([&] {
+    std::vector<PackedTensor> weights;
+    std::vector<PackedView> views;
+    for (const Tensor& part : parts) views.push_back(weights.emplace_back(part).view());
+    return to_tensor(gossamer::concat_rows(views, tensor_allocator()));
+  });
+}
+
+void validate(const Tensor& packed) {
+  guarded([&] { gossamer::validate(PackedTensor(packed).view()); });
+}
+
+std::string info(const Tensor& packed) {
+  return guarded([&] {
+    const PackedTensor weight(packed);
+    const PackedView& view = weight.view();
+    std::vector<std::int64_t> shape{view.out(), view.in()};
+    if (view.batch() != 1) shape.insert(shape.begin(), view.batch());
+    json text{{"layout", layout_name(view.layout())},
+              {"layout_code", static_cast<int>(view.layout())},
+              {"format", layout_name(format_for(view.pattern()))},
+              {"pattern", view.pattern().to_string()},
+              {"dtype", dtype_name(view.dtype())},
+              {"shape", shape},
+              {"batch", view.batch()},
+              {"out", view.out()},
+              {"in", view.in()},
+              {"kept", view.kept()},
+              {"bytes", view.size_bytes()},
+              {"transposed", view.transposed()},
+              {"plan", plan_names(view)},
+              {"arrays", json::array()}};
+    if (is_format(view.layout())) {
+      text["format"] = text["layout"];
+      for (const PackedArray& array : gossamer::format_arrays(view)) {
+        text["arrays"].push_back(
+            {{"name", array.name}, {"dtype", dtype_name(array.dtype)}, {"shape", array.shape}});
+      }
+    }
+    return text.dump();
+  });
+}
+
+std::vector<Tensor> format_arrays(const Tensor& packed) {
+  return guarded([&] {
+    const PackedTensor weight(packed);
+    if (!is_format(weight.view().layout())) {
+      refuse(fmt::format(
+          "layout {} is not saved; convert it first: torch.ops.gossamer.convert(packed, "
+          "\"format\")",
+          layout_name(weight.view().layout())));
+    }
+    std::vector<Tensor> arrays;
+    for (const PackedArray& array : gossamer::format_arrays(weight.view())) {
+      Tensor copy = empty(array.shape, array.dtype);
+      if (!array.bytes.empty()) {
+        std::memcpy(copy.mutable_data_ptr(), array.bytes.data(), array.bytes.size());
+      }
+      arrays.push_back(std::move(copy));
+    }
+    return arrays;
+  });
+}
+
+Tensor from_format_arrays(const std::string& info, const std::vector<Tensor>& arrays) {
+  return guarded([&] {
+    FormatInfo format;
+    std::vector<std::string> names;
+    try {
+      const json text = json::parse(info);
+      format = parse_info(text);
+      names = array_names(text);
+    } catch (const json::exception& error) {
+      refuse(fmt::format(
+          "info is not the JSON that torch.ops.gossamer.info writes (format, pattern, dtype, "
+          "shape, transposed, arrays): {}",
+          error.what()));
+    }
+    if (names.size() != arrays.size()) {
+      refuse(fmt::format("info names {} arrays, {} were given", names.size(), arrays.size()));
+    }
+    std::vector<Tensor> held;
+    std::vector<PackedArray> parts;
+    for (std::size_t i = 0; i < arrays.size(); ++i) {
+      const Tensor& array = held.emplace_back(as_contiguous(arrays[i]));
+      const DType dtype = dtype_of(array, names[i].c_str());
+      const auto sizes = sizes_of(array);
+      const auto bytes = static_cast<std::size_t>(array.numel() * dtype_bytes(dtype));
+      parts.push_back({names[i],
+                       dtype,
+                       {sizes.begin(), sizes.end()},
+                       {static_cast<const std::byte*>(array.const_data_ptr()), bytes}});
+    }
+    return to_tensor(gossamer::from_format_arrays(format, parts, tensor_allocator()));
+  });
+}
+
+}  // namespace gossamer::door

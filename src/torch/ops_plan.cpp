@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include <fmt/format.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <array>
+#include <map>
+#include <nlohmann/json.hpp>
+
+#include "gossamer/linear.h"
+#include "gossamer/machine.h"
+#include "torch/ops.h"
+
+namespace gossamer::door {
+namespace {
+
+using nlohmann::json;
+
+/// What a packed layer's eager call costs beyond F.linear: the tensor subclass and the stable ABI's
+/// boxing, measured by tests/python/test_ops_overhead.py.
+constexpr double kCallOverheadSeconds = 1.0e-6;
+
+PlanMode parse_mode(const std::string& mode) {
+  if (mode == "measure") return PlanMode::kMeasure;
+  if (mode == "model") return PlanMode::kModel;
+  refuse(fmt::format("plan mode '{}': \"measure\" and \"model\" are accepted", mode));
+}
+
+MemoryMode parse_memory(const std::string& memory) {
+  if (memory == "default") return MemoryMode::kDefault;
+  if (memory == "speed") return MemoryMode::kSpeed;
+  refuse(fmt::format("memory mode '{}': \"default\" and \"speed\" are accepted", memory));
+}
+
+Tensor detach(const Tensor& tensor) {
+  StableIValue stack = torch::stable::detail::from(tensor);
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::detach", "", &stack, TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack);
+}
+
+/// Numbers in [-1, 1) that depend on nothing and disturb no generator; timing needs values that are
+/// neither zero nor denormal.
+Tensor noise(std::span<const std::int64_t> sizes, DType dtype) {
+  Tensor values = empty(sizes, DType::kFloat32);
+  auto* const data = static_cast<float*>(values.mutable_data_ptr());
+  std::uint32_t state = 0x9e3779b9u;
+  for (std::int64_t i = 0; i < values.numel(); ++i) {
+    state = state * 1664525u + 1013904223u;
+    data[i] = static_cast<float>(state >> 8) * 0x1p-23f - 1.0f;
+  }
+  if (dtype == DType::kFloat32) return values;
+  return torch::stable::to(values, [&] {
+    switch (dtype) {
+      case DType::kFloat64:
+        return ScalarType::Double;
+      case DType::kFloat16:
+        return ScalarType::Half;
+      case DType::kBFloat16:
+        return ScalarType::BFloat16;
+      default:
+        refuse(fmt::format(
+            "a layer with {} weights cannot be timed against dense; plan it with mode=\"model\"",
+            dtype_name(dtype)));
+    }
+  }());
+}
+
+/// torch's own linear on the same weight, as the planner's opponent.
+class DenseLayer {
+ public:
+  DenseLayer(const Tensor& dense, const PackedView& weight, bool bias, Activation activation)
+      : dense_(detach(dense)), weight_(weight), activation_(activation) {
+    if (!bias) return;
+    std::array<std::int64_t, 2> sizes{weight.batch(), weight.out()};
+    bias_ = noise(std::span(sizes).subspan(weight.batch() == 1 ? 1 : 0), weight.dtype());
+  }
+
+  void run(std::int64_t tokens) {
+    auto found = inputs_.find(tokens);
+    if (found == inputs_.end()) {
+      std::array<std::int64_t, 3> sizes{weight_.batch(), tokens, weight_.in()};
+      Tensor x = noise(std::span(sizes).subspan(weight_.batch() == 1 ? 1 : 0), weight_.dtype());
+      found = inputs_.emplace(tokens, std::move(x)).first;
+    }
+    dense_linear(found->second, dense_, bias_, activation_, std::nullopt);
+  }
+
+ private:
+  Tensor dense_;
+  PackedView weight_;
+  Activation activation_;
+  std::optional<Tensor> bias_;
+  std::map<std::int64_t, Tensor> inputs_;
+};
+
+json to_json(const Plan& plan) {
+  json choices = json::array();
+  for (const PlanChoice& choice : plan.choices) {
+    choices.push_back({{"kernel", choice.kernel},
+                       {"tokens", choice.tokens},
+                       {"milliseconds", choice.milliseconds},
+                       {"dense_milliseconds", choice.dense_milliseconds},
+                       {"reason", choice.reason}});
+  }
+  return {{"sparse", plan.sparse},           {"layout", layout_name(plan.layout)},
+          {"reason", plan.reason},           {"from_cache", plan.from_cache},
+          {"bucket_ends", kTokenBucketEnds}, {"choices", std::move(choices)}};
+}
+
+std::vector<std::string> isa_list(std::uint32_t bits) {
+  const auto names = isa_names(bits);
+  return {names.begin(), names.end()};
+}
+
+}  // namespace
+
+std::tuple<Tensor, std::string> plan(const Tensor& packed, const Tensor& dense, bool bias,
+                                     std::int64_t activation, const std::string& mode,
+                                     const std::string& memory, const std::string& kernel,
+                                     const std::string& cache) {
+  return guarded([&] {
+    const PackedTensor packed_tensor(packed);
+    const PackedView& weight = packed_tensor.view();
+    const Epilogue epilogue{.bias = bias, .activation = checked_activation(activation)};
+    PlanOptions options;
+    options.mode = parse_mode(mode);
+    options.memory = parse_memory(memory);
+    options.parallel = torch_threads();
+    options.kernel = kernel;
+    options.cache = cache;
+    options.call_overhead = kCallOverheadSeconds;
+    check_dense(dense, weight);
+    DenseLayer layer(dense, weight, bias, epilogue.activation);
+    DensePeer peer;
+    peer.run = [&layer](std::int64_t tokens) { layer.run(tokens); };
+
+    const Plan found = plan_linear(weight, epilogue, host_machine(), peer, options);
+    PackedWeight planned = found.sparse && found.layout != weight.layout()
+                               ? gossamer::convert(weight, found.layout, tensor_allocator())
+                               : copy_packed(weight);
+    if (found.sparse) store_plan(planned, found);
+    return std::tuple(to_tensor(planned), to_json(found).dump());
+  });
+}
+
+Tensor with_plan(const Tensor& packed, const std::string& kernels) {
+  return guarded([&] {
+    const PackedTensor packed_tensor(packed);
+    PackedWeight planned = copy_packed(packed_tensor.view());
+    Plan stored;
+    stored.sparse = true;
+    stored.layout = packed_tensor.view().layout();
+    try {
+      const json names = json::parse(kernels);
+      if (!names.is_array() || names.size() != stored.choices.size()) {
+        refuse(fmt::format(
+            "kernels has {} entries: a JSON list of {} kernel names, one for each bucket of "
+            "token counts, is accepted",
+            names.size(), stored.choices.size()));
+      }
+      for (std::size_t i = 0; i < names.size(); ++i) {
+        if (!names[i].is_null()) stored.choices[i].kernel = names[i].get<std::string>();
+      }
+    } catch (const json::exception& error) {
+      refuse(fmt::format("kernels is not a JSON list of kernel names: {}", error.what()));
+    }
+    store_plan(planned, stored);
+    return to_tensor(planned);
+  });
+}
+
+std::string machine_info() {
+  return guarded([&] {
+    const Machine& machine = host_machine();
+    return json{{"name", machine.name},
+                {"processor", machine.processor},
+                {"isa", isa_list(machine.isa)},
+                {"isa_detected", isa_list(machine.isa_detected)},
+                {"l1d_bytes", machine.l1d_bytes},
+                {"l2_bytes", machine.l2_bytes},
+                {"l3_bytes", machine.l3_bytes},
+                {"cores", machine.cores},
+                {"threads", torch_threads().threads}}
+        .dump();
+  });
+}
+
+std::string kernel_table() {
+  return guarded([&] {
+    json rows = json::array();
+    for (const LinearKernel& kernel : linear_kernels()) {
+      rows.push_back({{"name", kernel.name},
+                      {"needs", isa_list(kernel.needs)},
+                      {"layout", layout_name(kernel.layout)},
+                      {"weight_dtype", dtype_name(kernel.weight_dtype)},
+                      {"activation_dtype", dtype_name(kernel.activation_dtype)},
+                      {"runs_here", host_machine().has(kernel.needs)}});
+    }
+    return rows.dump();
+  });
+}
+
+}  // namespace gossamer::door

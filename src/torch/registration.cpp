@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The schemas of torch.ops.gossamer. linear takes tensors and ints only: lists and strings would
+// cost microseconds a call. linear_autograd is the same function under a name that has a gradient,
+// because an autograd formula costs every call, with or without gradients.
+#include <torch/csrc/stable/library.h>
+
+#include "torch/ops.h"
+
+STABLE_TORCH_LIBRARY(gossamer, m) {
+  m.def(
+      "linear(Tensor x, Tensor packed, int layout, int out, Tensor? scale=None, Tensor? bias=None, "
+      "int activation=0, Tensor? residual=None, Tensor? dense=None) -> Tensor");
+  m.def(
+      "linear_autograd(Tensor x, Tensor packed, int layout, int out, Tensor? scale=None, "
+      "Tensor? bias=None, int activation=0, Tensor? residual=None, Tensor? dense=None) -> Tensor");
+  m.def(
+      "pack(Tensor values, Tensor? mask, str pattern, str layout, bool transposed, str name) -> "
+      "Tensor");
+  m.def("unpack(Tensor packed, int[] shape, ScalarType dtype) -> Tensor");
+  m.def("unpack_mask(Tensor packed, int[] shape) -> Tensor");
+  m.def("convert(Tensor packed, str layout) -> Tensor");
+  m.def("slice_rows(Tensor packed, int begin, int end) -> Tensor");
+  m.def("concat_rows(Tensor[] parts) -> Tensor");
+  m.def("validate(Tensor packed) -> ()");
+  m.def("info(Tensor packed) -> str");
+  m.def("format_arrays(Tensor packed) -> Tensor[]");
+  m.def("from_format_arrays(str info, Tensor[] arrays) -> Tensor");
+  m.def(
+      "plan(Tensor packed, Tensor dense, bool bias, int activation, str mode, str memory, str "
+      "kernel, "
+      "str cache) -> (Tensor, str)");
+  m.def("with_plan(Tensor packed, str kernels) -> Tensor");
+  m.def("select_masks(Tensor[] scores, str pattern, str scope) -> Tensor[]");
+  m.def("magnitude_mask(Tensor values, str pattern, str scope) -> Tensor");
+  m.def("find_violation(Tensor values, str pattern) -> str");
+  m.def("infer_pattern(Tensor values) -> str");
+  m.def("count_nonzeros(Tensor values) -> int");
+  m.def("parse_pattern(str text) -> str");
+  m.def("machine_info() -> str");
+  m.def("kernel_table() -> str");
+}
+
+namespace gossamer::door {
+
+STABLE_TORCH_LIBRARY_IMPL(gossamer, CPU, m) {
+  m.impl("linear", TORCH_BOX(&linear));
+  m.impl("linear_autograd", TORCH_BOX(&linear));
+  m.impl("pack", TORCH_BOX(&pack));
+  m.impl("unpack", TORCH_BOX(&unpack));
+  m.impl("unpack_mask", TORCH_BOX(&unpack_mask));
+  m.impl("convert", TORCH_BOX(&convert));
+  m.impl("slice_rows", TORCH_BOX(&slice_rows));
+  m.impl("concat_rows", TORCH_BOX(&concat_rows));
+  m.impl("validate", TORCH_BOX(&validate));
+  m.impl("info", TORCH_BOX(&info));
+  m.impl("format_arrays", TORCH_BOX(&format_arrays));
+  m.impl("from_format_arrays", TORCH_BOX(&from_format_arrays));
+  m.impl("plan", TORCH_BOX(&plan));
+  m.impl("with_plan", TORCH_BOX(&with_plan));
+  m.impl("select_masks", TORCH_BOX(&select_masks));
+  m.impl("magnitude_mask", TORCH_BOX(&magnitude_mask));
+  m.impl("find_violation", TORCH_BOX(&find_violation));
+  m.impl("infer_pattern", TORCH_BOX(&infer_pattern));
+  m.impl("count_nonzeros", TORCH_BOX(&count_nonzeros));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(gossamer, CompositeExplicitAutograd, m) {
+  m.impl("parse_pattern", TORCH_BOX(&parse_pattern));
+  m.impl("machine_info", TORCH_BOX(&machine_info));
+  m.impl("kernel_table", TORCH_BOX(&kernel_table));
+}
+
+}  // namespace gossamer::door
