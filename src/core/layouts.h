@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+
+#include <array>
+#include <bit>
+#include <cstdint>
+#include <string_view>
+
+#include "gossamer/packed_weight.h"
+
+// Which arrays each layout has, in which order, of which dtype and shape. Everything that builds,
+// reads, checks or saves a packed weight takes it from here. [batch,] stands for a leading
+// dimension that is there where batch > 1. Offsets into values count elements over all batches:
+// row_offsets and block_row_offsets have out + 1 entries a batch, and a batch's first equals the
+// last of the batch before it.
+//
+//   nm       values      dtype  [batch,] out, G·N       G = ceil(in / M) groups a row
+//            indices     u8     [batch,] out, bytes     bit stream a row, first bit lowest, from a
+//                                                       byte boundary; a group takes either N
+//                                                       ascending positions of log2(M) bits (where
+//                                                       N·log2(M) <= M) or an M-bit mask
+//   bitmask  bitmask     u8     [batch,] out, ceil(in/8) bit i of byte j is column 8j + i
+//            values      dtype  kept                    row by row
+//            row_offsets i64    [batch,] out + 1        into values
+//   bsr      block_row_offsets i64 [batch,] ceil(out/R) + 1   into block_cols and values
+//            block_cols  i32    blocks                  ascending in a block row
+//            values      dtype  blocks, R, C            zero past the matrix's edge
+//   fanin    values      dtype  [batch,] out, F         F = in - dropped_count(S, in)
+//            cols        u16 where in <= 65536, otherwise i32   [batch,] out, F, ascending
+//   kcsrKC   values      dtype  kept                    by batch, block of KC inputs, row, column
+//            cols        u8     kept                    column inside the block, ascending in a row
+//            segment_offsets u32 [batch,] ceil(in/KC), out + 1  relative to the block's offset
+//            block_offsets   i64 [batch,] ceil(in/KC) + 1       into values
+//
+// Every array starts at a multiple of 64 bytes and at least 64 zero bytes follow it, so that a
+// kernel may load a whole vector from any element. All padding is zero.
+namespace gossamer::detail {
+
+struct NmArrays {
+  static constexpr int kValues = 0, kIndices = 1;
+};
+struct BitmaskArrays {
+  static constexpr int kBitmask = 0, kValues = 1, kRowOffsets = 2;
+};
+struct BsrArrays {
+  static constexpr int kBlockRowOffsets = 0, kBlockCols = 1, kValues = 2;
+};
+struct FanInArrays {
+  static constexpr int kValues = 0, kCols = 1;
+};
+struct KcsrArrays {
+  static constexpr int kValues = 0, kCols = 1, kSegmentOffsets = 2, kBlockOffsets = 3;
+};
+
+inline constexpr std::int64_t kArrayAlignment = 64;
+inline constexpr std::int64_t kArraySlack = 64;
+
+inline std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
+  return a / b + (a % b != 0 ? 1 : 0);
+}
+
+/// How an N:M row lies in its two arrays.
+struct NmShape {
+  std::int64_t n = 0;
+  std::int64_t m = 0;
+  std::int64_t groups = 0;       ///< of one row
+  int position_bits = 0;         ///< log2(M); of one position where `is_mask` is false
+  bool is_mask = false;          ///< an M-bit mask a group instead of N positions
+  int group_bits = 0;            ///< of one group in `indices`
+  std::int64_t index_bytes = 0;  ///< of one row of `indices`
+};
+
+inline NmShape nm_shape(const Pattern& pattern, std::int64_t in) {
+  NmShape s;
+  s.n = pattern.n;
+  s.m = pattern.m;
+  s.groups = ceil_div(in, s.m);
+  s.position_bits = std::countr_zero(static_cast<std::uint32_t>(pattern.m));
+  s.is_mask = s.n * s.position_bits > s.m;
+  s.group_bits = static_cast<int>(s.is_mask ? s.m : s.n * s.position_bits);
+  s.index_bytes = ceil_div(s.groups * s.group_bits, 8);
+  return s;
+}
+
+/// The kept inputs of every row of a fan-in pattern.
+inline std::int64_t fan_in_count(const Pattern& pattern, std::int64_t in) {
+  return in - dropped_count(pattern.sparsity, in);
+}
+
+/// The dtype of a fan-in weight's columns.
+inline DType fan_in_col_dtype(std::int64_t in) {
+  return in <= 65536 ? DType::kUInt16 : DType::kInt32;
+}
+
+/// The inputs of one block of a K-blocked CSR layout; 0 for other layouts.
+inline std::int64_t kcsr_block(Layout layout) {
+  switch (layout) {
+    case Layout::kKcsr64:
+      return 64;
+    case Layout::kKcsr128:
+      return 128;
+    case Layout::kKcsr256:
+      return 256;
+    default:
+      return 0;
+  }
+}
+
+/// One array of a layout. `shape` holds `rank` sizes, the batch dimension included where it is > 1.
+struct ArraySpec {
+  std::string_view name;
+  DType dtype = DType::kUInt8;
+  std::array<std::int64_t, 4> shape{};
+  int rank = 0;
+  std::int64_t bytes = 0;
+  std::int64_t offset = 0;  ///< from the start of the header
+};
+
+/// All arrays of a packed weight and where they lie.
+struct LayoutSpec {
+  int count = 0;
+  std::array<ArraySpec, PackedHeader::kMaxArrays> arrays{};
+  std::int64_t kept = 0;
+  std::int64_t total_bytes = 0;
+};
+
+/// The arrays of a weight with `kept` stored values; `nm` and `fanin` compute `kept` themselves.
+/// For `bsr` it counts whole blocks. Throws Error(kInvalidArgument) where dimensions or `kept`
+/// cannot be, the layout cannot hold the pattern, and Error(kUnsupported) where a size overflows.
+LayoutSpec layout_spec(const FormatInfo& info, std::int64_t kept);
+
+/// Throws Error(kInvalidArgument) naming what can hold the pattern where `layout` cannot.
+void require_layout_holds(Layout layout, const Pattern& pattern);
+
+/// The header of a weight with these arrays; no plan yet.
+PackedHeader make_header(const FormatInfo& info, const LayoutSpec& spec);
+
+/// What a header says about its weight.
+FormatInfo info_of(const PackedHeader& header);
+
+}  // namespace gossamer::detail

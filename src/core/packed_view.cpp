@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include <cstring>
+
+#include "core/fail.h"
+#include "core/layouts.h"
+#include "gossamer/packed_weight.h"
+
+namespace gossamer {
+namespace {
+
+using detail::fail;
+
+[[noreturn]] void refuse(std::string_view why) {
+  fail(ErrorCode::kMalformedData,
+       "packed weight: {}; it must come unchanged from pack() or a file that gossamer wrote", why);
+}
+
+void check_frame(const std::byte* data, std::int64_t bytes) {
+  if (data == nullptr || bytes < static_cast<std::int64_t>(sizeof(PackedHeader))) {
+    refuse(fmt::format("{} bytes, the header alone has {}", data == nullptr ? 0 : bytes,
+                       sizeof(PackedHeader)));
+  }
+  if (reinterpret_cast<std::uintptr_t>(data) % detail::kArrayAlignment != 0) {
+    refuse(fmt::format("the address is not a multiple of {}", detail::kArrayAlignment));
+  }
+}
+
+/// The arrays must lie exactly where packing puts them: then every size that a kernel derives from
+/// the dimensions is inside.
+void check_arrays(const PackedHeader& h, const detail::LayoutSpec& spec) {
+  if (h.kept != spec.kept) {
+    refuse(fmt::format("{} kept positions, the pattern and shape say {}", h.kept, spec.kept));
+  }
+  if (h.array_count != spec.count) {
+    refuse(fmt::format("{} arrays, layout {} has {}", h.array_count, layout_name(h.layout),
+                       spec.count));
+  }
+  if (h.total_bytes != spec.total_bytes) {
+    refuse(fmt::format("it says {} bytes, its shape needs {}", h.total_bytes, spec.total_bytes));
+  }
+  for (int i = 0; i < PackedHeader::kMaxArrays; ++i) {
+    const auto& array = h.arrays[static_cast<std::size_t>(i)];
+    const auto& expected = spec.arrays[static_cast<std::size_t>(i)];
+    if (array.offset != expected.offset || array.bytes != expected.bytes) {
+      refuse(fmt::format("array {} has {} bytes at {}, expected {} at {}", i, array.bytes,
+                         array.offset, expected.bytes, expected.offset));
+    }
+  }
+}
+
+}  // namespace
+
+PackedView PackedView::open(const std::byte* data, std::int64_t bytes) {
+  check_frame(data, bytes);
+  const auto* header = reinterpret_cast<const PackedHeader*>(data);
+  if (header->magic != PackedHeader::kMagic) refuse("it does not start with GSMR");
+  if (header->version != PackedHeader::kVersion) {
+    refuse(
+        fmt::format("version {}, this library reads {}", header->version, PackedHeader::kVersion));
+  }
+  if (header->transposed > 1) refuse(fmt::format("transposed is {}", header->transposed));
+  if (header->total_bytes != bytes) {
+    refuse(fmt::format("{} bytes given, the header says {}", bytes, header->total_bytes));
+  }
+  try {
+    check_arrays(*header, detail::layout_spec(detail::info_of(*header), header->kept));
+  } catch (const Error& error) {
+    if (error.code() == ErrorCode::kMalformedData) throw;
+    refuse(error.what());
+  }
+  return PackedView(header);
+}
+
+Pattern PackedView::pattern() const { return detail::info_of(*header_).pattern; }
+
+}  // namespace gossamer
