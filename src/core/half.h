@@ -6,10 +6,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <string>
 #include <type_traits>
 
-#include "core/fail.h"
 #include "gossamer/dtype.h"
+#include "gossamer/error.h"
 
 // Conversions between the small floating-point types and float or double, in plain integer code:
 // the same bits on every machine. Rounding is to nearest, ties to even.
@@ -96,6 +97,11 @@ inline float round_to_odd(double value) {
   return std::bit_cast<float>(bits | 1u);
 }
 
+[[noreturn]] inline void refuse_element_dtype(DType dtype, const char* accepted) {
+  throw Error(ErrorCode::kInvalidArgument,
+              "elements of dtype " + std::string(dtype_name(dtype)) + "; expected " + accepted);
+}
+
 /// Element `index` of an array of a weight dtype as float or double; exact but for double → float.
 template <typename T>
 T load_as(DType dtype, const std::byte* data, std::int64_t index) {
@@ -114,10 +120,7 @@ T load_as(DType dtype, const std::byte* data, std::int64_t index) {
     case DType::kInt8:
       return static_cast<T>(load_raw<std::int8_t>(data + index));
     default:
-      fail(ErrorCode::kInvalidArgument,
-           "dtype {} holds no weights; expected float64, float32, float16, bfloat16, float8_e4m3fn "
-           "or int8",
-           dtype_name(dtype));
+      refuse_element_dtype(dtype, "float64, float32, float16, bfloat16, float8_e4m3fn or int8");
   }
 }
 
@@ -142,9 +145,7 @@ void store_as(DType dtype, std::byte* data, std::int64_t index, T value) {
     case DType::kBFloat16:
       return store_raw<std::uint16_t>(data + index * 2, float_to_bfloat16(narrow()));
     default:
-      fail(ErrorCode::kInvalidArgument,
-           "dtype {} holds no activations; expected float64, float32, float16 or bfloat16",
-           dtype_name(dtype));
+      refuse_element_dtype(dtype, "float64, float32, float16 or bfloat16");
   }
 }
 

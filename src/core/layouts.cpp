@@ -210,11 +210,13 @@ LayoutSpec kcsr_spec(const FormatInfo& info, std::int64_t kept) {
 void require_layout_holds(Layout layout, const Pattern& pattern) {
   using Kind = Pattern::Kind;
   const auto refuse = [&](std::string_view what) {
-    fail(
-        ErrorCode::kInvalidArgument,
-        "layout {} holds {} patterns, not {}; use layout {} (the pattern's format) or bitmask (any "
-        "pattern)",
-        layout_name(layout), what, pattern.to_string(), layout_name(format_for(pattern)));
+    const Layout format = format_for(pattern);
+    const std::string own = format == Layout::kBitmask
+                                ? std::string()
+                                : fmt::format("{} (the pattern's format) or ", layout_name(format));
+    fail(ErrorCode::kInvalidArgument,
+         "layout {} holds {} patterns, not {}; use layout {}bitmask (any pattern)",
+         layout_name(layout), what, pattern.to_string(), own);
   };
   if (layout == Layout::kNm && pattern.kind != Kind::kNm) refuse("N:M");
   if (layout == Layout::kBsr && pattern.kind != Kind::kBlock) refuse("block");
