@@ -131,10 +131,12 @@ struct Plan {
 };
 
 /// What the dense peer needs to be timed: a call that computes dense Y for `tokens` tokens, warm, and
-/// its cost in seconds at `tokens` where only a model is wanted (both may be empty).
+/// its cost in seconds at `tokens` where only a model is wanted (both may be empty). `name` says which
+/// implementation it is ("torch-2.13.0"): cached verdicts of another one are not used.
 struct DensePeer {
   std::function<void(std::int64_t tokens)> run;
   std::function<double(std::int64_t tokens)> seconds;
+  std::string name = {};
 };
 
 struct PlanOptions {

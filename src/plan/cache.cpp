@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "plan/cache.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <cstdlib>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "plan/kernel_table.h"
+
+namespace gossamer::plan {
+namespace {
+
+using Json = nlohmann::json;
+
+constexpr int kCacheVersion = 1;
+constexpr const char* kFileName = "plans-v1.json";
+constexpr std::size_t kMaxPlans = 4096;
+constexpr std::uintmax_t kMaxFileBytes = std::uintmax_t{64} << 20;
+
+std::string environment(const char* name) {
+  const char* text = std::getenv(name);
+  return text != nullptr ? text : "";
+}
+
+// Two weights of one shape whose zeros differ in the third digit share a verdict.
+std::string rounded_pattern(Pattern pattern) {
+  pattern.sparsity = std::round(pattern.sparsity * 100.0) / 100.0;
+  return pattern.to_string();
+}
+
+Json to_json(const Plan& plan) {
+  Json choices = Json::array();
+  for (const PlanChoice& c : plan.choices) {
+    choices.push_back({{"kernel", c.kernel},
+                       {"tokens", c.tokens},
+                       {"milliseconds", c.milliseconds},
+                       {"dense_milliseconds", c.dense_milliseconds},
+                       {"reason", c.reason}});
+  }
+  return {{"sparse", plan.sparse},
+          {"layout", layout_name(plan.layout)},
+          {"reason", plan.reason},
+          {"choices", std::move(choices)}};
+}
+
+// Throws a JSON exception where a field is missing or of another type.
+std::optional<Plan> from_json(const Json& json) {
+  Plan plan;
+  plan.from_cache = true;
+  plan.sparse = json.at("sparse").get<bool>();
+  plan.reason = json.at("reason").get<std::string>();
+  const std::optional<Layout> layout = parse_layout(json.at("layout").get<std::string>());
+  const Json& choices = json.at("choices");
+  if (!layout || choices.size() != plan.choices.size()) return std::nullopt;
+  plan.layout = *layout;
+  for (std::size_t i = 0; i < plan.choices.size(); ++i) {
+    const Json& c = choices.at(i);
+    plan.choices[i] = {.kernel = c.at("kernel").get<std::string>(),
+                       .tokens = c.at("tokens").get<std::int64_t>(),
+                       .milliseconds = c.at("milliseconds").get<double>(),
+                       .dense_milliseconds = c.at("dense_milliseconds").get<double>(),
+                       .reason = c.at("reason").get<std::string>()};
+  }
+  return plan;
+}
+
+bool runs_here(const Plan& plan, const LinearDesc& desc, const Machine& machine) {
+  bool any_sparse = false;
+  for (const PlanChoice& choice : plan.choices) {
+    if (choice.kernel == kDenseKernel) continue;
+    const LinearKernel* row = find_linear_kernel(choice.kernel);
+    if (row == nullptr || row->layout != plan.layout) return false;
+    if (!why_not(*row, desc, machine).empty()) return false;
+    any_sparse = true;
+  }
+  return any_sparse == plan.sparse;
+}
+
+/// The file's contents; an empty cache where there is no file or no sense in it.
+Json load(const std::filesystem::path& file) {
+  const Json empty = {{"version", kCacheVersion}, {"plans", Json::object()}};
+  std::error_code error;
+  const std::uintmax_t bytes = std::filesystem::file_size(file, error);
+  if (error || bytes > kMaxFileBytes) return empty;
+  std::ifstream stream(file, std::ios::binary);
+  Json json = Json::parse(stream, nullptr, /*allow_exceptions=*/false);
+  const bool sound = json.is_object() && json.value("version", Json()) == kCacheVersion &&
+                     json.value("plans", Json()).is_object();
+  return sound ? json : empty;
+}
+
+void write_file(const std::filesystem::path& file, const std::string& text) {
+  std::error_code error;
+  std::filesystem::create_directories(file.parent_path(), error);
+  std::string temporary = file.string() + ".XXXXXX";
+  const int descriptor = mkstemp(temporary.data());
+  if (descriptor < 0) return;
+  std::size_t done = 0;
+  while (done < text.size()) {
+    const ssize_t count = ::write(descriptor, text.data() + done, text.size() - done);
+    if (count <= 0) break;
+    done += static_cast<std::size_t>(count);
+  }
+  const bool complete = ::close(descriptor) == 0 && done == text.size();
+  if (complete) std::filesystem::rename(temporary, file, error);
+  if (!complete || error) std::filesystem::remove(temporary, error);
+}
+
+}  // namespace
+
+std::filesystem::path cache_file(const std::string& option) {
+  std::error_code error;
+  if (option == "off") return {};
+  if (!option.empty()) {
+    const std::filesystem::path path = option;
+    return std::filesystem::is_directory(path, error) ? path / kFileName : path;
+  }
+  const std::string folder = environment("GOSSAMER_CACHE");
+  if (folder == "off") return {};
+  if (!folder.empty()) return std::filesystem::path(folder) / kFileName;
+  const std::string cache_home = environment("XDG_CACHE_HOME");
+  if (!cache_home.empty()) return std::filesystem::path(cache_home) / "gossamer" / kFileName;
+  const std::string home = environment("HOME");
+  if (home.empty()) return {};
+  return std::filesystem::path(home) / ".cache" / "gossamer" / kFileName;
+}
+
+std::string cache_key(const LinearDesc& desc, const Machine& machine, const DensePeer& dense,
+                      const PlanOptions& options, const std::string& forced) {
+  const std::string_view peer = dense.run ? "timed" : dense.seconds ? "modelled" : "none";
+  return fmt::format(
+      "machine={} processor={} isa={:#x} cores={} caches={}/{}/{} gossamer={} table={:08x} "
+      "batch={} out={} in={} pattern={} density={:.2f} weight={} activation={} bias={} residual={} "
+      "act={} threads={} memory={} overhead_ns={:.0f} budget_ms={:.0f} dense={}:{} kernel={}",
+      machine.name, machine.processor, machine.isa, machine.cores, machine.l1d_bytes,
+      machine.l2_bytes, machine.l3_bytes, GOSSAMER_VERSION, table_snapshot().version, desc.batch,
+      desc.out, desc.in, rounded_pattern(desc.pattern), desc.density, dtype_name(desc.weight_dtype),
+      dtype_name(desc.activation_dtype), desc.epilogue.bias, desc.epilogue.residual,
+      static_cast<int>(desc.epilogue.activation), options.parallel.threads,
+      options.memory == MemoryMode::kSpeed ? "speed" : "default",
+      std::round(options.call_overhead * 1e8) * 10, options.seconds_budget * 1e3, peer, dense.name,
+      forced);
+}
+
+std::optional<Plan> read_cached_plan(const std::filesystem::path& file, const std::string& key,
+                                     const LinearDesc& desc, const Machine& machine) {
+  try {
+    const Json json = load(file);
+    const auto entry = json.at("plans").find(key);
+    if (entry == json.at("plans").end()) return std::nullopt;
+    const std::optional<Plan> plan = from_json(*entry);
+    return plan && runs_here(*plan, desc, machine) ? plan : std::nullopt;
+  } catch (const Json::exception&) {
+    return std::nullopt;
+  }
+}
+
+void write_cached_plan(const std::filesystem::path& file, const std::string& key,
+                       const Plan& plan) {
+  try {
+    Json json = load(file);
+    if (json.at("plans").size() >= kMaxPlans) json["plans"] = Json::object();
+    json["plans"][key] = to_json(plan);
+    write_file(file, json.dump(1));
+  } catch (const Json::exception&) {
+    return;  // a processor name that is not UTF-8, say: measured again next time
+  }
+}
+
+}  // namespace gossamer::plan

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+
+#include <filesystem>
+#include <optional>
+#include <string>
+
+#include "gossamer/linear.h"
+
+// Verdicts kept between processes: one JSON file, an object {"version": 1, "plans": {key: plan}}.
+// It is only ever a shortcut: what cannot be read is measured, what cannot be written is measured
+// again next time, and neither is an error.
+namespace gossamer::plan {
+
+/// The file that PlanOptions.cache means; empty where nothing is to be kept. `option` may be a
+/// file, an existing directory, "off", or "" for $GOSSAMER_CACHE (a directory or "off"),
+/// $XDG_CACHE_HOME/gossamer or ~/.cache/gossamer.
+std::filesystem::path cache_file(const std::string& option);
+
+/// Everything that a measured verdict depends on, as one line of text.
+std::string cache_key(const LinearDesc& desc, const Machine& machine, const DensePeer& dense,
+                      const PlanOptions& options, const std::string& forced);
+
+/// The plan of that key; nothing where there is none, or where it names kernels that this process
+/// cannot run.
+std::optional<Plan> read_cached_plan(const std::filesystem::path& file, const std::string& key,
+                                     const LinearDesc& desc, const Machine& machine);
+
+/// Adds the plan by writing a new file beside the old one and renaming it, so that readers see the
+/// old or the new file whole. Of two processes that write at once one may lose its entry.
+void write_cached_plan(const std::filesystem::path& file, const std::string& key, const Plan& plan);
+
+}  // namespace gossamer::plan

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "gossamer/linear.h"
+
+namespace gossamer::plan {
+
+/// X, Y, bias and residual of a timed call: random normal numbers, the same in every process.
+class CallInputs {
+ public:
+  CallInputs(const LinearDesc& desc, const ParallelFor& parallel);
+
+  /// Bytes that a call with so many tokens needs.
+  std::int64_t bytes(std::int64_t tokens) const;
+
+  /// Arguments for a call on `weight`; grows the memory where it must. Valid until the next call
+  /// with more tokens.
+  LinearArgs args(const PackedView& weight, std::int64_t tokens);
+
+ private:
+  struct Release {
+    void operator()(std::byte* data) const { ::operator delete(data, std::align_val_t{64}); }
+  };
+  using Buffer = std::unique_ptr<std::byte, Release>;
+
+  Buffer random_elements(std::int64_t count) const;
+
+  LinearDesc desc_;
+  ParallelFor parallel_;
+  std::vector<std::byte> tile_;  ///< random elements, repeated where more are needed
+  std::int64_t tokens_ = 0;
+  Buffer x_, y_, bias_, residual_;
+};
+
+}  // namespace gossamer::plan

@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "plan/decide.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <optional>
+
+namespace gossamer::plan {
+namespace {
+
+/// A row in a bucket. `mean` is over the bucket's token counts, `worst` the least of them.
+struct BucketScore {
+  std::size_t candidate = 0;
+  std::size_t worst_probe = 0;
+  double mean = 0.0;
+  double worst = 0.0;
+  double spread = 0.0;
+  bool dense = false;  ///< kSpeed runs dense here
+};
+
+struct LayoutScore {
+  Layout layout = Layout::kBitmask;
+  std::vector<BucketScore> buckets;  ///< of the probed buckets, smallest first
+  double objective = 0.0;
+  bool slower = false;
+  bool wins = false;
+};
+
+std::string format_seconds(double seconds) {
+  if (seconds < 1e-3) return fmt::format("{:.1f} µs", seconds * 1e6);
+  return fmt::format("{:.2f} ms", seconds * 1e3);
+}
+
+std::string format_tokens(std::int64_t tokens) {
+  return fmt::format("{} token{}", tokens, tokens == 1 ? "" : "s");
+}
+
+class Decider {
+ public:
+  Decider(const Evidence& evidence, MemoryMode memory, const std::string& forced)
+      : evidence_(evidence), memory_(memory), forced_(forced) {}
+
+  Verdict verdict() const {
+    const LayoutScore best = best_layout();
+    Verdict result;
+    result.plan.layout = best.layout;
+    result.plan.sparse =
+        !forced_.empty() || !evidence_.has_dense || (admissible(best) && best.wins);
+    result.plan.reason = result.plan.sparse ? sparse_reason(best) : plain_reason(best);
+    for (int bucket = 0; bucket < kTokenBuckets; ++bucket) {
+      result.plan.choices[static_cast<std::size_t>(bucket)] =
+          choice(best, bucket, result.plan.sparse);
+    }
+    if (evidence_.has_dense && forced_.empty()) result.contested = contested(best);
+    return result;
+  }
+
+ private:
+  // Without a dense peer rows are compared with the fastest row of the same token count.
+  double ratio(std::size_t candidate, std::size_t probe) const {
+    const Timing& timing = evidence_.candidates[candidate].at[probe];
+    if (evidence_.has_dense) return timing.ratio;
+    double fastest = timing.seconds;
+    for (const Candidate& other : evidence_.candidates) {
+      if (other.at[probe].known) fastest = std::min(fastest, other.at[probe].seconds);
+    }
+    return fastest / timing.seconds;
+  }
+
+  // Nothing where the row was not timed at every probed token count of the bucket.
+  std::optional<BucketScore> score(std::size_t candidate, int bucket) const {
+    BucketScore s;
+    s.candidate = candidate;
+    double log_sum = 0.0;
+    int count = 0;
+    for (std::size_t p = 0; p < kProbeCount; ++p) {
+      if (kProbes[p].bucket != bucket || !evidence_.probed[p]) continue;
+      const Timing& timing = evidence_.candidates[candidate].at[p];
+      if (!timing.known) return std::nullopt;
+      const double r = ratio(candidate, p);
+      if (count == 0 || r < s.worst) {
+        s.worst = r;
+        s.worst_probe = p;
+      }
+      s.spread = std::max(s.spread, timing.spread);
+      log_sum += std::log(r);
+      ++count;
+    }
+    if (count == 0) return std::nullopt;
+    s.mean = std::exp(log_sum / count);
+    return s;
+  }
+
+  // A row that is nowhere slower than dense goes before one that is faster on average.
+  static bool better(const BucketScore& a, const BucketScore& b) {
+    const bool a_safe = a.worst >= kNotSlowerRatio;
+    const bool b_safe = b.worst >= kNotSlowerRatio;
+    if (a_safe != b_safe) return a_safe;
+    return a_safe ? a.mean > b.mean : a.worst > b.worst;
+  }
+
+  bool bucket_probed(int bucket) const {
+    for (std::size_t p = 0; p < kProbeCount; ++p) {
+      if (kProbes[p].bucket == bucket && evidence_.probed[p]) return true;
+    }
+    return false;
+  }
+
+  // Nothing where some probed bucket has no row of this layout.
+  std::optional<LayoutScore> score(Layout layout) const {
+    LayoutScore s;
+    s.layout = layout;
+    double log_sum = 0.0;
+    for (int bucket = 0; bucket < kTokenBuckets && bucket_probed(bucket); ++bucket) {
+      std::optional<BucketScore> best;
+      for (std::size_t c = 0; c < evidence_.candidates.size(); ++c) {
+        if (evidence_.candidates[c].row->layout != layout) continue;
+        const std::optional<BucketScore> own = score(c, bucket);
+        if (own && (!best || better(*own, *best))) best = own;
+      }
+      if (!best) return std::nullopt;
+      const bool slower = evidence_.has_dense && best->worst < kNotSlowerRatio;
+      best->dense = slower && memory_ == MemoryMode::kSpeed && forced_.empty();
+      s.slower |= slower;
+      s.wins |= !slower && best->mean >= kWinRatio;
+      log_sum += best->dense ? 0.0 : std::log(best->mean);
+      s.buckets.push_back(*best);
+    }
+    s.objective = std::exp(log_sum / static_cast<double>(s.buckets.size()));
+    return s;
+  }
+
+  bool admissible(const LayoutScore& s) const { return !s.slower || memory_ == MemoryMode::kSpeed; }
+
+  int rank(const LayoutScore& s) const { return !admissible(s) ? 0 : s.wins ? 2 : 1; }
+
+  LayoutScore best_layout() const {
+    std::optional<LayoutScore> best;
+    for (const Candidate& candidate : evidence_.candidates) {
+      const std::optional<LayoutScore> own = score(candidate.row->layout);
+      if (!own) continue;
+      if (!best || rank(*own) > rank(*best) ||
+          (rank(*own) == rank(*best) && own->objective > best->objective)) {
+        best = own;
+      }
+    }
+    return best.value();
+  }
+
+  const Candidate& candidate(const BucketScore& s) const {
+    return evidence_.candidates[s.candidate];
+  }
+  const Timing& worst_timing(const BucketScore& s) const { return candidate(s).at[s.worst_probe]; }
+
+  // "dense 12.3 µs, best sparse avx2_spmm 15.1 µs at 1 token (0.81x)"
+  std::string beside_dense(const BucketScore& s, std::string_view word) const {
+    const Timing& t = worst_timing(s);
+    const std::string at = format_tokens(kProbes[s.worst_probe].tokens);
+    const std::string_view modelled = evidence_.modelled ? "modelled: " : "";
+    if (!evidence_.has_dense) {
+      return fmt::format("{}{} {} at {}, no dense peer to compare with", modelled,
+                         candidate(s).row->name, format_seconds(t.seconds), at);
+    }
+    return fmt::format("{}dense{} {}, {}{} {} at {} ({:.2f}x)", modelled,
+                       evidence_.dense_modelled ? " (modelled)" : "",
+                       format_seconds(t.dense_seconds), word, candidate(s).row->name,
+                       format_seconds(t.seconds), at, t.ratio);
+  }
+
+  static const BucketScore& most_gaining(const LayoutScore& s) {
+    return *std::max_element(
+        s.buckets.begin(), s.buckets.end(),
+        [](const BucketScore& a, const BucketScore& b) { return a.mean < b.mean; });
+  }
+
+  static const BucketScore& least_gaining(const LayoutScore& s) {
+    return *std::min_element(
+        s.buckets.begin(), s.buckets.end(),
+        [](const BucketScore& a, const BucketScore& b) { return a.worst < b.worst; });
+  }
+
+  std::string with_limit(std::string reason) const {
+    return evidence_.limit.empty() ? reason : fmt::format("{}; {}", reason, evidence_.limit);
+  }
+
+  std::string sparse_reason(const LayoutScore& s) const {
+    const BucketScore& top = most_gaining(s);
+    if (!forced_.empty()) {
+      return with_limit(fmt::format("sparse: {} is {}; {}", forced_, candidate(top).row->name,
+                                    beside_dense(least_gaining(s), "")));
+    }
+    if (!evidence_.has_dense) {
+      return with_limit(
+          fmt::format("sparse in layout {}: {}", layout_name(s.layout), beside_dense(top, "")));
+    }
+    const BucketScore& low = least_gaining(s);
+    std::string reason =
+        fmt::format("sparse in layout {}: {}", layout_name(s.layout), beside_dense(top, ""));
+    if (low.worst_probe != top.worst_probe) {
+      reason += fmt::format("; {}: {}", low.dense ? "dense where it is faster" : "least gain",
+                            beside_dense(low, ""));
+    }
+    return with_limit(std::move(reason));
+  }
+
+  std::string plain_reason(const LayoutScore& s) const {
+    const BucketScore& top = most_gaining(s);
+    if (!s.slower) {
+      return with_limit(fmt::format("plain: no token count gains 5 % in layout {}; {}",
+                                    layout_name(s.layout), beside_dense(top, "best sparse ")));
+    }
+    const BucketScore& low = least_gaining(s);
+    std::string reason = fmt::format("plain: {}, layout {}", beside_dense(low, "best sparse "),
+                                     layout_name(s.layout));
+    if (s.wins) {
+      reason += fmt::format(
+          "; a dense copy kept beside it (memory speed) would use the gain at "
+          "{}: {}",
+          format_tokens(kProbes[top.worst_probe].tokens), beside_dense(top, ""));
+    }
+    return with_limit(std::move(reason));
+  }
+
+  PlanChoice choice(const LayoutScore& s, int bucket, bool sparse) const {
+    const std::size_t last = s.buckets.size() - 1;
+    const std::size_t index = std::min(static_cast<std::size_t>(bucket), last);
+    const BucketScore& b = s.buckets[index];
+    const Timing& t = worst_timing(b);
+    const bool dense = !sparse || b.dense;
+    PlanChoice c;
+    c.kernel = dense ? kDenseKernel : candidate(b).row->name;
+    c.tokens = kProbes[b.worst_probe].tokens;
+    c.milliseconds = (dense ? t.dense_seconds : t.seconds) * 1e3;
+    c.dense_milliseconds = t.dense_seconds * 1e3;
+    c.reason = beside_dense(b, dense ? "best sparse " : "");
+    if (static_cast<std::size_t>(bucket) > last) {
+      c.reason = fmt::format("taken from {}, the most that was timed: {}", format_tokens(c.tokens),
+                             c.reason);
+    }
+    return c;
+  }
+
+  // Only times that could turn the verdict: with a clear win elsewhere, 5 % here no longer matters.
+  std::vector<Contested> contested(const LayoutScore& s) const {
+    const bool clear_win = std::any_of(s.buckets.begin(), s.buckets.end(), [](const auto& b) {
+      return b.worst >= kNotSlowerRatio && b.mean - b.spread >= kWinRatio;
+    });
+    std::vector<Contested> found;
+    for (const BucketScore& b : s.buckets) {
+      for (std::size_t p = 0; p < kProbeCount; ++p) {
+        if (kProbes[p].bucket != kProbes[b.worst_probe].bucket || !evidence_.probed[p]) continue;
+        const Timing& t = candidate(b).at[p];
+        const bool near_slower = std::abs(t.ratio - kNotSlowerRatio) < t.spread;
+        const bool near_win = !clear_win && std::abs(t.ratio - kWinRatio) < t.spread;
+        if (near_slower || near_win) found.push_back({b.candidate, p});
+      }
+    }
+    return found;
+  }
+
+  const Evidence& evidence_;
+  MemoryMode memory_;
+  const std::string& forced_;
+};
+
+}  // namespace
+
+Verdict decide(const Evidence& evidence, MemoryMode memory, const std::string& forced) {
+  return Decider(evidence, memory, forced).verdict();
+}
+
+}  // namespace gossamer::plan

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <string>
+#include <vector>
+
+#include "gossamer/linear.h"
+#include "plan/probes.h"
+
+// From times to a plan: pure functions, the same for measured and modelled times.
+//
+// One layout serves the whole weight. Of each layout, each bucket takes the row that is best there;
+// of the layouts, the one with the greatest geometric mean over the buckets of dense time / sparse
+// time is chosen among those that are slower than dense in no bucket. Where MemoryMode::kSpeed
+// keeps a dense copy, a bucket that would be slower runs dense and counts as 1.
+namespace gossamer::plan {
+
+inline constexpr double kWinRatio = 1.05;        ///< sparse must win by 5 % somewhere
+inline constexpr double kNotSlowerRatio = 0.97;  ///< and lose nowhere by more than noise
+
+/// One row beside dense at one token count.
+struct Timing {
+  bool known = false;
+  double seconds = 0.0;        ///< the door's overhead included
+  double dense_seconds = 0.0;  ///< 0 where there is no dense peer
+  double ratio = 0.0;          ///< dense / sparse, the median over rounds
+  double spread = 0.0;         ///< two standard errors of the ratio; 0 for a model
+};
+
+struct Candidate {
+  const LinearKernel* row = nullptr;
+  std::array<Timing, kProbeCount> at{};
+};
+
+struct Evidence {
+  std::vector<Candidate> candidates;
+  std::array<bool, kProbeCount> probed{};  ///< a prefix: small token counts come first
+  bool has_dense = false;
+  bool modelled = false;        ///< both times come from a model
+  bool dense_modelled = false;  ///< dense's alone does
+  std::string limit;            ///< why larger token counts were not timed; empty where all were
+};
+
+/// A time whose distance from a threshold is within its spread.
+struct Contested {
+  std::size_t candidate = 0;
+  std::size_t probe = 0;
+};
+
+struct Verdict {
+  Plan plan;
+  std::vector<Contested> contested;
+};
+
+/// `forced`: who forced the single candidate ("GOSSAMER_KERNEL", "kernel"), empty for a free
+/// choice. There is at least one candidate and one probed token count.
+Verdict decide(const Evidence& evidence, MemoryMode memory, const std::string& forced);
+
+}  // namespace gossamer::plan

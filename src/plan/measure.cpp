@@ -1,0 +1,313 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "plan/measure.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <map>
+#include <set>
+
+#include "gossamer/error.h"
+#include "plan/call_inputs.h"
+#include "plan/candidates.h"
+#include "plan/dense_model.h"
+#include "plan/series.h"
+
+namespace gossamer::plan {
+namespace {
+
+constexpr double kHopeless = 1.5;         // times the best warm-up of its layout
+constexpr double kDenseShare = 0.25;      // of the budget, for one dense call
+constexpr double kFirstPass = 0.8;        // of the budget; the rest is for contested times
+constexpr double kSampleSeconds = 20e-6;  // shorter calls are timed several at a time
+constexpr int kMaxCallsPerSample = 64;
+constexpr double kWarmedSeconds = 500e-6;
+constexpr int kMinRounds = 3;
+constexpr int kShortMinRounds = 5;
+constexpr int kMaxRounds = 25;
+constexpr int kMaxPasses = 3;
+constexpr std::int64_t kMaxInputBytes = std::int64_t{1} << 30;
+
+class Measurer {
+ public:
+  Measurer(const std::vector<ModelledRow>& rows, const PackedView& weight, const LinearDesc& desc,
+           const Machine& machine, const DensePeer& dense, const PlanOptions& options)
+      : desc_(desc),
+        machine_(machine),
+        dense_(dense),
+        options_(options),
+        inputs_(desc, options.parallel),
+        entrants_(promising(rows)) {
+    convert_layouts(weight);
+    series_.resize(entrants_.size());
+    evidence_.has_dense = dense.run || dense.seconds;
+    evidence_.dense_modelled = !dense.run;
+    for (const Entrant& entrant : entrants_) {
+      evidence_.candidates.push_back({.row = entrant.model.row, .at = {}});
+      complete_layouts_.insert(entrant.model.row->layout);
+    }
+  }
+
+  Verdict verdict(const std::string& forced) {
+    for (std::size_t p = 0; p < kProbeCount; ++p) {
+      if (!measure_probe(p)) break;
+    }
+    Verdict verdict = decide(evidence_, options_.memory, forced);
+    for (int pass = 0; pass < kMaxPasses && !verdict.contested.empty(); ++pass) {
+      if (clock_.seconds() > options_.seconds_budget) break;
+      measure_again(verdict.contested);
+      verdict = decide(evidence_, options_.memory, forced);
+    }
+    return verdict;
+  }
+
+ private:
+  struct Contender {
+    std::size_t entrant = 0;
+    LinearArgs args;
+    int calls = 1;
+    bool warmed = false;
+  };
+
+  // One converted copy a layout. Further layouts than the first are only tried while half of the
+  // budget is left; rows of a layout that the weight cannot take (its pattern does not fit) drop
+  // out.
+  void convert_layouts(const PackedView& weight) {
+    std::vector<Entrant> kept;
+    for (Entrant& entrant : entrants_) {
+      const Layout layout = entrant.model.row->layout;
+      if (!weights_.contains(layout) && layout != weight.layout()) {
+        if (!kept.empty() && clock_.seconds() > 0.5 * options_.seconds_budget) continue;
+        try {
+          weights_.emplace(layout, convert(weight, layout));
+        } catch (const Error&) {
+          continue;
+        }
+      }
+      views_.emplace(layout, layout == weight.layout() ? weight : weights_.at(layout).view());
+      kept.push_back(std::move(entrant));
+    }
+    if (kept.empty()) {
+      throw Error(
+          ErrorCode::kUnsupported,
+          fmt::format("a {} x {} weight in layout {} cannot be converted to any layout that "
+                      "a kernel computes",
+                      desc_.out, desc_.in, layout_name(weight.layout())));
+    }
+    entrants_ = std::move(kept);
+  }
+
+  double left() const { return kFirstPass * options_.seconds_budget - clock_.seconds(); }
+
+  double run_dense(std::int64_t tokens) const {
+    if (!dense_.run) return dense_.seconds ? dense_.seconds(tokens) : 0.0;
+    const Stopwatch watch;
+    dense_.run(tokens);
+    return watch.seconds();
+  }
+
+  static double run_row(const LinearKernel& row, const LinearArgs& args, int calls) {
+    const Stopwatch watch;
+    for (int i = 0; i < calls; ++i) row.run(args);
+    return watch.seconds() / calls;
+  }
+
+  // What a call will take at probe p, from the one before and the growth that the model predicts.
+  double expected_dense(std::size_t p) const {
+    if (!dense_.run) return 0.0;
+    const auto model = [&](std::size_t probe) {
+      return modelled_dense_seconds(desc_, machine_, kProbes[probe].tokens,
+                                    options_.parallel.threads);
+    };
+    return dense_seconds_[p - 1] * model(p) / model(p - 1);
+  }
+
+  double expected_row(std::size_t entrant, std::size_t p) const {
+    const Timing& before = evidence_.candidates[entrant].at[p - 1];
+    const auto& model = entrants_[entrant].model.seconds;
+    return before.known ? before.seconds * model[p] / model[p - 1] : model[p];
+  }
+
+  // A layout needs a row in every bucket, timed at all of the bucket's token counts, so layouts and
+  // rows that were left out before stay out. At least one row is always in.
+  bool entered(std::size_t entrant, std::size_t p) const {
+    if (!entrants_[entrant].in_bucket[static_cast<std::size_t>(kProbes[p].bucket)]) return false;
+    if (!complete_layouts_.contains(entrants_[entrant].model.row->layout)) return false;
+    const bool first_of_bucket = p == 0 || kProbes[p - 1].bucket != kProbes[p].bucket;
+    return first_of_bucket || evidence_.candidates[entrant].at[p - 1].known;
+  }
+
+  std::vector<std::size_t> fastest_first(std::size_t p) const {
+    std::vector<std::size_t> order;
+    for (std::size_t e = 0; e < entrants_.size(); ++e) {
+      if (entered(e, p)) order.push_back(e);
+    }
+    if (p == 0) return order;
+    std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
+      return expected_row(a, p) < expected_row(b, p);
+    });
+    return order;
+  }
+
+  // Why probe p is not measured; empty where it is.
+  std::string too_long(std::size_t p) const {
+    const std::int64_t tokens = kProbes[p].tokens;
+    if (inputs_.bytes(tokens) > kMaxInputBytes) {
+      return fmt::format("{} tokens and more were not timed: inputs and result would take {} MB",
+                         tokens, inputs_.bytes(tokens) >> 20);
+    }
+    if (p == 0) return {};
+    const double sparse = expected_row(fastest_first(p).front(), p);
+    const double dense = expected_dense(p);
+    if (dense > kDenseShare * options_.seconds_budget ||
+        (dense + sparse) * (kMinRounds + 1) > left()) {
+      return fmt::format(
+          "{} tokens and more were not timed: one {} call takes about {:.1f} ms, the "
+          "budget is {:.0f} ms",
+          tokens, dense > 0 ? "dense" : "sparse", 1e3 * (dense > 0 ? dense : sparse),
+          1e3 * options_.seconds_budget);
+    }
+    return {};
+  }
+
+  bool measure_probe(std::size_t p) {
+    evidence_.limit = too_long(p);
+    if (!evidence_.limit.empty() && p > 0) return false;
+    const std::int64_t tokens = kProbes[p].tokens;
+    const double quota = std::max(left(), 0.0) / static_cast<double>(kProbeCount - p);
+    const Stopwatch watch;
+
+    dense_seconds_[p] = run_dense(tokens);
+    if (dense_seconds_[p] < 1e-3)
+      dense_seconds_[p] = std::min(dense_seconds_[p], run_dense(tokens));
+    std::vector<Contender> contenders = warm_up(p, watch, quota);
+    double round = dense_seconds_[p];
+    for (const Contender& c : contenders) round += evidence_.candidates[c.entrant].at[p].seconds;
+
+    int least = round < 1e-3 ? kShortMinRounds : kMinRounds;
+    if (round * least > std::max(left(), kDenseShare * options_.seconds_budget)) least = 1;
+    for (int i = 0; i < kMaxRounds && (i < least || watch.seconds() < quota); ++i) {
+      run_round(p, contenders, i);
+    }
+    for (const Contender& c : contenders) note(c.entrant, p);
+    evidence_.probed[p] = true;
+    return true;
+  }
+
+  // Calls each row once or twice untimed for the caches' sake, then keeps those near their layout's
+  // best. A row that is left out here keeps the time of its warm-up.
+  std::vector<Contender> warm_up(std::size_t p, const Stopwatch& watch, double quota) {
+    std::vector<Contender> all;
+    std::map<Layout, double> best;
+    for (const std::size_t e : fastest_first(p)) {
+      const LinearKernel& row = *entrants_[e].model.row;
+      const bool first = all.empty();
+      if (!first && watch.seconds() > std::max(quota, 0.0)) continue;
+      if (!first && p > 0 && expected_row(e, p) * kMinRounds > left()) continue;
+      const LinearArgs args = inputs_.args(views_.at(row.layout), kProbes[p].tokens);
+      double seconds = run_row(row, args, 1);
+      if (seconds < 1e-3) seconds = std::min(seconds, run_row(row, args, 1));
+      const int calls = std::clamp(static_cast<int>(kSampleSeconds / std::max(seconds, 1e-9)), 1,
+                                   kMaxCallsPerSample);
+      Series& series = series_[e][p];
+      series.sparse = {seconds + options_.call_overhead};
+      if (evidence_.has_dense) series.dense = {dense_seconds_[p]};
+      note(e, p);
+      all.push_back({e, args, calls, seconds < kWarmedSeconds});
+      const auto at = best.try_emplace(row.layout, seconds).first;
+      at->second = std::min(at->second, seconds);
+    }
+    std::vector<Contender> kept;
+    for (const Contender& c : all) {
+      const double seconds = evidence_.candidates[c.entrant].at[p].seconds - options_.call_overhead;
+      if (seconds > kHopeless * best.at(entrants_[c.entrant].model.row->layout)) continue;
+      series_[c.entrant][p] = {};
+      kept.push_back(c);
+    }
+    std::erase_if(complete_layouts_, [&](Layout layout) { return !best.contains(layout); });
+    return kept;
+  }
+
+  // One sample of dense and of every contender; the order alternates, so that none always follows
+  // the same neighbour.
+  void run_round(std::size_t p, const std::vector<Contender>& contenders, int round) {
+    const bool forwards = round % 2 == 0;
+    const double first_dense = forwards ? sample_dense(p) : 0.0;
+    std::vector<double> sparse(contenders.size());
+    for (std::size_t i = 0; i < contenders.size(); ++i) {
+      const std::size_t at = forwards ? i : contenders.size() - 1 - i;
+      const Contender& c = contenders[at];
+      const LinearKernel& row = *entrants_[c.entrant].model.row;
+      if (c.warmed) row.run(c.args);
+      sparse[at] = run_row(row, c.args, c.calls) + options_.call_overhead;
+    }
+    const double dense = forwards ? first_dense : sample_dense(p);
+    for (std::size_t i = 0; i < contenders.size(); ++i) {
+      Series& series = series_[contenders[i].entrant][p];
+      series.sparse.push_back(sparse[i]);
+      if (evidence_.has_dense) series.dense.push_back(dense);
+    }
+  }
+
+  double sample_dense(std::size_t p) const {
+    const std::int64_t tokens = kProbes[p].tokens;
+    if (!dense_.run) return run_dense(tokens);
+    const double once = dense_seconds_[p];
+    if (once < kWarmedSeconds) dense_.run(tokens);
+    const int calls =
+        std::clamp(static_cast<int>(kSampleSeconds / std::max(once, 1e-9)), 1, kMaxCallsPerSample);
+    const Stopwatch watch;
+    for (int i = 0; i < calls; ++i) dense_.run(tokens);
+    return watch.seconds() / calls;
+  }
+
+  void note(std::size_t entrant, std::size_t p) {
+    evidence_.candidates[entrant].at[p] = series_[entrant][p].timing();
+  }
+
+  // Twice the rounds so far for each contested time, as far as the budget goes.
+  void measure_again(const std::vector<Contested>& contested) {
+    const double share = std::max(options_.seconds_budget - clock_.seconds(), 0.0) /
+                         static_cast<double>(contested.size());
+    for (const Contested& place : contested) {
+      const LinearKernel& row = *entrants_[place.candidate].model.row;
+      const Timing& before = evidence_.candidates[place.candidate].at[place.probe];
+      const int calls =
+          std::clamp(static_cast<int>(kSampleSeconds / before.seconds), 1, kMaxCallsPerSample);
+      const std::vector<Contender> one{
+          {place.candidate, inputs_.args(views_.at(row.layout), kProbes[place.probe].tokens), calls,
+           before.seconds < kWarmedSeconds}};
+      const auto rounds = 2 * static_cast<int>(series_[place.candidate][place.probe].sparse.size());
+      const Stopwatch watch;
+      for (int i = 0; i < rounds && watch.seconds() + before.seconds + before.dense_seconds < share;
+           ++i) {
+        run_round(place.probe, one, i);
+      }
+      note(place.candidate, place.probe);
+    }
+  }
+
+  Stopwatch clock_;
+  const LinearDesc& desc_;
+  const Machine& machine_;
+  const DensePeer& dense_;
+  const PlanOptions& options_;
+  CallInputs inputs_;
+  std::vector<Entrant> entrants_;
+  std::vector<std::array<Series, kProbeCount>> series_;  ///< of each entrant
+  std::map<Layout, PackedWeight> weights_;
+  std::map<Layout, PackedView> views_;
+  std::array<double, kProbeCount> dense_seconds_{};
+  std::set<Layout> complete_layouts_;
+  Evidence evidence_;
+};
+
+}  // namespace
+
+Verdict measure_rows(const std::vector<ModelledRow>& rows, const PackedView& weight,
+                     const LinearDesc& desc, const Machine& machine, const DensePeer& dense,
+                     const PlanOptions& options, const std::string& forced) {
+  return Measurer(rows, weight, desc, machine, dense, options).verdict(forced);
+}
+
+}  // namespace gossamer::plan

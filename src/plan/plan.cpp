@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstring>
+#include <filesystem>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "core/fail.h"
+#include "gossamer/linear.h"
+#include "plan/cache.h"
+#include "plan/decide.h"
+#include "plan/kernel_table.h"
+#include "plan/measure.h"
+
+namespace gossamer {
+namespace {
+
+using detail::fail;
+using plan::kProbeCount;
+using plan::kProbes;
+using plan::ModelledRow;
+
+/// A row that the caller or the environment insists on.
+struct Forced {
+  const LinearKernel* row = nullptr;
+  bool dense = false;
+  std::string source;  ///< "kernel", "GOSSAMER_KERNEL"; empty for a free choice
+};
+
+Forced forced_kernel(const LinearDesc& desc, const Machine& machine, const PlanOptions& options) {
+  const bool asked = !options.kernel.empty();
+  const std::string& name = asked ? options.kernel : plan::environment_kernel();
+  const std::string source = asked ? "kernel" : "GOSSAMER_KERNEL";
+  if (name.empty()) return {};
+  if (name == kDenseKernel) return {.row = nullptr, .dense = true, .source = source};
+  const LinearKernel& row = plan::require_kernel(name, source);
+  const std::string refusal = why_not(row, desc, machine);
+  if (refusal.empty()) return {.row = &row, .dense = false, .source = source};
+  // An argument is about this layer; the environment is about every layer of a process, some of
+  // which the row cannot compute.
+  if (!asked) return {};
+  fail(ErrorCode::kUnsupported,
+       "kernel '{}' cannot compute this {} x {} weight: {}; leave kernel empty for a free choice",
+       name, desc.out, desc.in, refusal);
+}
+
+Plan plain_plan(const PackedView& weight, std::string reason) {
+  Plan result;
+  result.layout = weight.layout();
+  result.reason = std::move(reason);
+  for (std::size_t bucket = 0; bucket < result.choices.size(); ++bucket) {
+    result.choices[bucket].kernel = kDenseKernel;
+    result.choices[bucket].tokens = plan::largest_probe(static_cast<int>(bucket));
+    result.choices[bucket].reason = result.reason;
+  }
+  return result;
+}
+
+// Rows of a timed plan must run in this process, whatever machine the caller describes.
+std::string refusal(const LinearKernel& row, const LinearDesc& desc, const Machine& machine,
+                    PlanMode mode) {
+  const std::string text = why_not(row, desc, machine);
+  if (!text.empty() || mode == PlanMode::kModel) return text;
+  return why_not(row, desc, host_machine());
+}
+
+std::vector<ModelledRow> runnable_rows(const LinearDesc& desc, const Machine& machine,
+                                       const PlanOptions& options, const Forced& forced) {
+  const int threads = std::max(options.parallel.threads, 1);
+  std::vector<ModelledRow> rows;
+  for (const LinearKernel& row : linear_kernels()) {
+    if (forced.row != nullptr && row.name != forced.row->name) continue;
+    if (!refusal(row, desc, machine, options.mode).empty()) continue;
+    ModelledRow modelled;
+    modelled.row = &row;
+    bool sound = true;
+    for (std::size_t p = 0; p < kProbeCount; ++p) {
+      modelled.seconds[p] =
+          row.seconds(desc, machine, kProbes[p].tokens, threads) + options.call_overhead;
+      sound &= std::isfinite(modelled.seconds[p]) && modelled.seconds[p] > 0.0;
+    }
+    if (sound) rows.push_back(modelled);
+  }
+  return rows;
+}
+
+std::string no_row_reason(const LinearDesc& desc, const Machine& machine, PlanMode mode) {
+  constexpr std::size_t kShown = 3;
+  std::set<std::string> sentences;
+  std::string text;
+  for (const LinearKernel& row : linear_kernels()) {
+    const std::string sentence = refusal(row, desc, machine, mode);
+    if (sentences.size() >= kShown || !sentences.insert(sentence).second) continue;
+    text += fmt::format("{}{}: {}", text.empty() ? "" : "; ", row.name, sentence);
+  }
+  return fmt::format("plain: no kernel computes it on {} ({})", machine.name,
+                     text.empty() ? "the kernel table is empty" : text);
+}
+
+}  // namespace
+
+Plan plan_linear(const PackedView& weight, const Epilogue& epilogue, const Machine& machine,
+                 const DensePeer& dense, const PlanOptions& options) {
+  const LinearDesc desc = describe(weight, epilogue);
+  const Forced forced = forced_kernel(desc, machine, options);
+  if (forced.dense) return plain_plan(weight, fmt::format("plain: {} is dense", forced.source));
+  if (desc.batch == 0 || desc.out == 0 || desc.in == 0) {
+    return plain_plan(weight, "plain: the weight is empty, there is nothing to gain");
+  }
+  const std::vector<ModelledRow> rows = runnable_rows(desc, machine, options, forced);
+  if (rows.empty()) return plain_plan(weight, no_row_reason(desc, machine, options.mode));
+
+  const auto in_own_layout = [&](Plan plan) {
+    if (!plan.sparse) plan.layout = weight.layout();
+    return plan;
+  };
+  if (options.mode == PlanMode::kModel) {
+    const plan::Evidence evidence = plan::model_rows(rows, desc, machine, dense, options);
+    return in_own_layout(plan::decide(evidence, options.memory, forced.source).plan);
+  }
+  const std::filesystem::path file = plan::cache_file(options.cache);
+  const std::string key = plan::cache_key(desc, machine, dense, options,
+                                          std::string(forced.row ? forced.row->name : ""));
+  if (!file.empty()) {
+    if (std::optional<Plan> kept = plan::read_cached_plan(file, key, desc, machine)) {
+      return in_own_layout(std::move(*kept));
+    }
+  }
+  const Plan result =
+      plan::measure_rows(rows, weight, desc, machine, dense, options, forced.source).plan;
+  if (!file.empty()) plan::write_cached_plan(file, key, result);
+  return in_own_layout(result);
+}
+
+void store_plan(PackedWeight& weight, const Plan& plan) {
+  const PackedView view = weight.view();
+  if (view.layout() != plan.layout) {
+    fail(ErrorCode::kInvalidArgument,
+         "the plan is for layout {}, the weight is in layout {}; convert() it first",
+         layout_name(plan.layout), layout_name(view.layout()));
+  }
+  std::array<std::uint32_t, kTokenBuckets> hashes{};
+  for (std::size_t bucket = 0; bucket < hashes.size(); ++bucket) {
+    const std::string& name = plan.choices[bucket].kernel;
+    if (!name.empty()) hashes[bucket] = kernel_hash(name);
+  }
+  std::memcpy(weight.data() + offsetof(PackedHeader, plan), hashes.data(), sizeof(hashes));
+}
+
+}  // namespace gossamer

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstddef>
+#include <utility>
+#include <vector>
+
+#include "plan/decide.h"
+
+namespace gossamer::plan {
+
+inline double median(std::vector<double> values) {
+  const std::size_t half = values.size() / 2;
+  std::sort(values.begin(), values.end());
+  return values.size() % 2 == 1 ? values[half] : 0.5 * (values[half - 1] + values[half]);
+}
+
+class Stopwatch {
+ public:
+  double seconds() const {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+  }
+
+ private:
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
+
+/// The rounds of one row at one token count; dense[i] was timed beside sparse[i].
+struct Series {
+  std::vector<double> sparse;
+  std::vector<double> dense;
+
+  Timing timing() const {
+    Timing t;
+    if (sparse.empty()) return t;
+    t.known = true;
+    t.seconds = median(sparse);
+    if (dense.empty()) return t;
+    t.dense_seconds = median(dense);
+    std::vector<double> ratios(sparse.size());
+    for (std::size_t i = 0; i < sparse.size(); ++i) ratios[i] = dense[i] / sparse[i];
+    t.ratio = median(ratios);
+    t.spread = spread(std::move(ratios), t.ratio);
+    return t;
+  }
+
+ private:
+  // Two standard errors of a median of normal noise: 2 · 1.2533 · (IQR / 1.349) / sqrt(n). The
+  // quotient of the minima is a second opinion that noise can only make slower; where it disagrees,
+  // the doubt grows by half of the difference. Fewer than three rounds say little.
+  double spread(std::vector<double> ratios, double middle) const {
+    const double minima = *std::min_element(dense.begin(), dense.end()) /
+                          *std::min_element(sparse.begin(), sparse.end());
+    if (ratios.size() < 3) return 0.2 * middle;
+    std::sort(ratios.begin(), ratios.end());
+    const double range = ratios[ratios.size() * 3 / 4] - ratios[ratios.size() / 4];
+    const double errors = 1.86 * range / std::sqrt(static_cast<double>(ratios.size()));
+    return std::max(errors, 0.5 * std::abs(middle - minima));
+  }
+};
+
+}  // namespace gossamer::plan
