@@ -30,6 +30,8 @@ enum class Layout : std::int32_t {
   kKcsr64 = 16,   ///< K-blocked CSR, blocks of 64 inputs: 8-bit columns inside the block
   kKcsr128 = 17,  ///< the same, blocks of 128
   kKcsr256 = 18,  ///< the same, blocks of 256
+
+  kNm24Pairs = 32,  ///< 2:4 in row pairs: the kept values of two rows interleaved, a byte a group
 };
 
 /// "nm", "bitmask", "bsr", "fanin", "kcsr64", …
