@@ -58,9 +58,11 @@ PackedWeight encode(const RowSource& source, const FormatInfo& info,
     case Layout::kKcsr64:
     case Layout::kKcsr128:
     case Layout::kKcsr256:
+      return encode_kcsr(source, info, allocator);
+    case Layout::kNm24Pairs:
       break;
   }
-  return encode_kcsr(source, info, allocator);
+  return encode_nm24(source, info, allocator);
 }
 
 }  // namespace gossamer::detail

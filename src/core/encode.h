@@ -39,5 +39,6 @@ PackedWeight encode_bitmask(const RowSource&, const FormatInfo&, const PackedAll
 PackedWeight encode_bsr(const RowSource&, const FormatInfo&, const PackedAllocator&);
 PackedWeight encode_fan_in(const RowSource&, const FormatInfo&, const PackedAllocator&);
 PackedWeight encode_kcsr(const RowSource&, const FormatInfo&, const PackedAllocator&);
+PackedWeight encode_nm24(const RowSource&, const FormatInfo&, const PackedAllocator&);
 
 }  // namespace gossamer::detail

@@ -4,23 +4,12 @@
 #include <cstring>
 #include <vector>
 
-#include "core/bit_stream.h"
 #include "core/encode.h"
-#include "core/fail.h"
 #include "core/half.h"
+#include "core/nm_group.h"
 
 namespace gossamer::detail {
 namespace {
-
-/// The kept positions of one group as bits, the lowest free ones added until there are N.
-std::uint64_t filled_group(const std::uint8_t* mask, std::int64_t width, std::int64_t n) {
-  std::uint64_t bits = 0;
-  for (std::int64_t i = 0; i < width; ++i) bits |= static_cast<std::uint64_t>(mask[i]) << i;
-  const int kept = std::popcount(bits);
-  if (kept > n) return 0;
-  for (std::int64_t i = kept; i < n; ++i) bits |= bits + 1;
-  return bits;
-}
 
 template <typename Raw>
 void fill_row(const NmShape& shape, std::int64_t in, const std::byte* values,
@@ -28,12 +17,7 @@ void fill_row(const NmShape& shape, std::int64_t in, const std::byte* values,
   for (std::int64_t g = 0; g < shape.groups; ++g) {
     const std::int64_t first = g * shape.m;
     const std::int64_t width = std::min(shape.m, in - first);
-    std::uint64_t bits = filled_group(mask + first, width, shape.n);
-    if (bits == 0) {
-      fail(ErrorCode::kPatternViolation,
-           "row {}, columns {}–{}: more than {} kept, {}:{} allows {}", row, first,
-           first + width - 1, shape.n, shape.n, shape.m, shape.n);
-    }
+    std::uint64_t bits = nm_filled_group(shape, in, mask, g, row);
     write_bits(indices, g * shape.group_bits, shape.group_bits, nm_group_code(shape, bits));
     for (; bits != 0; bits &= bits - 1) {
       const int position = std::countr_zero(bits);

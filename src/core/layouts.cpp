@@ -11,14 +11,15 @@
 namespace gossamer {
 namespace {
 
-constexpr std::array<std::pair<Layout, std::string_view>, 7> kNames{
+constexpr std::array<std::pair<Layout, std::string_view>, 8> kNames{
     {{Layout::kNm, "nm"},
      {Layout::kBitmask, "bitmask"},
      {Layout::kBsr, "bsr"},
      {Layout::kFanIn, "fanin"},
      {Layout::kKcsr64, "kcsr64"},
      {Layout::kKcsr128, "kcsr128"},
-     {Layout::kKcsr256, "kcsr256"}}};
+     {Layout::kKcsr256, "kcsr256"},
+     {Layout::kNm24Pairs, "nm24_pairs"}}};
 
 }  // namespace
 
@@ -205,6 +206,15 @@ LayoutSpec kcsr_spec(const FormatInfo& info, std::int64_t kept) {
   return b.finish(kept);
 }
 
+LayoutSpec nm24_spec(const FormatInfo& info) {
+  const std::int64_t pairs = ceil_div(info.out, 2);
+  const std::int64_t groups = nm24_groups(info.in);
+  SpecBuilder b(info.batch);
+  b.per_batch("values", info.dtype, {pairs, groups * 4});
+  b.per_batch("meta", DType::kUInt8, {pairs, groups});
+  return b.finish(checked_mul(checked_mul(info.batch, info.out), ceil_div(info.in, 4) * 2));
+}
+
 }  // namespace
 
 void require_layout_holds(Layout layout, const Pattern& pattern) {
@@ -219,6 +229,7 @@ void require_layout_holds(Layout layout, const Pattern& pattern) {
          layout_name(layout), what, pattern.to_string(), own);
   };
   if (layout == Layout::kNm && pattern.kind != Kind::kNm) refuse("N:M");
+  if (layout == Layout::kNm24Pairs && !(pattern == Pattern::nm(2, 4))) refuse("2:4");
   if (layout == Layout::kBsr && pattern.kind != Kind::kBlock) refuse("block");
   if (layout == Layout::kFanIn && pattern.kind != Kind::kFanIn) refuse("fan-in");
 }
@@ -241,6 +252,8 @@ LayoutSpec layout_spec(const FormatInfo& info, std::int64_t kept) {
     case Layout::kKcsr128:
     case Layout::kKcsr256:
       return kcsr_spec(info, kept);
+    case Layout::kNm24Pairs:
+      return nm24_spec(info);
   }
   fail(ErrorCode::kInvalidArgument, "layout number {} is not known", int(info.format));
 }

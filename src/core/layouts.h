@@ -31,6 +31,14 @@
 //            cols        u8     kept                    column inside the block, ascending in a row
 //            segment_offsets u32 [batch,] ceil(in/KC), out + 1  relative to the block's offset
 //            block_offsets   i64 [batch,] ceil(in/KC) + 1       into values
+//   nm24_pairs  values    dtype  [batch,] ceil(out/2), G·4  rows 2p and 2p + 1 share a line: of
+//   each
+//                                                       group the first row's two values, then the
+//                                                       second's; G = ceil(in/4) rounded up to 8
+//            meta        u8     [batch,] ceil(out/2), G    positions i0 | i1<<2 of the first row in
+//                                                       the low nibble, of the second in the high
+//            Groups past the last column and the missing row of an odd `out` are empty ones:
+//            positions 0 and 1, zero values.
 //
 // Every array starts at a multiple of 64 bytes and at least 64 zero bytes follow it, so that a
 // kernel may load a whole vector from any element. All padding is zero.
@@ -50,6 +58,10 @@ struct FanInArrays {
 };
 struct KcsrArrays {
   static constexpr int kValues = 0, kCols = 1, kSegmentOffsets = 2, kBlockOffsets = 3;
+};
+
+struct Nm24Arrays {
+  static constexpr int kValues = 0, kMeta = 1;
 };
 
 inline constexpr std::int64_t kArrayAlignment = 64;
@@ -105,6 +117,9 @@ inline std::int64_t kcsr_block(Layout layout) {
       return 0;
   }
 }
+
+/// The groups of four inputs that a row pair of nm24_pairs has, padding included.
+inline std::int64_t nm24_groups(std::int64_t in) { return ceil_div(ceil_div(in, 4), 8) * 8; }
 
 /// One array of a layout. `shape` holds `rank` sizes, the batch dimension included where it is > 1.
 struct ArraySpec {

@@ -3,10 +3,10 @@
 #include <bit>
 #include <cstring>
 
-#include "core/bit_stream.h"
 #include "core/fail.h"
 #include "core/half.h"
 #include "core/layouts.h"
+#include "core/nm_group.h"
 #include "core/row_source.h"
 
 namespace gossamer::detail {
@@ -169,6 +169,39 @@ class KcsrSource final : public PackedSource {
   std::int64_t blocks_;
 };
 
+class Nm24Source final : public PackedSource {
+ public:
+  explicit Nm24Source(const PackedView& p)
+      : PackedSource(p), groups_(nm24_groups(p.in())), pairs_(ceil_div(p.out(), 2)) {}
+
+  std::int64_t entries(std::int64_t batch, std::int64_t row, std::int32_t* cols,
+                       std::byte* values) const override {
+    const std::int64_t line = (batch * pairs_ + row / 2) * groups_;
+    const auto* meta = packed().array<std::uint8_t>(Nm24Arrays::kMeta) + line;
+    const std::int64_t bytes = dtype_bytes(dtype());
+    const std::byte* stored = packed().array(Nm24Arrays::kValues) + line * 4 * bytes;
+    const auto half = static_cast<int>(row % 2);
+    std::int64_t count = 0;
+    for (std::int64_t g = 0; g * 4 < in(); ++g) {
+      for (int slot = 0; slot < 2; ++slot) {
+        const std::int64_t col = g * 4 + ((meta[g] >> (4 * half + 2 * slot)) & 3);
+        if (col >= in()) break;
+        cols[count] = static_cast<std::int32_t>(col);
+        if (values != nullptr) {
+          std::memcpy(values + count * bytes, stored + (g * 4 + 2 * half + slot) * bytes,
+                      static_cast<std::size_t>(bytes));
+        }
+        ++count;
+      }
+    }
+    return count;
+  }
+
+ private:
+  std::int64_t groups_;
+  std::int64_t pairs_;
+};
+
 }  // namespace
 
 void PackedSource::read_mask(std::int64_t batch, std::int64_t row, std::uint8_t* mask) const {
@@ -210,6 +243,8 @@ std::unique_ptr<PackedSource> packed_source(const PackedView& packed) {
     case Layout::kKcsr128:
     case Layout::kKcsr256:
       return std::make_unique<KcsrSource>(packed);
+    case Layout::kNm24Pairs:
+      return std::make_unique<Nm24Source>(packed);
   }
   fail(ErrorCode::kInvalidArgument, "layout number {} is not known", int(packed.layout()));
 }

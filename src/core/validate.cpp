@@ -4,10 +4,10 @@
 #include <cstring>
 #include <limits>
 
-#include "core/bit_stream.h"
 #include "core/fail.h"
 #include "core/half.h"
 #include "core/layouts.h"
+#include "core/nm_group.h"
 #include "core/row_source.h"
 #include "gossamer/packed_weight.h"
 
@@ -198,6 +198,34 @@ void validate_kcsr(const PackedView& p) {
   if (reached != p.kept()) malformed("block_offsets end at {} of {} values", reached, p.kept());
 }
 
+/// Groups past the last column and the missing row of an odd number must be empty ones.
+void check_nm24_line(const PackedView& p, std::int64_t line, std::int64_t rows) {
+  const std::int64_t groups = nm24_groups(p.in());
+  const auto* meta = p.array<std::uint8_t>(Nm24Arrays::kMeta) + line * groups;
+  for (std::int64_t g = 0; g < groups; ++g) {
+    for (int half = 0; half < 2; ++half) {
+      const int first = (meta[g] >> (4 * half)) & 3;
+      const int second = (meta[g] >> (4 * half + 2)) & 3;
+      const std::int64_t left = half < rows ? p.in() - g * 4 : 0;  // columns inside the matrix
+      if (first >= second || (left <= 0 && (first != 0 || second != 1))) {
+        malformed("row pair {}, group {}: positions {} and {} are not two ascending ones", line, g,
+                  first, second);
+      }
+      const std::int64_t inside = (first < left ? 1 : 0) + (second < left ? 1 : 0);
+      const std::int64_t at = (line * groups + g) * 4 + 2 * half;
+      check_zero_values(p, Nm24Arrays::kValues, at + inside, at + 2, line * 2 + half);
+    }
+  }
+}
+
+void validate_nm24(const PackedView& p) {
+  if (p.kept() == 0) return;
+  const std::int64_t pairs = ceil_div(p.out(), 2);
+  for (std::int64_t line = 0; line < p.batch() * pairs; ++line) {
+    check_nm24_line(p, line, std::min<std::int64_t>(2, p.out() - line % pairs * 2));
+  }
+}
+
 /// Reserved fields and the bytes between arrays are zero, so that equal weights are equal bytes.
 void check_padding(const PackedView& p) {
   const PackedHeader& h = p.header();
@@ -233,6 +261,8 @@ void validate(const PackedView& packed) {
     case Layout::kKcsr128:
     case Layout::kKcsr256:
       return validate_kcsr(p);
+    case Layout::kNm24Pairs:
+      return validate_nm24(p);
   }
 }
 

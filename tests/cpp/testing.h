@@ -5,7 +5,9 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <new>
 #include <random>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -190,14 +192,15 @@ inline const std::vector<DType>& weight_dtypes() {
 }
 
 inline const std::vector<Layout>& all_layouts() {
-  static const std::vector<Layout> all{Layout::kNm,     Layout::kBitmask, Layout::kBsr,
-                                       Layout::kFanIn,  Layout::kKcsr64,  Layout::kKcsr128,
-                                       Layout::kKcsr256};
+  static const std::vector<Layout> all{Layout::kNm,      Layout::kBitmask,  Layout::kBsr,
+                                       Layout::kFanIn,   Layout::kKcsr64,   Layout::kKcsr128,
+                                       Layout::kKcsr256, Layout::kNm24Pairs};
   return all;
 }
 
-/// Whether a layout can hold a pattern: its own format, bitmask and K-blocked CSR.
+/// Whether a layout can hold a pattern: its own format, bitmask, K-blocked CSR; 2:4 in row pairs.
 inline bool layout_holds(Layout layout, const Pattern& pattern) {
+  if (layout == Layout::kNm24Pairs) return pattern == Pattern::nm(2, 4);
   return layout == format_for(pattern) || layout == Layout::kBitmask || !is_format(layout);
 }
 
