@@ -116,8 +116,10 @@ auto named(std::string_view name, const Body& body) {
   try {
     return body();
   } catch (const Error& error) {
-    detail::fail(ErrorCode::kMalformedData, "packed weight {}: {}", io::shown_name(name),
-                 error.what());
+    constexpr std::string_view kNameless = "packed weight: ";
+    std::string_view what = error.what();
+    if (what.starts_with(kNameless)) what.remove_prefix(kNameless.size());
+    detail::fail(ErrorCode::kMalformedData, "packed weight {}: {}", io::shown_name(name), what);
   }
 }
 
