@@ -18,6 +18,10 @@ Tensor linear(const Tensor& x, const Tensor& packed, std::int64_t layout, std::i
               const std::optional<Tensor>& scale, const std::optional<Tensor>& bias,
               std::int64_t activation, const std::optional<Tensor>& residual,
               const std::optional<Tensor>& dense);
+/// grad·W, the gradient of x: [..., out] -> [..., in]. Unpacks the weight where no dense copy is
+/// given.
+Tensor linear_dx(const Tensor& grad, const Tensor& packed, std::int64_t layout, std::int64_t inputs,
+                 const std::optional<Tensor>& dense);
 /// act(x·denseᵀ + bias + residual) by aten::linear: the dense row of the kernel table.
 Tensor dense_linear(const Tensor& x, const Tensor& dense, const std::optional<Tensor>& bias,
                     Activation activation, const std::optional<Tensor>& residual);

@@ -60,25 +60,30 @@ void check_dtype(const Tensor& tensor, const char* name, DType weight) {
       name, dtype_name(dtype), dtype_name(weight), name, dtype_name(weight), dtype_name(dtype)));
 }
 
-void check_x(const Tensor& x, const PackedView& weight, std::int64_t layout, std::int64_t out) {
-  const auto sizes = sizes_of(x);
-  if (sizes.empty() || sizes.back() != weight.in()) {
-    refuse(
-        fmt::format("x has shape {}, the packed weight [{}, {}] takes {} inputs: x must be "
-                    "[..., {}]",
-                    shape_text(sizes), weight.out(), weight.in(), weight.in(), weight.in()));
+/// `features`: what `tensor` must have last; inputs for x, outputs for a gradient.
+void check_rows(const Tensor& tensor, const char* name, const PackedView& weight,
+                std::int64_t features) {
+  const auto sizes = sizes_of(tensor);
+  if (sizes.empty() || sizes.back() != features) {
+    refuse(fmt::format(
+        "{} has shape {}, the packed weight is [{}, {}] ([out, in]): {} must be [..., {}]", name,
+        shape_text(sizes), weight.out(), weight.in(), name, features));
   }
   if (weight.batch() != 1 && (sizes.size() != 3 || sizes[0] != weight.batch())) {
     refuse(fmt::format(
-        "x has shape {}, the packed weight is a stack of {}: x must be [{}, tokens, {}]",
-        shape_text(sizes), weight.batch(), weight.batch(), weight.in()));
+        "{} has shape {}, the packed weight is a stack of {}: {} must be [{}, tokens, {}]", name,
+        shape_text(sizes), weight.batch(), name, weight.batch(), features));
   }
-  if (out != weight.out() || layout != static_cast<std::int64_t>(weight.layout())) {
-    refuse(fmt::format(
-        "layout {} and out {} do not describe the packed weight, which has layout {} and {} "
-        "outputs; pass those",
-        layout, out, static_cast<int>(weight.layout()), weight.out()));
-  }
+}
+
+/// What the caller recorded of the weight must be what it is.
+void check_record(const PackedView& weight, std::int64_t layout, const char* name,
+                  std::int64_t recorded, std::int64_t actual) {
+  if (recorded == actual && layout == static_cast<std::int64_t>(weight.layout())) return;
+  refuse(fmt::format(
+      "layout {} and {} {} do not describe the packed weight, which has layout {} and is "
+      "[{}, {}] ([out, in]); pass what it says",
+      layout, name, recorded, static_cast<int>(weight.layout()), weight.out(), weight.in()));
 }
 
 void check_bias(const Tensor& bias, const PackedView& weight) {
@@ -181,7 +186,8 @@ Tensor linear(const Tensor& x, const Tensor& packed, std::int64_t layout, std::i
     const PackedTensor packed_tensor(packed);
     const PackedView& weight = packed_tensor.view();
     const bool batched = weight.batch() != 1;
-    check_x(x, weight, layout, out);
+    check_rows(x, "x", weight, weight.in());
+    check_record(weight, layout, "out", out, weight.out());
     check_dtype(x, "x", weight.dtype());
     if (scale) {
       refuse(
@@ -231,6 +237,26 @@ Tensor linear(const Tensor& x, const Tensor& packed, std::int64_t layout, std::i
     args.y_batch_stride = args.tokens * out;
     run_linear(args);
     return y;
+  });
+}
+
+Tensor linear_dx(const Tensor& grad, const Tensor& packed, std::int64_t layout, std::int64_t inputs,
+                 const std::optional<Tensor>& dense) {
+  return guarded([&] {
+    const PackedTensor packed_tensor(packed);
+    const PackedView& weight = packed_tensor.view();
+    check_rows(grad, "grad", weight, weight.out());
+    check_record(weight, layout, "inputs", inputs, weight.in());
+    check_dtype(grad, "grad", weight.dtype());
+    if (dense) {
+      check_operand(*dense, "dense", weight);
+      check_dense(*dense, weight);
+      return torch::stable::matmul(grad, *dense);
+    }
+    const std::array<std::int64_t, 3> shape{weight.batch(), weight.out(), weight.in()};
+    Tensor values = empty(std::span(shape).subspan(weight.batch() == 1 ? 1 : 0), weight.dtype());
+    unpack(weight, mutable_matrix_view(values, "values"));
+    return torch::stable::matmul(grad, values);
   });
 }
 

@@ -14,6 +14,9 @@ STABLE_TORCH_LIBRARY(gossamer, m) {
       "linear_autograd(Tensor x, Tensor packed, int layout, int out, Tensor? scale=None, "
       "Tensor? bias=None, int activation=0, Tensor? residual=None, Tensor? dense=None) -> Tensor");
   m.def(
+      "linear_dx(Tensor grad, Tensor packed, int layout, int inputs, Tensor? dense=None) -> "
+      "Tensor");
+  m.def(
       "pack(Tensor values, Tensor? mask, str pattern, str layout, bool transposed, str name) -> "
       "Tensor");
   m.def("unpack(Tensor packed, int[] shape, ScalarType dtype) -> Tensor");
@@ -45,6 +48,7 @@ namespace gossamer::door {
 STABLE_TORCH_LIBRARY_IMPL(gossamer, CPU, m) {
   m.impl("linear", TORCH_BOX(&linear));
   m.impl("linear_autograd", TORCH_BOX(&linear));
+  m.impl("linear_dx", TORCH_BOX(&linear_dx));
   m.impl("pack", TORCH_BOX(&pack));
   m.impl("unpack", TORCH_BOX(&unpack));
   m.impl("unpack_mask", TORCH_BOX(&unpack_mask));
