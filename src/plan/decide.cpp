@@ -215,10 +215,9 @@ class Decider {
     std::string reason = fmt::format("plain: {}, layout {}", beside_dense(low, "best sparse "),
                                      layout_name(s.layout));
     if (s.wins) {
-      reason += fmt::format(
-          "; a dense copy kept beside it (memory speed) would use the gain at "
-          "{}: {}",
-          format_tokens(kProbes[top.worst_probe].tokens), beside_dense(top, ""));
+      reason +=
+          fmt::format("; memory=\"speed\" keeps a dense copy for that and gains elsewhere: {}",
+                      beside_dense(top, ""));
     }
     return with_limit(std::move(reason));
   }

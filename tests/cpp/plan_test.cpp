@@ -1,0 +1,361 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <cmath>
+
+#include "fake_kernels.h"
+#include "plan/decide.h"
+
+namespace gossamer {
+namespace {
+
+using plan::Candidate;
+using plan::Evidence;
+using plan::kProbeCount;
+using plan::kProbes;
+using plan::Verdict;
+using test::constant;
+using test::fake_dense;
+using test::fake_weight;
+using test::fakes;
+using test::message_of;
+using test::uncached;
+
+bool contains(const std::string& text, std::string_view word) {
+  return text.find(word) != std::string::npos;
+}
+
+// Evidence of exact ratios: dense takes 100 µs, a row 100 µs / ratio(bucket).
+Candidate row_with(const char* name, const std::function<double(int bucket)>& ratio,
+                   double spread = 0.0) {
+  test::reset_fakes();
+  Candidate candidate{.row = find_linear_kernel(name), .at = {}};
+  for (std::size_t p = 0; p < kProbeCount; ++p) {
+    const double r = ratio(kProbes[p].bucket);
+    candidate.at[p] = {.known = true,
+                       .seconds = 100e-6 / r,
+                       .dense_seconds = 100e-6,
+                       .ratio = r,
+                       .spread = spread};
+  }
+  return candidate;
+}
+
+Evidence evidence_of(std::vector<Candidate> candidates) {
+  Evidence evidence;
+  evidence.candidates = std::move(candidates);
+  evidence.probed.fill(true);
+  evidence.has_dense = true;
+  return evidence;
+}
+
+Plan verdict_of(const Evidence& evidence, MemoryMode memory = MemoryMode::kDefault) {
+  return plan::decide(evidence, memory, "").plan;
+}
+
+TEST(Decide, SparseNeedsFivePercentSomewhere) {
+  const auto with = [](double best) {
+    return verdict_of(evidence_of(
+        {row_with("fake_bitmask", [best](int bucket) { return bucket == 2 ? best : 1.0; })}));
+  };
+  const Plan wins = with(1.051);
+  EXPECT_TRUE(wins.sparse);
+  EXPECT_EQ(wins.choices[0].kernel, "fake_bitmask");
+  const Plan loses = with(1.049);
+  EXPECT_FALSE(loses.sparse);
+  EXPECT_EQ(loses.choices[2].kernel, kDenseKernel);
+  EXPECT_TRUE(contains(loses.reason, "plain: no token count gains 5 %")) << loses.reason;
+  EXPECT_TRUE(
+      contains(loses.reason, "dense 100.0 µs, best sparse fake_bitmask 95.3 µs at 9 tokens"))
+      << loses.reason;
+}
+
+TEST(Decide, OneSlowBucketKeepsTheLayerPlain) {
+  const auto with = [](double least, MemoryMode memory) {
+    return verdict_of(
+        evidence_of(
+            {row_with("fake_bitmask", [least](int bucket) { return bucket == 0 ? least : 3.0; })}),
+        memory);
+  };
+  EXPECT_TRUE(with(0.971, MemoryMode::kDefault).sparse);
+  const Plan plain = with(0.969, MemoryMode::kDefault);
+  EXPECT_FALSE(plain.sparse);
+  EXPECT_TRUE(
+      contains(plain.reason, "dense 100.0 µs, best sparse fake_bitmask 103.2 µs at 1 token"))
+      << plain.reason;
+  EXPECT_TRUE(contains(plain.reason, "memory=\"speed\"")) << plain.reason;
+  for (const PlanChoice& choice : plain.choices) EXPECT_EQ(choice.kernel, kDenseKernel);
+
+  const Plan speed = with(0.969, MemoryMode::kSpeed);
+  EXPECT_TRUE(speed.sparse);
+  EXPECT_EQ(speed.choices[0].kernel, kDenseKernel);
+  EXPECT_DOUBLE_EQ(speed.choices[0].milliseconds, 0.1);
+  EXPECT_EQ(speed.choices[1].kernel, "fake_bitmask");
+  EXPECT_FALSE(verdict_of(evidence_of({row_with("fake_bitmask", [](int) { return 0.9; })}),
+                          MemoryMode::kSpeed)
+                   .sparse);
+}
+
+TEST(Decide, OneEndOfABucketIsEnoughToBeSlower) {
+  Candidate row = row_with("fake_bitmask", [](int) { return 2.0; });
+  row.at[4].ratio = 0.9;  // 32 tokens; 9 tokens win by far
+  EXPECT_FALSE(verdict_of(evidence_of({row})).sparse);
+}
+
+TEST(Decide, OneLayoutServesAllBuckets) {
+  // The K-blocked layout is best on average, though bitmask wins one bucket.
+  const auto bitmask = row_with("fake_bitmask", [](int b) { return b == 0 ? 4.0 : 1.1; });
+  const auto slow = row_with("fake_kcsr64_slow", [](int b) { return b < 3 ? 2.0 : 1.2; });
+  const auto fast = row_with("fake_kcsr64_fast", [](int b) { return b < 3 ? 1.0 : 3.0; });
+  const Plan plan = verdict_of(evidence_of({bitmask, slow, fast}));
+  EXPECT_TRUE(plan.sparse);
+  EXPECT_EQ(plan.layout, Layout::kKcsr64);
+  EXPECT_EQ(plan.choices[0].kernel, "fake_kcsr64_slow");
+  EXPECT_EQ(plan.choices[6].kernel, "fake_kcsr64_fast");
+}
+
+TEST(Decide, ALayoutThatIsSlowerSomewhereLosesToOneThatIsNot) {
+  const auto bitmask = row_with("fake_bitmask", [](int b) { return b == 0 ? 0.5 : 9.0; });
+  const auto kcsr = row_with("fake_kcsr64_fast", [](int) { return 1.2; });
+  EXPECT_EQ(verdict_of(evidence_of({bitmask, kcsr})).layout, Layout::kKcsr64);
+  EXPECT_EQ(verdict_of(evidence_of({bitmask, kcsr}), MemoryMode::kSpeed).layout, Layout::kBitmask);
+}
+
+TEST(Decide, CountsThatWereNotTimedTakeTheLargestThatWas) {
+  Evidence evidence = evidence_of({row_with("fake_bitmask", [](int) { return 2.0; })});
+  for (std::size_t p = 8; p < kProbeCount; ++p) {
+    evidence.probed[p] = false;
+    evidence.candidates[0].at[p] = {};
+  }
+  evidence.limit = "512 tokens and more were not timed";
+  const Plan plan = verdict_of(evidence);
+  EXPECT_TRUE(plan.sparse);
+  EXPECT_TRUE(contains(plan.reason, evidence.limit));
+  EXPECT_EQ(plan.choices[6].kernel, "fake_bitmask");
+  EXPECT_EQ(plan.choices[6].tokens, 129);
+  EXPECT_TRUE(contains(plan.choices[6].reason, "taken from 129 tokens")) << plan.choices[6].reason;
+}
+
+TEST(Decide, OnlyTimesNearAThresholdAreContested) {
+  const auto contested = [](double ratio, double spread) {
+    const Evidence evidence =
+        evidence_of({row_with("fake_bitmask", [ratio](int) { return ratio; }, spread)});
+    return plan::decide(evidence, MemoryMode::kDefault, "").contested.size();
+  };
+  EXPECT_EQ(contested(1.06, 0.02), kProbeCount);
+  EXPECT_EQ(contested(1.06, 0.005), 0u);
+  EXPECT_EQ(contested(0.96, 0.02), kProbeCount);
+  EXPECT_EQ(contested(2.0, 0.2), 0u);
+}
+
+Plan planned(const PackedWeight& weight, const DensePeer& dense, const PlanOptions& options) {
+  return plan_linear(weight, {}, host_machine(), dense, options);
+}
+
+TEST(PlanModel, IsDeterministicAndFollowsThePromises) {
+  test::reset_fakes();
+  fakes()[0].promises = constant(30e-9);
+  fakes()[1].promises = constant(20e-9);
+  fakes()[2].promises = constant(10e-9);
+  PlanOptions options = uncached();
+  options.mode = PlanMode::kModel;
+  DensePeer dense;
+  dense.seconds = constant(15e-9);
+  const Plan first = planned(fake_weight(), dense, options);
+  EXPECT_TRUE(first.sparse);
+  EXPECT_EQ(first.layout, Layout::kKcsr64);
+  EXPECT_EQ(first.choices[3].kernel, "fake_kcsr64_fast");
+  EXPECT_TRUE(contains(first.reason, "modelled")) << first.reason;
+  const Plan second = planned(fake_weight(), dense, options);
+  EXPECT_EQ(second.reason, first.reason);
+  dense.seconds = constant(9e-9);
+  EXPECT_FALSE(planned(fake_weight(), dense, options).sparse);
+  for (const auto& fake : fakes()) EXPECT_EQ(fake.calls, 0) << "a model runs nothing";
+}
+
+TEST(PlanModel, CallOverheadCountsAgainstSparse) {
+  test::reset_fakes();
+  PlanOptions options = uncached();
+  options.mode = PlanMode::kModel;
+  DensePeer dense;
+  dense.seconds = constant(10e-6);
+  EXPECT_TRUE(planned(fake_weight(), dense, options).sparse);
+  options.call_overhead = 11e-6;
+  EXPECT_FALSE(planned(fake_weight(), dense, options).sparse);
+}
+
+TEST(PlanModel, HasADenseModelOfItsOwn) {
+  test::reset_fakes();
+  PlanOptions options = uncached();
+  options.mode = PlanMode::kModel;
+  EXPECT_TRUE(planned(fake_weight(), {}, options).sparse);
+  for (auto& fake : fakes()) fake.promises = constant(1.0);
+  const Plan plan = planned(fake_weight(), {}, options);
+  EXPECT_GT(plan.choices[0].dense_milliseconds, 0.0);
+}
+
+TEST(PlanMeasure, ConvertsToTheFasterLayout) {
+  test::reset_fakes();
+  fakes()[2].takes = constant(20e-6);
+  const Plan plan = planned(fake_weight(), fake_dense(constant(80e-6)), uncached());
+  EXPECT_TRUE(plan.sparse);
+  EXPECT_EQ(plan.layout, Layout::kKcsr64);
+  for (const PlanChoice& choice : plan.choices) {
+    EXPECT_EQ(choice.kernel, "fake_kcsr64_fast");
+    EXPECT_NEAR(choice.dense_milliseconds / choice.milliseconds, 4.0, 1.5);
+  }
+  EXPECT_GT(fakes()[0].calls, 0);
+  EXPECT_FALSE(plan.from_cache);
+}
+
+TEST(PlanMeasure, StaysPlainWithNumbersWhereDenseWins) {
+  test::reset_fakes();
+  const Plan plan = planned(fake_weight(), fake_dense(constant(20e-6)), uncached());
+  EXPECT_FALSE(plan.sparse);
+  EXPECT_EQ(plan.layout, Layout::kBitmask) << "the weight stays as it is";
+  EXPECT_TRUE(contains(plan.reason, "plain: dense ")) << plan.reason;
+  EXPECT_TRUE(contains(plan.reason, " µs, best sparse fake_")) << plan.reason;
+  EXPECT_TRUE(contains(plan.reason, " token")) << plan.reason;
+}
+
+TEST(PlanMeasure, SpeedModeRunsDenseWhereItIsFaster) {
+  test::reset_fakes();
+  fakes()[0].takes = [](std::int64_t tokens) { return tokens <= 8 ? 60e-6 : 20e-6; };
+  const DensePeer dense = fake_dense(constant(40e-6));
+  PlanOptions options = uncached();
+  options.kernel = "";
+  EXPECT_FALSE(planned(fake_weight(), dense, options).sparse);
+  options.memory = MemoryMode::kSpeed;
+  const Plan plan = planned(fake_weight(), dense, options);
+  EXPECT_TRUE(plan.sparse);
+  EXPECT_EQ(plan.choices[0].kernel, kDenseKernel);
+  EXPECT_EQ(plan.choices[1].kernel, kDenseKernel);
+  EXPECT_EQ(plan.choices[4].kernel, "fake_bitmask");
+}
+
+TEST(PlanMeasure, OnlyTimesRowsThatTheModelFindsPromising) {
+  test::reset_fakes();
+  fakes()[0].promises = constant(3e-15);  // three times the best
+  planned(fake_weight(), fake_dense(constant(100e-6)), uncached());
+  EXPECT_EQ(fakes()[0].calls, 0);
+  EXPECT_GT(fakes()[1].calls, 0);
+}
+
+TEST(PlanMeasure, WithoutADensePeerTheFastestRowsWin) {
+  test::reset_fakes();
+  fakes()[0].takes = constant(10e-6);
+  const Plan plan = planned(fake_weight(), {}, uncached());
+  EXPECT_TRUE(plan.sparse);
+  EXPECT_EQ(plan.choices[0].kernel, "fake_bitmask");
+  EXPECT_EQ(plan.choices[0].dense_milliseconds, 0.0);
+  EXPECT_TRUE(contains(plan.reason, "no dense peer")) << plan.reason;
+}
+
+TEST(PlanMeasure, CallOverheadCountsAgainstSparse) {
+  test::reset_fakes();
+  for (auto& fake : fakes()) fake.takes = constant(20e-6);
+  PlanOptions options = uncached();
+  const DensePeer dense = fake_dense(constant(60e-6));
+  EXPECT_TRUE(planned(fake_weight(), dense, options).sparse);
+  options.call_overhead = 100e-6;
+  EXPECT_FALSE(planned(fake_weight(), dense, options).sparse);
+}
+
+TEST(PlanMeasure, KeepsToItsBudget) {
+  test::reset_fakes();
+  // 4096 tokens would take 4 s a call.
+  fakes()[0].takes = [](std::int64_t tokens) { return 5e-4 * static_cast<double>(tokens); };
+  fakes()[1].takes = fakes()[2].takes = fakes()[0].takes;
+  const DensePeer dense =
+      fake_dense([](std::int64_t tokens) { return 1e-3 * static_cast<double>(tokens); });
+  PlanOptions options = uncached();
+  options.seconds_budget = 0.2;
+  const auto start = std::chrono::steady_clock::now();
+  const Plan plan = planned(fake_weight(), dense, options);
+  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+  EXPECT_LT(took.count(), 2 * options.seconds_budget);
+  EXPECT_TRUE(plan.sparse);
+  EXPECT_TRUE(contains(plan.reason, "tokens and more were not timed: one dense call takes about"))
+      << plan.reason;
+  EXPECT_TRUE(contains(plan.choices[6].reason, "taken from")) << plan.choices[6].reason;
+  EXPECT_LE(plan.choices[6].tokens, 50) << "dense takes a quarter of the budget at 50 tokens";
+}
+
+TEST(PlanMeasure, ADenseCallLongerThanTheBudgetIsStillJudged) {
+  test::reset_fakes();
+  const DensePeer dense = fake_dense(constant(0.1));
+  PlanOptions options = uncached();
+  options.seconds_budget = 0.02;
+  const auto start = std::chrono::steady_clock::now();
+  const Plan plan = planned(fake_weight(), dense, options);
+  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+  EXPECT_TRUE(plan.sparse);
+  EXPECT_EQ(plan.choices[6].tokens, 1);
+  EXPECT_LT(took.count(), 0.35) << "a warm-up and a round of the one call";
+}
+
+TEST(PlanForced, TheRowIsTakenWhateverDenseDoes) {
+  test::reset_fakes();
+  PlanOptions options = uncached();
+  options.kernel = "fake_kcsr64_slow";
+  for (const PlanMode mode : {PlanMode::kMeasure, PlanMode::kModel}) {
+    options.mode = mode;
+    const Plan plan = planned(fake_weight(), fake_dense(constant(5e-6)), options);
+    EXPECT_TRUE(plan.sparse);
+    EXPECT_EQ(plan.layout, Layout::kKcsr64);
+    for (const PlanChoice& choice : plan.choices) EXPECT_EQ(choice.kernel, "fake_kcsr64_slow");
+    EXPECT_TRUE(contains(plan.reason, "kernel is fake_kcsr64_slow")) << plan.reason;
+  }
+  options.kernel = kDenseKernel;
+  EXPECT_FALSE(planned(fake_weight(), fake_dense(constant(1.0)), options).sparse);
+}
+
+TEST(PlanForced, RowsThatAreNotThereOrDoNotFitAreErrors) {
+  test::reset_fakes();
+  PlanOptions options = uncached();
+  options.kernel = "fake_kcsr64_fsat";
+  const std::string unknown = message_of([&] { planned(fake_weight(), {}, options); });
+  EXPECT_TRUE(contains(unknown, "kernel is 'fake_kcsr64_fsat', and there is no such kernel"))
+      << unknown;
+  EXPECT_TRUE(contains(unknown, "nearest names are fake_kcsr64_fast")) << unknown;
+
+  options.kernel = "fake_bitmask";
+  test::Random random(1);
+  const Pattern pattern = Pattern::unstructured(0.5);
+  const PackedWeight other = test::pack_matrix(
+      test::random_sparse(random, DType::kFloat32, pattern, 8, 16), pattern, Layout::kBitmask);
+  const auto refused = [&] { planned(other, {}, options); };
+  EXPECT_EQ(test::code_of(refused), ErrorCode::kUnsupported);
+  EXPECT_TRUE(contains(message_of(refused), "a fake that only takes 47 inputs"));
+}
+
+TEST(Plan, EmptyWeightsStayPlain) {
+  test::reset_fakes();
+  const test::Matrix none = test::zeros(DType::kFloat32, 0, 5);
+  const PackedWeight weight = test::pack_matrix(none, Pattern::unstructured(0.5), Layout::kBitmask);
+  const Plan plan = planned(weight, {}, uncached());
+  EXPECT_FALSE(plan.sparse);
+  EXPECT_TRUE(contains(plan.reason, "the weight is empty"));
+}
+
+TEST(Plan, SaysWhyNoKernelComputesAWeight) {
+  test::reset_fakes();
+  Machine bare = host_machine();
+  bare.isa = kIsaGeneric;
+  bare.name = "bare";
+  test::Random random(1);
+  const Pattern pattern = Pattern::unstructured(0.5);
+  const PackedWeight weight = test::pack_matrix(
+      test::random_sparse(random, DType::kFloat8E4M3, pattern, 8, 16), pattern, Layout::kBitmask);
+  for (const LinearKernel& row : linear_kernels()) {
+    if (why_not(row, describe(weight), bare).empty()) GTEST_SKIP() << row.name << " computes it";
+  }
+  const Plan plan = plan_linear(weight, {}, bare, {}, uncached());
+  EXPECT_FALSE(plan.sparse);
+  EXPECT_TRUE(contains(plan.reason, "no kernel computes it on bare")) << plan.reason;
+  EXPECT_TRUE(contains(plan.reason, "this one is float8_e4m3fn")) << plan.reason;
+}
+
+}  // namespace
+}  // namespace gossamer
