@@ -50,6 +50,8 @@ class BlockCensus {
   }
 
   std::optional<Pattern> verdict(std::int64_t kept) const {
+    // In a weight smaller than a block any zeros hold together.
+    if (out_ < size_.rows || in_ < size_.cols) return std::nullopt;
     if (zero_blocks_ < kLeastZeroBlocks * static_cast<double>(blocks_)) return std::nullopt;
     if (static_cast<double>(kept) < kLeastBlockFill * static_cast<double>(live_positions_)) {
       return std::nullopt;
@@ -106,6 +108,7 @@ class GroupCensus {
     std::optional<Pattern> best;
     for (const NmCandidate& c : kNmCandidates) {
       const int most = c.m == 4 ? most4_ : (c.m == 8 ? most8_ : most16_);
+      if (in_ < c.m) continue;  // less than one group shows nothing
       if (most > c.n || static_cast<double>(kept) < kLeastSlotUse * slots(c)) continue;
       const Pattern pattern = Pattern::nm(c.n, c.m);
       if (!best || pattern.sparsity > best->sparsity) best = pattern;

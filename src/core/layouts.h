@@ -31,11 +31,10 @@
 //            cols        u8     kept                    column inside the block, ascending in a row
 //            segment_offsets u32 [batch,] ceil(in/KC), out + 1  relative to the block's offset
 //            block_offsets   i64 [batch,] ceil(in/KC) + 1       into values
-//   nm24_pairs  values    dtype  [batch,] ceil(out/2), G·4  rows 2p and 2p + 1 share a line: of
-//   each
+//   nm24_pairs values   dtype  [batch,] ceil(out/2), G·4   rows 2p and 2p + 1 share a line: of each
 //                                                       group the first row's two values, then the
 //                                                       second's; G = ceil(in/4) rounded up to 8
-//            meta        u8     [batch,] ceil(out/2), G    positions i0 | i1<<2 of the first row in
+//            meta        u8     [batch,] ceil(out/2), G  positions i0 | i1<<2 of the first row in
 //                                                       the low nibble, of the second in the high
 //            Groups past the last column and the missing row of an odd `out` are empty ones:
 //            positions 0 and 1, zero values.
