@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "cpu/registration.h"
+
+namespace gossamer {
+
+void register_cpu_kernels() {
+  cpu::register_spmm_kcsr();
+  cpu::register_linear_nm24();
+}
+
+}  // namespace gossamer
