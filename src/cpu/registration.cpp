@@ -4,6 +4,7 @@
 namespace gossamer {
 
 void register_cpu_kernels() {
+  cpu::register_generic_linear();
   cpu::register_spmm_kcsr();
   cpu::register_linear_nm24();
 }
