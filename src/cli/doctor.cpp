@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// gossamer doctor: what this machine has, which kernels it runs and why not the others.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <memory>
+
+#include "cli/command.h"
+#include "cli/output.h"
+#include "gossamer/linear.h"
+#include "gossamer/machine.h"
+#include "gossamer/packed_io.h"
+#include "plan/cache.h"
+
+namespace gossamer::cli {
+namespace {
+
+std::string joined(std::uint32_t isa) {
+  const auto names = isa_names(isa);
+  return names.empty() ? "none" : fmt::format("{}", fmt::join(names, ", "));
+}
+
+// Why a row cannot run here; empty where it can.
+std::string why_not(const LinearKernel& kernel, const Machine& machine) {
+  const std::uint32_t missing = kernel.needs & ~machine.isa;
+  if (missing == 0) return {};
+  if ((missing & ~machine.isa_detected) == 0) {
+    return fmt::format("GOSSAMER_MAX_ISA hides {}", joined(missing));
+  }
+  return fmt::format("the processor has no {}", joined(missing & ~machine.isa_detected));
+}
+
+std::string cache_text() {
+  const auto file = plan::cache_file("");
+  return file.empty() ? "off" : file.string();
+}
+
+Json json_of(const Machine& machine) {
+  Json kernels = Json::array();
+  for (const LinearKernel& kernel : linear_kernels()) {
+    const std::string reason = why_not(kernel, machine);
+    Json row{{"name", kernel.name},
+             {"layout", layout_name(kernel.layout)},
+             {"weight_dtype", dtype_name(kernel.weight_dtype)},
+             {"activation_dtype", dtype_name(kernel.activation_dtype)},
+             {"needs", isa_names(kernel.needs)},
+             {"runs", reason.empty()}};
+    if (!reason.empty()) row["reason"] = reason;
+    kernels.push_back(std::move(row));
+  }
+  return {{"command", "doctor"},
+          {"version", GOSSAMER_VERSION},
+          {"compiler", __VERSION__},
+          {"file_version", kFileVersion},
+          {"packed_version", PackedHeader::kVersion},
+          {"machine",
+           {{"name", machine.name},
+            {"processor", machine.processor},
+            {"cores", machine.cores},
+            {"instruction_sets", isa_names(machine.isa)},
+            {"instruction_sets_detected", isa_names(machine.isa_detected)},
+            {"l1d_bytes", machine.l1d_bytes},
+            {"l2_bytes", machine.l2_bytes},
+            {"l3_bytes", machine.l3_bytes}}},
+          {"plan_cache", cache_text()},
+          {"kernels", std::move(kernels)}};
+}
+
+void print_text(const Machine& machine) {
+  print_line(fmt::format("gossamer {}  (compiler {}, packed version {})", GOSSAMER_VERSION,
+                         __VERSION__, PackedHeader::kVersion));
+  print_line(fmt::format("machine           {}: {}, {} cores", machine.name, machine.processor,
+                         machine.cores));
+  print_line(fmt::format("caches            L1d {}, L2 {}, L3 {}", bytes_text(machine.l1d_bytes),
+                         bytes_text(machine.l2_bytes), bytes_text(machine.l3_bytes)));
+  print_line(fmt::format("instruction sets  {}", joined(machine.isa)));
+  if (machine.isa != machine.isa_detected) {
+    print_line(fmt::format("hidden            {} (GOSSAMER_MAX_ISA)",
+                           joined(machine.isa_detected & ~machine.isa)));
+  }
+  print_line(fmt::format("plan cache        {}", cache_text()));
+  const auto rows = linear_kernels();
+  std::size_t width = 0;
+  std::size_t runnable = 0;
+  for (const LinearKernel& kernel : rows) {
+    width = std::max(width, kernel.name.size());
+    runnable += why_not(kernel, machine).empty() ? 1u : 0u;
+  }
+  print_line(fmt::format("kernels           {} of {} run here", runnable, rows.size()));
+  for (const LinearKernel& kernel : rows) {
+    const std::string reason = why_not(kernel, machine);
+    print_line(fmt::format("  {}  {}  {:<9}  {:<8}  {}", reason.empty() ? "yes" : "no ",
+                           padded(std::string(kernel.name), width), layout_name(kernel.layout),
+                           dtype_name(kernel.weight_dtype), reason));
+  }
+}
+
+}  // namespace
+
+void add_doctor(CLI::App& app, Action& action) {
+  auto* command = app.add_subcommand(
+      "doctor", "What this machine has, which kernels it can run and why not the others");
+  auto output = std::make_shared<OutputOptions>();
+  output->add_to(*command);
+  command->footer(
+      "Examples:\n"
+      "  gossamer doctor\n"
+      "  GOSSAMER_MAX_ISA=avx2 gossamer doctor --json");
+  command->callback([output, &action] {
+    action = [output] {
+      const Machine& machine = host_machine();
+      if (output->json) print_json(json_of(machine));
+      if (output->lines()) print_text(machine);
+      return kOk;
+    };
+  });
+}
+
+}  // namespace gossamer::cli

@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// gossamer inspect: what is in a file.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <memory>
+#include <optional>
+
+#include "cli/checkpoint.h"
+#include "cli/command.h"
+#include "cli/interrupt.h"
+#include "cli/output.h"
+#include "cli/progress.h"
+#include "cli/selection.h"
+#include "gossamer/mask.h"
+
+namespace gossamer::cli {
+namespace {
+
+constexpr std::size_t kWidestName = 60;
+
+struct InspectOptions {
+  std::string input;
+  std::vector<std::string> transposed;
+  OutputOptions output;
+};
+
+struct Row {
+  std::string name = {};
+  std::string dtype = {};
+  std::vector<std::int64_t> shape = {};
+  std::int64_t bytes = 0;
+  std::optional<std::int64_t> zeros = {};  // of types that weights have
+  std::int64_t elements = 0;
+  std::string pattern = {};
+  std::string format = {};  // of a packed weight
+};
+
+std::int64_t count(std::span<const std::int64_t> shape) {
+  std::int64_t elements = 1;
+  for (const std::int64_t size : shape) elements *= size;
+  return elements;
+}
+
+Row plain_row(const SafetensorsFile& file, const SafetensorsEntry& entry, bool transposed) {
+  Row row{.name = entry.name, .dtype = entry.dtype, .shape = entry.shape};
+  row.bytes = entry.end - entry.begin;
+  row.elements = count(entry.shape);
+  const auto dtype = dtype_of_word(entry.dtype);
+  if (!dtype || !is_weight_dtype(*dtype) || row.elements == 0) return row;
+  const auto flat = contiguous_view(file.bytes(entry).data(), *dtype, 1, row.elements);
+  row.zeros = row.elements - count_nonzeros(flat);
+  if (*row.zeros > 0 && (entry.shape.size() == 2 || entry.shape.size() == 4)) {
+    const Pattern groups = Pattern::nm(1, 4);  // any pattern whose groups stay inside a tap
+    row.pattern = infer_pattern(LoadedWeight(file, entry, transposed, &groups).view()).to_string();
+  }
+  file.release(entry);
+  return row;
+}
+
+Row packed_row(const Checkpoint& checkpoint, const std::string& name) {
+  const FormatInfo info = packed_info(checkpoint.file(), name);
+  Row row{.name = name, .dtype = std::string(safetensors_word(info.dtype))};
+  if (info.batch > 1) row.shape.push_back(info.batch);
+  row.shape.push_back(info.transposed ? info.in : info.out);
+  row.shape.push_back(info.transposed ? info.out : info.in);
+  row.bytes = checkpoint.packed_bytes(name);
+  row.elements = count(row.shape);
+  row.pattern = info.pattern.to_string();
+  row.format = layout_name(info.format);
+  const PackedWeight packed = checkpoint.read(name);
+  std::vector<std::byte> dense(static_cast<std::size_t>(row.elements * dtype_bytes(info.dtype)));
+  const auto view = contiguous_view(dense.data(), info.dtype, info.out, info.in, info.batch);
+  unpack(packed, view);
+  row.zeros = row.elements - count_nonzeros(as_const(view));
+  return row;
+}
+
+Json json_of(const Row& row) {
+  Json json{{"name", row.name},   {"dtype", row.dtype},       {"shape", row.shape},
+            {"bytes", row.bytes}, {"elements", row.elements}, {"zeros", nullptr},
+            {"pattern", nullptr}, {"packed", nullptr}};
+  if (row.zeros) json["zeros"] = *row.zeros;
+  if (!row.pattern.empty()) json["pattern"] = row.pattern;
+  if (!row.format.empty()) json["packed"] = row.format;
+  return json;
+}
+
+std::string line_of(const Row& row, std::size_t name_width) {
+  const std::string state = row.format.empty() ? "" : "packed: " + row.format;
+  return fmt::format("{}  {}  {}  {:>9}  {:>10}  {}  {}", padded(printable(row.name), name_width),
+                     padded(row.dtype, 7), padded(shape_text(row.shape), 20),
+                     row.zeros ? percent_text(*row.zeros, row.elements) : "-",
+                     bytes_text(row.bytes), padded(row.pattern.empty() ? "-" : row.pattern, 20),
+                     state);
+}
+
+std::size_t name_width(const Checkpoint& checkpoint) {
+  std::size_t width = 4;
+  for (const auto* entry : checkpoint.plain())
+    width = std::max(width, printable(entry->name).size());
+  for (const auto& name : checkpoint.packed()) width = std::max(width, printable(name).size());
+  return std::min(width, kWidestName);
+}
+
+int inspect(const InspectOptions& options) {
+  const Checkpoint checkpoint(options.input);
+  SelectionOptions names;
+  names.transposed = options.transposed;
+  names.check_globs(checkpoint.file());
+  Progress progress("inspect", checkpoint.total_bytes(), options.output.lines());
+  const std::size_t width = name_width(checkpoint);
+  Row total{.zeros = 0};
+  Json tensors = Json::array();
+  const auto add = [&](const Row& row) {
+    check_interrupt();
+    total.bytes += row.bytes;
+    if (row.zeros) {
+      total.elements += row.elements;
+      *total.zeros += *row.zeros;
+    }
+    progress.wipe();
+    if (options.output.lines()) print_line(line_of(row, width));
+    if (options.output.json) tensors.push_back(json_of(row));
+    progress.advance(row.bytes);
+  };
+  if (options.output.lines()) {
+    print_line(fmt::format("{}  {}  {}  {:>9}  {:>10}  {}", padded("name", width),
+                           padded("dtype", 7), padded("shape", 20), "zeros", "bytes", "pattern"));
+  }
+  for (const auto* entry : checkpoint.plain()) {
+    add(plain_row(checkpoint.file(), *entry, names.is_transposed(entry->name)));
+  }
+  for (const auto& name : checkpoint.packed()) add(packed_row(checkpoint, name));
+  const std::size_t all = checkpoint.plain().size() + checkpoint.packed().size();
+  if (options.output.lines()) {
+    print_line(fmt::format("{} tensors, {} of them packed; {} weights and parameters, {} zero; {}",
+                           all, checkpoint.packed().size(), total.elements,
+                           percent_text(*total.zeros, total.elements), bytes_text(total.bytes)));
+  }
+  if (options.output.json) {
+    print_json({{"command", "inspect"},
+                {"file", options.input},
+                {"metadata", checkpoint.file().metadata()},
+                {"tensors", std::move(tensors)},
+                {"total",
+                 {{"tensors", all},
+                  {"packed", checkpoint.packed().size()},
+                  {"elements", total.elements},
+                  {"zeros", *total.zeros},
+                  {"bytes", total.bytes}}}});
+  }
+  return kOk;
+}
+
+}  // namespace
+
+void add_inspect(CLI::App& app, Action& action) {
+  auto* command = app.add_subcommand(
+      "inspect", "Per tensor: shape, dtype, zeros, the tightest pattern that the zeros satisfy");
+  auto options = std::make_shared<InspectOptions>();
+  command->add_option("FILE", options->input, "A safetensors file")->required();
+  command
+      ->add_option("--transposed", options->transposed,
+                   "Tensors whose name matches GLOB are stored [in, out] (repeatable)")
+      ->type_name("GLOB");
+  options->output.add_to(*command);
+  command->footer(
+      "Examples:\n"
+      "  gossamer inspect model.safetensors\n"
+      "  gossamer inspect model.safetensors --json | jq '.tensors[] | select(.pattern)'");
+  command->callback([options, &action] { action = [options] { return inspect(*options); }; });
+}
+
+}  // namespace gossamer::cli

@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// gossamer prune: the smallest magnitudes of a checkpoint become zeros, tensor by tensor.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "cli/checkpoint.h"
+#include "cli/command.h"
+#include "cli/global_threshold.h"
+#include "cli/interrupt.h"
+#include "cli/output.h"
+#include "cli/progress.h"
+#include "cli/selection.h"
+#include "gossamer/error.h"
+#include "gossamer/mask.h"
+
+namespace gossamer::cli {
+namespace {
+
+struct PruneOptions {
+  TargetOptions target;
+  SelectionOptions selection;
+  OutputOptions output;
+  std::string pattern;
+  std::string scope = "tensor";
+};
+
+// Sets the elements to zero (+0, whatever the dtype) whose byte of the mask is 0.
+void drop(std::vector<std::byte>& values, const std::vector<std::byte>& mask) {
+  const std::size_t width = values.size() / mask.size();
+  for (std::size_t i = 0; i < mask.size(); ++i) {
+    if (mask[i] == std::byte{0}) std::memset(values.data() + i * width, 0, width);
+  }
+}
+
+class Pruner {
+ public:
+  explicit Pruner(const PruneOptions& options)
+      : options_(options),
+        pattern_(Pattern::parse(options.pattern)),
+        scope_(parse_scope(options.scope)),
+        checkpoint_(options.target.input) {
+    options.selection.check_globs(checkpoint_.file());
+    for (const auto* entry : checkpoint_.plain()) {
+      if (options.selection.why_not(*entry).empty()) {
+        competitors_.push_back({entry, options.selection.is_transposed(entry->name)});
+      }
+    }
+    if (competitors_.empty()) {
+      throw Error(ErrorCode::kInvalidArgument,
+                  fmt::format("no tensor of '{}' is a weight to prune; name some with --include",
+                              printable(options.target.input)));
+    }
+  }
+
+  int run() {
+    SafetensorsWriter writer(options_.target.target(), header_capacity(checkpoint_));
+    if (scope_ == Scope::kGlobal) {
+      selector_ = make_global_selector(checkpoint_.file(), competitors_, pattern_);
+    }
+    copy_metadata(checkpoint_.file(), writer);
+    Progress progress("prune", checkpoint_.total_bytes(), options_.output.lines());
+    for (const auto* entry : checkpoint_.plain()) {
+      check_interrupt();
+      progress.wipe();
+      const std::string reason = options_.selection.why_not(*entry);
+      if (reason.empty()) {
+        prune(*entry, writer);
+      } else {
+        copy_tensor(checkpoint_.file(), *entry, writer);
+        report_left(entry->name, reason);
+      }
+      progress.advance(entry->end - entry->begin);
+    }
+    for (const std::string& name : checkpoint_.packed()) {
+      check_interrupt();
+      copy_packed(checkpoint_, name, writer);
+      report_left(name, "packed already; unpack it first");
+    }
+    check_interrupt();
+    writer.finish();
+    progress.wipe();
+    report_total();
+    return kOk;
+  }
+
+ private:
+  void prune(const SafetensorsEntry& entry, SafetensorsWriter& writer) {
+    const LoadedWeight weight(checkpoint_.file(), entry,
+                              options_.selection.is_transposed(entry.name), &pattern_);
+    std::vector<std::byte> mask(static_cast<std::size_t>(weight.elements()));
+    const MatrixView kept = weight.view_of(mask.data(), DType::kBool);
+    if (selector_ != nullptr) {
+      selector_->next_mask(weight.view(), kept);
+    } else {
+      const Scope scope = scope_ == Scope::kGlobal ? Scope::kTensor : scope_;
+      select_by_magnitude(weight.view(), scope, kept, entry.name);
+    }
+    std::vector<std::byte> values(weight.bytes().begin(), weight.bytes().end());
+    drop(values, mask);
+    writer.add(entry.name, entry.dtype, entry.shape, values);
+    const auto flat = contiguous_view(values.data(), weight.view().dtype, 1, weight.elements());
+    const std::int64_t zeros = weight.elements() - count_nonzeros(as_const(flat));
+    zeros_ += zeros;
+    elements_ += weight.elements();
+    if (options_.output.lines()) {
+      print_line(fmt::format("{}  {} {}: {} zero", printable(entry.name), shape_text(entry.shape),
+                             entry.dtype, percent_text(zeros, weight.elements())));
+    }
+    tensors_.push_back({{"name", entry.name},
+                        {"pruned", true},
+                        {"elements", weight.elements()},
+                        {"zeros", zeros}});
+  }
+
+  void select_by_magnitude(const ConstMatrixView& values, Scope scope, const MatrixView& kept,
+                           const std::string& name) const {
+    try {
+      magnitude_mask(values, pattern_, scope, kept);
+    } catch (const Error& error) {
+      throw Error(error.code(), fmt::format("weight '{}': {}", printable(name), error.what()));
+    }
+  }
+
+  void report_left(const std::string& name, const std::string& reason) {
+    if (options_.output.lines()) print_line(fmt::format("{}  left: {}", printable(name), reason));
+    tensors_.push_back({{"name", name}, {"pruned", false}, {"reason", reason}});
+  }
+
+  void report_total() const {
+    if (options_.output.lines()) {
+      print_line(fmt::format("{}: {} of {} tensors pruned to {}, {} of their weights zero",
+                             printable(options_.target.target_path()), competitors_.size(),
+                             tensors_.size(), pattern_.to_string(),
+                             percent_text(zeros_, elements_)));
+    }
+    if (options_.output.json) {
+      print_json({{"command", "prune"},
+                  {"file", options_.target.input},
+                  {"output", options_.target.target_path()},
+                  {"pattern", pattern_.to_string()},
+                  {"scope", options_.scope},
+                  {"tensors", tensors_},
+                  {"pruned", competitors_.size()},
+                  {"elements", elements_},
+                  {"zeros", zeros_}});
+    }
+  }
+
+  const PruneOptions& options_;
+  Pattern pattern_;
+  Scope scope_;
+  Checkpoint checkpoint_;
+  std::vector<Competitor> competitors_;
+  std::unique_ptr<GlobalSelector> selector_;
+  Json tensors_ = Json::array();
+  std::int64_t zeros_ = 0;
+  std::int64_t elements_ = 0;
+};
+
+}  // namespace
+
+void add_prune(CLI::App& app, Action& action) {
+  auto* command =
+      app.add_subcommand("prune", "Set the smallest weights to zero by magnitude, without data");
+  auto options = std::make_shared<PruneOptions>();
+  options->target.add_to(*command);
+  command
+      ->add_option(
+          "-p,--pattern", options->pattern,
+          "unstructured:S, N:M, block:RxC:S, vnm:V:N:M or fanin:S; S is the fraction of zeros")
+      ->required();
+  command->add_option("--scope", options->scope, "Where weights compete: row, tensor or global")
+      ->capture_default_str();
+  options->selection.add_to(*command);
+  options->output.add_to(*command);
+  command->footer(
+      "Everything that is not a selected weight is copied unchanged. A convolution's groups and "
+      "blocks\n"
+      "run along its input channels and never cross taps.\n\n"
+      "Examples:\n"
+      "  gossamer prune model.safetensors -p 2:4 -o model-24.safetensors\n"
+      "  gossamer prune model.safetensors -p unstructured:0.9 --scope global --exclude '*.head.*' "
+      "\\\n"
+      "    -o model-90.safetensors");
+  command->callback([options, &action] { action = [options] { return Pruner(*options).run(); }; });
+}
+
+}  // namespace gossamer::cli
