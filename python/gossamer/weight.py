@@ -34,13 +34,16 @@ _DTYPES = {
     )
 }
 
-# Looked up once: a name in torch.ops costs more than the call.
+# Looked up once: a name in torch.ops costs as much as the call. `_linear_eager` is what calling
+# `_linear_op` calls, one Python frame earlier; Dynamo follows only the latter.
 _linear_op = torch.ops.gossamer.linear.default
 _linear_autograd_op = torch.ops.gossamer.linear_autograd.default
 _linear_dx_op = torch.ops.gossamer.linear_dx.default
+_linear_eager = _linear_op._op
 _F_linear = torch.nn.functional.linear
 _is_grad_enabled = torch.is_grad_enabled
-_is_autocast_enabled = torch.is_autocast_enabled
+_is_any_autocast_enabled = torch._C._is_any_autocast_enabled
+_is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 
 
 class _Facts(NamedTuple):
@@ -236,7 +239,7 @@ class SparseWeight(torch.Tensor):
             return f"SparseWeight({shape}, {self.packed})"
         info = _ops.info(self.packed)
         return (
-            f"SparseWeight({shape}, {info['pattern']}, {100 * self.density:.1f} % kept, "
+            f"SparseWeight({shape}, {_short(info['pattern'])}, {100 * self.density:.1f} % kept, "
             f"{info['layout']}, {self.packed_bytes / 1e6:.2f} MB)"
         )
 
@@ -314,6 +317,12 @@ class SparseWeight(torch.Tensor):
         return handler(func, args, kwargs or {})
 
 
+def _short(pattern: str) -> str:
+    """A pattern's text with its sparsity rounded to four digits."""
+    kind, separator, last = pattern.rpartition(":")
+    return f"{kind}:{float(last):.4g}" if separator and "." in last else pattern
+
+
 def linear(
     x: Tensor,
     weight: SparseWeight,
@@ -344,23 +353,18 @@ def linear(
 
 def _linear(x: Tensor, weight: SparseWeight, bias: Tensor | None = None) -> Tensor:
     """`F.linear`: x·weightᵀ + bias. What a model spends its calls on."""
-    if weight.transposed or _is_autocast_enabled("cpu") or type(x) is SparseWeight:
+    if weight.transposed or _is_any_autocast_enabled() or type(x) is SparseWeight:
         return _linear_general(x, weight, bias)
     if _is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
         op = _linear_autograd_op
-    else:
+    elif _is_dynamo_compiling():
         op = _linear_op
-    return op(
-        x,
-        weight.packed,
-        weight.layout_code,
-        weight.out_features,
-        None,
-        bias,
-        0,
-        None,
-        weight.dense,
-    )
+    else:
+        op = _linear_eager
+    dense = weight.dense
+    if dense is None:  # every argument costs, None too
+        return op(x, weight.packed, weight.layout_code, weight.out_features, None, bias)
+    return op(x, weight.packed, weight.layout_code, weight.out_features, None, bias, 0, None, dense)
 
 
 def _linear_general(x: Tensor, weight: SparseWeight, bias: Tensor | None) -> Tensor:
@@ -385,7 +389,7 @@ def _product(
 ) -> Tensor:
     """act(x·Wᵀ + bias + residual) with W the logical [out, in], whatever the orientation."""
     result_dtype = None
-    if _is_autocast_enabled("cpu"):
+    if torch.is_autocast_enabled("cpu"):
         # F.linear would cast the weight; a packed weight keeps its dtype and the inputs follow, which
         # is exact. The result has autocast's dtype, as the layers behind it expect.
         result_dtype = torch.get_autocast_dtype("cpu")
@@ -479,7 +483,9 @@ def _matmul(a: Tensor, b: Tensor) -> Tensor:
     return _matmul(b, a.mT) if b.dim() == 1 else _matmul(b.mT, a.mT).mT
 
 
-@_function(torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm, torch.bmm, Tensor.bmm)
+@_function(
+    torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm, torch.bmm, Tensor.bmm
+)
 def _handle_matmul(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if kwargs.get("out") is not None or len(args) != 2:
         _refuse(func)
