@@ -47,14 +47,26 @@ struct Series {
     return t;
   }
 
+  /// The least times instead of the median ones: what is left to judge by where the processor is so
+  /// busy with other work that ratios stay in doubt, since other work can only make a call slower.
+  Timing least() const {
+    Timing t = timing();
+    if (dense.empty()) return t;
+    t.seconds = *std::min_element(sparse.begin(), sparse.end());
+    t.dense_seconds = *std::min_element(dense.begin(), dense.end());
+    t.ratio = t.dense_seconds / t.seconds;
+    t.spread = 0.0;
+    return t;
+  }
+
  private:
-  // Two standard errors of a median of normal noise: 2 · 1.2533 · (IQR / 1.349) / sqrt(n). The
-  // quotient of the minima is a second opinion that noise can only make slower; where it disagrees,
-  // the doubt grows by half of the difference. Fewer than three rounds say little.
+  // Two standard errors of a median of normal noise: 2 · 1.2533 · (IQR / 1.349) / sqrt(n). Where
+  // the quotient of the minima disagrees, the doubt grows by half of the difference. Fewer than
+  // three rounds say little.
   double spread(std::vector<double> ratios, double middle) const {
+    if (ratios.size() < 3) return 0.2 * middle;
     const double minima = *std::min_element(dense.begin(), dense.end()) /
                           *std::min_element(sparse.begin(), sparse.end());
-    if (ratios.size() < 3) return 0.2 * middle;
     std::sort(ratios.begin(), ratios.end());
     const double range = ratios[ratios.size() * 3 / 4] - ratios[ratios.size() / 4];
     const double errors = 1.86 * range / std::sqrt(static_cast<double>(ratios.size()));

@@ -211,17 +211,26 @@ TEST(RunLinear, RefusesArgumentsThatCannotBeRight) {
   EXPECT_TRUE(has(message([](LinearArgs& a) { a.tokens = -3; }), "tokens is -3"));
   EXPECT_TRUE(has(message([](LinearArgs& a) { a.x = nullptr; }), "x is null"));
   EXPECT_TRUE(has(message([](LinearArgs& a) { a.y = nullptr; }), "y is null"));
-  EXPECT_TRUE(has(message([](LinearArgs& a) { a.x_stride = kFakeIn - 1; }), "x has a row stride"));
+  EXPECT_TRUE(
+      has(message([](LinearArgs& a) { a.x_stride = -kFakeIn; }), "x has a row stride of -47"));
   EXPECT_TRUE(has(message([](LinearArgs& a) { a.y_stride = 0; }), "rows overlap"));
   EXPECT_TRUE(has(message([](LinearArgs& a) { a.y_stride = -kFakeOut; }), "negative"));
   EXPECT_TRUE(has(message([](LinearArgs& a) {
                     a.residual = a.x;
-                    a.residual_stride = 1;
+                    a.residual_stride = -1;
                   }),
                   "residual has a row stride"));
   EXPECT_TRUE(has(message([](LinearArgs& a) { a.activation = static_cast<Activation>(9); }),
                   "activation is 9"));
   EXPECT_EQ(fakes()[0].calls, 0);
+}
+
+TEST(RunLinear, OneRowMayServeAllTokens) {
+  test::reset_fakes();
+  Call call;
+  call.args.x_stride = 0;
+  run_linear(call.args);
+  EXPECT_EQ(fakes()[0].calls, 1);
 }
 
 TEST(RunLinear, OneRowNeedsNoStride) {
