@@ -60,7 +60,7 @@ struct LinearArgs {
   std::int64_t residual_stride = 0;
   std::int64_t residual_batch_stride = 0;
   Activation activation = Activation::kNone;
-  ParallelFor parallel;
+  ParallelFor parallel{};
 };
 
 /// One row of the kernel table: a function for one operation, layout, dtype and instruction set.
@@ -142,7 +142,7 @@ struct DensePeer {
 struct PlanOptions {
   PlanMode mode = PlanMode::kMeasure;
   MemoryMode memory = MemoryMode::kDefault;
-  ParallelFor parallel;
+  ParallelFor parallel{};
   /// Only this row ("" = free choice). GOSSAMER_KERNEL sets it from outside. A forced row makes the
   /// plan sparse whatever dense does.
   std::string kernel;

@@ -1,0 +1,390 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Every row of the kernel table against plain loops in float64. A new row is tested because it
+// exists.
+#include <gtest/gtest.h>
+
+#include <array>
+#include <cmath>
+#include <limits>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "gossamer/linear.h"
+#include "gossamer/openmp.h"
+#include "testing.h"
+
+namespace gossamer::test {
+namespace {
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+
+/// One call of one kernel, with room around Y to notice a write outside.
+struct Case {
+  Pattern pattern;
+  std::int64_t batch = 1;
+  std::int64_t out = 1;
+  std::int64_t in = 1;
+  std::int64_t tokens = 1;
+  bool bias = false;
+  bool residual = false;
+  Activation activation = Activation::kNone;
+  std::int64_t padding = 0;  ///< elements between rows of X, Y and residual
+  int threads = 1;
+
+  std::string to_string() const {
+    return pattern.to_string() + " batch " + std::to_string(batch) + " out " + std::to_string(out) +
+           " in " + std::to_string(in) + " tokens " + std::to_string(tokens) +
+           (bias ? " bias" : "") + (residual ? " residual" : "") +
+           (activation == Activation::kRelu ? " relu" : "") + " padding " +
+           std::to_string(padding) + " threads " + std::to_string(threads);
+  }
+};
+
+/// The half-width of rounding to nearest, relative.
+double unit_roundoff(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat64:
+      return 0x1p-53;
+    case DType::kFloat32:
+      return 0x1p-24;
+    case DType::kFloat16:
+      return 0x1p-11;
+    default:
+      return 0x1p-8;
+  }
+}
+
+/// Arithmetic is float64 for float64 and float32 for everything else.
+double compute_roundoff(DType dtype) { return dtype == DType::kFloat64 ? 0x1p-53 : 0x1p-24; }
+
+class Call {
+ public:
+  Call(const LinearKernel& kernel, const Case& c, Random& random)
+      : kernel_(kernel),
+        case_(c),
+        dtype_(kernel.activation_dtype),
+        weight_values_(random_sparse(random, kernel.weight_dtype, c.pattern, c.out, c.in, c.batch)),
+        weight_(pack_matrix(weight_values_, c.pattern, kernel.layout)),
+        mask_(unpack_mask(weight_)),
+        x_(random_matrix(random, dtype_, c.tokens, c.in + c.padding, c.batch)),
+        bias_(random_matrix(random, dtype_, c.batch, c.out)),
+        residual_(random_matrix(random, dtype_, c.tokens, c.out + c.padding, c.batch)),
+        y_(random_matrix(random, dtype_, c.tokens + 2, c.out + c.padding, c.batch)),
+        before_(y_),
+        kept_(static_cast<std::size_t>(c.batch * c.out)) {
+    for (std::int64_t at = 0; at < weight_values_.size(); ++at) {
+      if (mask_.bytes[static_cast<std::size_t>(at)] == std::byte{0}) continue;
+      kept_[static_cast<std::size_t>(at / c.in)].emplace_back(at % c.in,
+                                                              element(weight_values_, at));
+    }
+  }
+
+  Matrix& x() { return x_; }
+  const Matrix& mask() const { return mask_; }
+  std::int64_t y_index(std::int64_t b, std::int64_t t, std::int64_t r) const {
+    return (b * (case_.tokens + 2) + t + 1) * (case_.out + case_.padding) + r;
+  }
+  std::int64_t x_index(std::int64_t b, std::int64_t t, std::int64_t k) const {
+    return (b * case_.tokens + t) * (case_.in + case_.padding) + k;
+  }
+
+  /// Calls the kernel; the first and last row of Y and the padding must stay untouched.
+  void call(bool residual_is_y = false) {
+    const std::int64_t bytes = dtype_bytes(dtype_);
+    LinearArgs args{.weight = weight_};
+    args.tokens = case_.tokens;
+    args.x = x_.bytes.data();
+    args.x_stride = case_.in + case_.padding;
+    args.x_batch_stride = case_.tokens * args.x_stride;
+    args.y_stride = case_.out + case_.padding;
+    args.y_batch_stride = (case_.tokens + 2) * args.y_stride;
+    args.y = y_.bytes.data() + args.y_stride * bytes;
+    if (case_.bias) args.bias = bias_.bytes.data();
+    if (case_.residual) {
+      args.residual = residual_.bytes.data();
+      args.residual_stride = args.y_stride;
+      args.residual_batch_stride = case_.tokens * args.y_stride;
+    }
+    if (residual_is_y) {
+      args.residual = args.y;
+      args.residual_stride = args.y_stride;
+      args.residual_batch_stride = args.y_batch_stride;
+      residual_is_y_ = true;
+    }
+    args.activation = case_.activation;
+    if (case_.threads > 1) args.parallel = openmp_parallel_for(case_.threads);
+    kernel_.run(args);
+  }
+
+  double actual(std::int64_t b, std::int64_t t, std::int64_t r) const {
+    return element(y_, y_index(b, t, r));
+  }
+
+  /// The exact result before rounding, and the sum of absolute products that bounds its error.
+  std::array<double, 2> expected(std::int64_t b, std::int64_t t, std::int64_t r) const {
+    double sum = 0.0;
+    double size = 0.0;
+    for (const auto& [k, value] : kept_[static_cast<std::size_t>(b * case_.out + r)]) {
+      const double product = value * x_as_double_[static_cast<std::size_t>(x_index(b, t, k))];
+      sum += product;
+      size += std::fabs(product);
+    }
+    if (case_.bias) add(element(bias_, b * case_.out + r), sum, size);
+    if (case_.residual) {
+      const std::int64_t at = (b * case_.tokens + t) * (case_.out + case_.padding) + r;
+      add(element(residual_, at), sum, size);
+    }
+    if (residual_is_y_) add(element(before_, y_index(b, t, r)), sum, size);
+    if (case_.activation == Activation::kRelu && sum < 0.0) sum = 0.0;
+    return {sum, size};
+  }
+
+  /// Compares everything. The bound is that of any order of summation (Higham 2002, §4.2): every
+  /// addition and product rounds once, so |error| <= n·u·Σ|x·w| to first order with n roundings in
+  /// a chain; then one rounding to the dtype of Y.
+  void check() {
+    x_as_double_.resize(static_cast<std::size_t>(x_.size()));
+    for (std::int64_t i = 0; i < x_.size(); ++i) {
+      x_as_double_[static_cast<std::size_t>(i)] = element(x_, i);
+    }
+    const double roundings = static_cast<double>(case_.in) + 4.0;
+    for (std::int64_t b = 0; b < case_.batch; ++b) {
+      for (std::int64_t t = 0; t < case_.tokens; ++t) {
+        for (std::int64_t r = 0; r < case_.out; ++r) {
+          const auto [sum, size] = expected(b, t, r);
+          // 2: the second-order terms; and twice the spacing where float16 is subnormal.
+          const double bound = 2.0 * roundings * compute_roundoff(dtype_) * size +
+                               unit_roundoff(dtype_) * std::fabs(sum) + 0x1p-24;
+          ASSERT_LE(std::fabs(actual(b, t, r) - sum), bound)
+              << kernel_.name << ": " << case_.to_string() << " at batch " << b << " token " << t
+              << " row " << r;
+        }
+      }
+    }
+    check_untouched();
+  }
+
+ private:
+  static void add(double value, double& sum, double& size) {
+    sum += value;
+    size += std::fabs(value);
+  }
+
+  void check_untouched() const {
+    const auto bytes = static_cast<std::size_t>(dtype_bytes(dtype_));
+    const std::int64_t stride = case_.out + case_.padding;
+    for (std::int64_t i = 0; i < y_.size(); ++i) {
+      const std::int64_t row = i / stride % (case_.tokens + 2);
+      if (row >= 1 && row <= case_.tokens && i % stride < case_.out) continue;
+      ASSERT_EQ(std::memcmp(y_.bytes.data() + static_cast<std::size_t>(i) * bytes,
+                            before_.bytes.data() + static_cast<std::size_t>(i) * bytes, bytes),
+                0)
+          << kernel_.name << ": wrote outside Y in " << case_.to_string();
+    }
+  }
+
+  const LinearKernel& kernel_;
+  Case case_;
+  DType dtype_;
+  Matrix weight_values_;
+  PackedWeight weight_;
+  Matrix mask_;
+  Matrix x_;
+  Matrix bias_;
+  Matrix residual_;
+  Matrix y_;
+  Matrix before_;
+  std::vector<std::vector<std::pair<std::int64_t, double>>> kept_;  ///< of each row: column, value
+  std::vector<double> x_as_double_;
+  bool residual_is_y_ = false;
+};
+
+/// Patterns that the layout of a kernel holds.
+std::vector<Pattern> patterns_of(const LinearKernel& kernel) {
+  switch (kernel.layout) {
+    case Layout::kNm:
+      return {Pattern::nm(2, 4), Pattern::nm(1, 4), Pattern::nm(8, 16)};
+    case Layout::kNm24Pairs:
+      return {Pattern::nm(2, 4)};
+    case Layout::kBsr:
+      return {Pattern::block(4, 4, 0.5), Pattern::block(16, 1, 0.7)};
+    case Layout::kFanIn:
+      return {Pattern::fan_in(0.75), Pattern::fan_in(0.0)};
+    default:
+      return {Pattern::unstructured(0.0), Pattern::unstructured(0.5), Pattern::unstructured(0.9),
+              Pattern::unstructured(1.0)};
+  }
+}
+
+class KernelTest : public testing::TestWithParam<const LinearKernel*> {
+ protected:
+  void SetUp() override {
+    if (!host_machine().has(GetParam()->needs)) {
+      GTEST_SKIP() << GetParam()->name << " needs instruction sets this machine does not have";
+    }
+  }
+
+  const LinearKernel& kernel() const { return *GetParam(); }
+
+  void check(const Case& c) {
+    Call run(kernel(), c, random_);
+    run.call();
+    run.check();
+  }
+
+  Random random_{20261123};
+};
+
+TEST_P(KernelTest, AgreesAtEveryTokenCount) {
+  for (const Pattern& pattern : patterns_of(kernel())) {
+    for (const std::int64_t tokens :
+         {0, 1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 33, 47, 63, 64, 65, 100, 129}) {
+      check({.pattern = pattern, .out = 19, .in = 70, .tokens = tokens, .bias = tokens % 2 == 0});
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
+TEST_P(KernelTest, AgreesAtEveryShape) {
+  for (const Pattern& pattern : patterns_of(kernel())) {
+    for (const std::int64_t out : {1, 2, 7, 8, 33}) {
+      for (const std::int64_t in : {1, 3, 4, 31, 64, 65, 127, 257}) {
+        for (const std::int64_t tokens : {1, 4, 19}) {
+          check({.pattern = pattern, .out = out, .in = in, .tokens = tokens, .bias = out % 2 == 1});
+          if (HasFatalFailure()) return;
+        }
+      }
+    }
+  }
+}
+
+TEST_P(KernelTest, AgreesWithManyBlocksOfRowsAndInputs) {
+  const Pattern pattern = patterns_of(kernel()).front();
+  check({.pattern = pattern, .out = 1030, .in = 300, .tokens = 130, .bias = true});
+  check({.pattern = pattern, .out = 70, .in = 2311, .tokens = 21, .residual = true});
+}
+
+TEST_P(KernelTest, AgreesWithEveryEpilogueStrideBatchAndThreadCount) {
+  const Pattern pattern = patterns_of(kernel()).back();
+  for (const bool bias : {false, true}) {
+    for (const bool residual : {false, true}) {
+      for (const Activation activation : {Activation::kNone, Activation::kRelu}) {
+        for (const std::int64_t batch : {1, 3}) {
+          for (const int threads : {1, 2, 4}) {
+            for (const std::int64_t tokens : {1, 6, 70}) {
+              check({.pattern = pattern,
+                     .batch = batch,
+                     .out = 37,
+                     .in = 150,
+                     .tokens = tokens,
+                     .bias = bias,
+                     .residual = residual,
+                     .activation = activation,
+                     .padding = threads - 1,
+                     .threads = threads});
+              if (HasFatalFailure()) return;
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_P(KernelTest, ThreadsShareLargeWork) {
+  const Pattern pattern = patterns_of(kernel()).front();
+  for (const int threads : {2, 3, 4}) {
+    for (const std::int64_t tokens : {1, 8, 257}) {
+      check({.pattern = pattern,
+             .out = 515,
+             .in = 260,
+             .tokens = tokens,
+             .bias = true,
+             .threads = threads});
+    }
+  }
+}
+
+TEST_P(KernelTest, ResidualMayBeY) {
+  for (const std::int64_t tokens : {1, 9, 65}) {
+    const Case c{.pattern = patterns_of(kernel()).front(),
+                 .out = 21,
+                 .in = 1300,
+                 .tokens = tokens,
+                 .activation = Activation::kRelu,
+                 .padding = 3};
+    Call run(kernel(), c, random_);
+    run.call(true);
+    run.check();
+  }
+}
+
+// A pruned weight contributes nothing, whatever X holds there; a kept one passes NaN and infinity
+// on.
+TEST_P(KernelTest, NonFiniteInputsReachKeptPositionsOnly) {
+  for (const Pattern& pattern : patterns_of(kernel())) {
+    for (const std::int64_t tokens : {1, 3, 17, 65}) {
+      for (const double poison : {kNan, kInfinity, -kInfinity}) {
+        const Case c{.pattern = pattern, .out = 24, .in = 144, .tokens = tokens};
+        Call run(kernel(), c, random_);
+        const std::int64_t column = 37;
+        for (std::int64_t t = 0; t < tokens; t += 2) {
+          set_element(run.x(), run.x_index(0, t, column), poison);
+        }
+        run.call();
+        for (std::int64_t t = 0; t < tokens; ++t) {
+          for (std::int64_t r = 0; r < c.out; ++r) {
+            const bool kept =
+                run.mask().bytes[static_cast<std::size_t>(r * c.in + column)] != std::byte{0};
+            ASSERT_EQ(std::isfinite(run.actual(0, t, r)), !(kept && t % 2 == 0))
+                << kernel().name << ": " << c.to_string() << " token " << t << " row " << r;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_P(KernelTest, ReluKeepsNan) {
+  const Case c{.pattern = patterns_of(kernel()).front(),
+               .out = 9,
+               .in = 64,
+               .tokens = 9,
+               .activation = Activation::kRelu};
+  Call run(kernel(), c, random_);
+  for (std::int64_t k = 0; k < c.in; ++k) set_element(run.x(), run.x_index(0, 4, k), kNan);
+  run.call();
+  for (std::int64_t r = 0; r < c.out; ++r) {
+    bool any_kept = false;
+    for (std::int64_t k = 0; k < c.in; ++k) {
+      any_kept |= run.mask().bytes[static_cast<std::size_t>(r * c.in + k)] != std::byte{0};
+    }
+    EXPECT_EQ(std::isnan(run.actual(0, 4, r)), any_kept) << kernel().name;
+    EXPECT_GE(run.actual(0, 3, r), 0.0);
+  }
+}
+
+std::vector<const LinearKernel*> all_kernels() {
+  std::vector<const LinearKernel*> all;
+  for (const LinearKernel& kernel : linear_kernels()) all.push_back(&kernel);
+  return all;
+}
+
+INSTANTIATE_TEST_SUITE_P(Table, KernelTest, testing::ValuesIn(all_kernels()),
+                         [](const auto& param) { return std::string(param.param->name); });
+
+TEST(KernelTable, HasAPortableKernelForEveryLayout) {
+  for (const Layout layout : all_layouts()) {
+    bool found = false;
+    for (const LinearKernel& kernel : linear_kernels()) {
+      found |= kernel.layout == layout && kernel.needs == kIsaGeneric &&
+               kernel.weight_dtype == DType::kFloat32;
+    }
+    EXPECT_TRUE(found) << layout_name(layout);
+  }
+}
+
+}  // namespace
+}  // namespace gossamer::test
