@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "gossamer/packed_weight.h"
 
+#include <algorithm>
+#include <cstring>
 #include <utility>
 
 #include "core/encode.h"
@@ -37,9 +39,10 @@ void check_unpack_view(const MatrixView& view, const PackedView& packed, std::st
        shape_text(packed.batch(), packed.out(), packed.in()));
 }
 
-/// Where a row of a writable view begins, in bytes, and how far apart its elements are.
+/// Writes one row of elements to where a view has it.
 template <typename Raw>
 void scatter_row(const Raw* from, const MatrixView& to, std::int64_t batch, std::int64_t row) {
+  if (to.cols == 0) return;
   constexpr std::int64_t kBytes = sizeof(Raw);
   std::byte* begin = to.data + (batch * to.batch_stride + row * to.row_stride) * kBytes;
   if (to.col_stride == 1) {
