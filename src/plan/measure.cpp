@@ -4,7 +4,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <map>
+#include <numeric>
 #include <set>
 
 #include "gossamer/error.h"
@@ -16,7 +18,7 @@
 namespace gossamer::plan {
 namespace {
 
-constexpr double kHopeless = 1.5;         // times the best warm-up of its layout
+constexpr double kHopeless = 1.25;        // times the best warm-up of its layout
 constexpr double kDenseShare = 0.25;      // of the budget, for one dense call
 constexpr double kFirstPass = 0.8;        // of the budget; the rest is for contested times
 constexpr double kSampleSeconds = 20e-6;  // shorter calls are timed several at a time
@@ -24,7 +26,7 @@ constexpr int kMaxCallsPerSample = 64;
 constexpr double kWarmedSeconds = 500e-6;
 constexpr int kMinRounds = 3;
 constexpr int kShortMinRounds = 5;
-constexpr int kMaxRounds = 25;
+constexpr int kMaxRounds = 21;
 constexpr int kMaxPasses = 3;
 constexpr std::int64_t kMaxInputBytes = std::int64_t{1} << 30;
 
@@ -72,7 +74,7 @@ class Measurer {
     std::size_t entrant = 0;
     LinearArgs args;
     int calls = 1;
-    bool warmed = false;
+    double seconds = 0.0;  ///< of one call, roughly
   };
 
   // One converted copy a layout. Further layouts than the first are only tried while half of the
@@ -116,6 +118,11 @@ class Measurer {
     const Stopwatch watch;
     for (int i = 0; i < calls; ++i) row.run(args);
     return watch.seconds() / calls;
+  }
+
+  static int calls_per_sample(double seconds) {
+    return std::clamp(static_cast<int>(kSampleSeconds / std::max(seconds, 1e-9)), 1,
+                      kMaxCallsPerSample);
   }
 
   // What a call will take at probe p, from the one before and the growth that the model predicts.
@@ -165,34 +172,60 @@ class Measurer {
     if (p == 0) return {};
     const double sparse = expected_row(fastest_first(p).front(), p);
     const double dense = expected_dense(p);
-    if (dense > kDenseShare * options_.seconds_budget ||
-        (dense + sparse) * (kMinRounds + 1) > left()) {
+    const double budget = options_.seconds_budget;
+    if (dense > kDenseShare * budget) {
       return fmt::format(
-          "{} tokens and more were not timed: one {} call takes about {:.1f} ms, the "
-          "budget is {:.0f} ms",
-          tokens, dense > 0 ? "dense" : "sparse", 1e3 * (dense > 0 ? dense : sparse),
-          1e3 * options_.seconds_budget);
+          "{} tokens and more were not timed: one dense call takes about {:.0f} ms, the budget is "
+          "{:.0f} ms",
+          tokens, 1e3 * dense, 1e3 * budget);
+    }
+    if ((dense + sparse) * (kMinRounds + 1) > left()) {
+      return fmt::format(
+          "{} tokens and more were not timed: one round takes about {:.1f} ms, and "
+          "the budget of {:.0f} ms has {:.0f} ms left",
+          tokens, 1e3 * (dense + sparse), 1e3 * budget, 1e3 * std::max(left(), 0.0));
     }
     return {};
+  }
+
+  // A probe's part of what is left: larger token counts have longer calls, and get more.
+  double quota(std::size_t p) const {
+    constexpr std::array<double, kProbeCount> kWeights{1, 1, 1, 1, 1, 2, 2, 3, 4, 5, 8, 8};
+    const double rest = std::accumulate(kWeights.begin() + p, kWeights.end(), 0.0);
+    return std::max(left(), 0.0) * kWeights[p] / rest;
+  }
+
+  double round_seconds(std::size_t p, const std::vector<Contender>& contenders) const {
+    const auto with_warming = [](double once) {
+      return std::max(once, kSampleSeconds) + (once < kWarmedSeconds ? once : 0.0);
+    };
+    double sum = dense_.run ? with_warming(dense_seconds_[p]) : 0.0;
+    for (const Contender& c : contenders) sum += with_warming(c.seconds);
+    return sum;
   }
 
   bool measure_probe(std::size_t p) {
     evidence_.limit = too_long(p);
     if (!evidence_.limit.empty() && p > 0) return false;
     const std::int64_t tokens = kProbes[p].tokens;
-    const double quota = std::max(left(), 0.0) / static_cast<double>(kProbeCount - p);
+    const double allowed = quota(p);
     const Stopwatch watch;
 
     dense_seconds_[p] = run_dense(tokens);
-    if (dense_seconds_[p] < 1e-3)
+    if (dense_seconds_[p] < 1e-3) {
       dense_seconds_[p] = std::min(dense_seconds_[p], run_dense(tokens));
-    std::vector<Contender> contenders = warm_up(p, watch, quota);
-    double round = dense_seconds_[p];
-    for (const Contender& c : contenders) round += evidence_.candidates[c.entrant].at[p].seconds;
-
+    }
+    std::vector<Contender> contenders = warm_up(p, watch, allowed);
+    // The slowest wait outside until enough rounds of the others fit.
+    const double rest = allowed - watch.seconds();
+    while (contenders.size() > 1 && round_seconds(p, contenders) * kShortMinRounds > rest) {
+      contenders.pop_back();
+    }
+    const double round = round_seconds(p, contenders);
     int least = round < 1e-3 ? kShortMinRounds : kMinRounds;
     if (round * least > std::max(left(), kDenseShare * options_.seconds_budget)) least = 1;
-    for (int i = 0; i < kMaxRounds && (i < least || watch.seconds() < quota); ++i) {
+    for (const Contender& c : contenders) series_[c.entrant][p] = {};
+    for (int i = 0; i < kMaxRounds && (i < least || watch.seconds() < allowed); ++i) {
       run_round(p, contenders, i);
     }
     for (const Contender& c : contenders) note(c.entrant, p);
@@ -200,38 +233,33 @@ class Measurer {
     return true;
   }
 
-  // Calls each row once or twice untimed for the caches' sake, then keeps those near their layout's
-  // best. A row that is left out here keeps the time of its warm-up.
-  std::vector<Contender> warm_up(std::size_t p, const Stopwatch& watch, double quota) {
+  // Calls each row once or twice, the most promising first, in at most half of the probe's time.
+  // Those near their layout's best go on, fastest first; the others keep the time of their warm-up.
+  std::vector<Contender> warm_up(std::size_t p, const Stopwatch& watch, double allowed) {
     std::vector<Contender> all;
     std::map<Layout, double> best;
     for (const std::size_t e : fastest_first(p)) {
       const LinearKernel& row = *entrants_[e].model.row;
-      const bool first = all.empty();
-      if (!first && watch.seconds() > std::max(quota, 0.0)) continue;
-      if (!first && p > 0 && expected_row(e, p) * kMinRounds > left()) continue;
+      if (!all.empty() && watch.seconds() > 0.5 * allowed) continue;
+      if (!all.empty() && p > 0 && expected_row(e, p) * kMinRounds > left()) continue;
       const LinearArgs args = inputs_.args(views_.at(row.layout), kProbes[p].tokens);
       double seconds = run_row(row, args, 1);
       if (seconds < 1e-3) seconds = std::min(seconds, run_row(row, args, 1));
-      const int calls = std::clamp(static_cast<int>(kSampleSeconds / std::max(seconds, 1e-9)), 1,
-                                   kMaxCallsPerSample);
       Series& series = series_[e][p];
       series.sparse = {seconds + options_.call_overhead};
       if (evidence_.has_dense) series.dense = {dense_seconds_[p]};
       note(e, p);
-      all.push_back({e, args, calls, seconds < kWarmedSeconds});
+      all.push_back({e, args, calls_per_sample(seconds), seconds});
       const auto at = best.try_emplace(row.layout, seconds).first;
       at->second = std::min(at->second, seconds);
     }
-    std::vector<Contender> kept;
-    for (const Contender& c : all) {
-      const double seconds = evidence_.candidates[c.entrant].at[p].seconds - options_.call_overhead;
-      if (seconds > kHopeless * best.at(entrants_[c.entrant].model.row->layout)) continue;
-      series_[c.entrant][p] = {};
-      kept.push_back(c);
-    }
     std::erase_if(complete_layouts_, [&](Layout layout) { return !best.contains(layout); });
-    return kept;
+    std::erase_if(all, [&](const Contender& c) {
+      return c.seconds > kHopeless * best.at(entrants_[c.entrant].model.row->layout);
+    });
+    std::stable_sort(all.begin(), all.end(),
+                     [](const Contender& a, const Contender& b) { return a.seconds < b.seconds; });
+    return all;
   }
 
   // One sample of dense and of every contender; the order alternates, so that none always follows
@@ -244,7 +272,7 @@ class Measurer {
       const std::size_t at = forwards ? i : contenders.size() - 1 - i;
       const Contender& c = contenders[at];
       const LinearKernel& row = *entrants_[c.entrant].model.row;
-      if (c.warmed) row.run(c.args);
+      if (c.seconds < kWarmedSeconds) row.run(c.args);
       sparse[at] = run_row(row, c.args, c.calls) + options_.call_overhead;
     }
     const double dense = forwards ? first_dense : sample_dense(p);
@@ -260,8 +288,7 @@ class Measurer {
     if (!dense_.run) return run_dense(tokens);
     const double once = dense_seconds_[p];
     if (once < kWarmedSeconds) dense_.run(tokens);
-    const int calls =
-        std::clamp(static_cast<int>(kSampleSeconds / std::max(once, 1e-9)), 1, kMaxCallsPerSample);
+    const int calls = calls_per_sample(once);
     const Stopwatch watch;
     for (int i = 0; i < calls; ++i) dense_.run(tokens);
     return watch.seconds() / calls;
@@ -278,11 +305,9 @@ class Measurer {
     for (const Contested& place : contested) {
       const LinearKernel& row = *entrants_[place.candidate].model.row;
       const Timing& before = evidence_.candidates[place.candidate].at[place.probe];
-      const int calls =
-          std::clamp(static_cast<int>(kSampleSeconds / before.seconds), 1, kMaxCallsPerSample);
       const std::vector<Contender> one{
-          {place.candidate, inputs_.args(views_.at(row.layout), kProbes[place.probe].tokens), calls,
-           before.seconds < kWarmedSeconds}};
+          {place.candidate, inputs_.args(views_.at(row.layout), kProbes[place.probe].tokens),
+           calls_per_sample(before.seconds), before.seconds}};
       const auto rounds = 2 * static_cast<int>(series_[place.candidate][place.probe].sparse.size());
       const Stopwatch watch;
       for (int i = 0; i < rounds && watch.seconds() + before.seconds + before.dense_seconds < share;

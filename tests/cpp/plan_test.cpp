@@ -276,8 +276,7 @@ TEST(PlanMeasure, KeepsToItsBudget) {
   const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
   EXPECT_LT(took.count(), 2 * options.seconds_budget);
   EXPECT_TRUE(plan.sparse);
-  EXPECT_TRUE(contains(plan.reason, "tokens and more were not timed: one dense call takes about"))
-      << plan.reason;
+  EXPECT_TRUE(contains(plan.reason, "tokens and more were not timed: one ")) << plan.reason;
   EXPECT_TRUE(contains(plan.choices[6].reason, "taken from")) << plan.choices[6].reason;
   EXPECT_LE(plan.choices[6].tokens, 50) << "dense takes a quarter of the budget at 50 tokens";
 }
@@ -292,6 +291,8 @@ TEST(PlanMeasure, ADenseCallLongerThanTheBudgetIsStillJudged) {
   const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
   EXPECT_TRUE(plan.sparse);
   EXPECT_EQ(plan.choices[6].tokens, 1);
+  EXPECT_TRUE(contains(plan.reason, "2 tokens and more were not timed: one dense call takes about"))
+      << plan.reason;
   EXPECT_LT(took.count(), 0.35) << "a warm-up and a round of the one call";
 }
 
