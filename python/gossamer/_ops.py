@@ -1,22 +1,24 @@
 """Loads the operators of `torch.ops.gossamer` and gives them shapes and gradients.
 
-The operators themselves are C++ (`_C.so`, on PyTorch's stable ABI). Importing this module is all that
-is needed to use them; loading `_C.so` with `torch.ops.load_library` alone is enough to run programs
-that were exported with them.
+The operators themselves are C++ (`_C.so`, on PyTorch's stable ABI). Importing this module is all
+that is needed to use them; loading `_C.so` with `torch.ops.load_library` alone is enough to run
+programs that were exported with them.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
 
 _OLDEST_TORCH = (2, 10)
+
+_Fake = TypeVar("_Fake", bound=Callable[..., Any])
 
 RELU = 1
 """The `activation` argument of `linear` that applies ReLU; 0 applies nothing."""
@@ -41,13 +43,15 @@ def _load(path: Path) -> None:
     if not path.is_file():
         raise ImportError(
             f"gossamer's operators are not there: {path} does not exist. Install the package "
-            "(pip install gossamer, or `make install` in a checkout), or set GOSSAMER_LIBRARY to a built _C.so"
+            "(pip install gossamer, or `make install` in a checkout), or set GOSSAMER_LIBRARY to a "
+            "built _C.so"
         )
     try:
         torch.ops.load_library(path)
     except OSError as error:
         raise ImportError(
-            f"gossamer's operators could not be loaded from {path}: {error}. They need libgossamer.so beside "
+            f"gossamer's operators could not be loaded from {path}: {error}. They need "
+            f"libgossamer.so beside "
             f"them and torch >= 2.10 (this is {torch.__version__}); rebuild with `make install`"
         ) from error
 
@@ -69,9 +73,9 @@ def info(packed: Tensor) -> dict[str, Any]:
 
     Returns:
         `layout`, `layout_code`, `format`, `pattern`, `dtype`, `shape` ([out, in] or
-        [batch, out, in]), `batch`, `out`, `in`, `kept`, `bytes`, `transposed`, `plan` (a kernel's name
-        or None for each bucket of token counts), and `arrays` (`name`, `dtype`, `shape`; empty where
-        the layout is not a format).
+        [batch, out, in]), `batch`, `out`, `in`, `kept`, `bytes`, `transposed`, `plan` (a kernel's
+        name or None for each bucket of token counts), and `arrays` (`name`, `dtype`, `shape`; empty
+        where the layout is not a format).
 
     Raises:
         ValueError: the bytes are not a packed weight.
@@ -79,7 +83,15 @@ def info(packed: Tensor) -> dict[str, Any]:
     return json.loads(_ops.info(packed))
 
 
-# --- Shapes: what torch.compile and torch.export see instead of the operators ----------------------
+# --- Shapes: what torch.compile and torch.export see instead of the operators ---------------------
+
+
+def _shape_of(name: str) -> Callable[[_Fake], _Fake]:
+    def register(fake: _Fake) -> _Fake:
+        torch.library.register_fake(f"gossamer::{name}", fake)
+        return fake
+
+    return register
 
 
 def _linear_fake(
@@ -96,11 +108,11 @@ def _linear_fake(
     return x.new_empty((*x.shape[:-1], out))
 
 
-torch.library.register_fake("gossamer::linear")(_linear_fake)
-torch.library.register_fake("gossamer::linear_autograd")(_linear_fake)
+_shape_of("linear")(_linear_fake)
+_shape_of("linear_autograd")(_linear_fake)
 
 
-@torch.library.register_fake("gossamer::linear_dx")
+@_shape_of("linear_dx")
 def _linear_dx_fake(
     grad: Tensor, packed: Tensor, layout: int, inputs: int, dense: Tensor | None = None
 ) -> Tensor:
@@ -113,59 +125,59 @@ def _new_bytes(like: Tensor) -> Tensor:
     return like.new_empty((size,), dtype=torch.uint8)
 
 
-@torch.library.register_fake("gossamer::pack")
+@_shape_of("pack")
 def _pack_fake(
     values: Tensor, mask: Tensor | None, pattern: str, layout: str, transposed: bool, name: str
 ) -> Tensor:
     return _new_bytes(values)
 
 
-@torch.library.register_fake("gossamer::convert")
+@_shape_of("convert")
 def _convert_fake(packed: Tensor, layout: str) -> Tensor:
     return _new_bytes(packed)
 
 
-@torch.library.register_fake("gossamer::slice_rows")
+@_shape_of("slice_rows")
 def _slice_rows_fake(packed: Tensor, begin: int, end: int) -> Tensor:
     return _new_bytes(packed)
 
 
-@torch.library.register_fake("gossamer::concat_rows")
+@_shape_of("concat_rows")
 def _concat_rows_fake(parts: Sequence[Tensor]) -> Tensor:
     return _new_bytes(parts[0])
 
 
-@torch.library.register_fake("gossamer::from_format_arrays")
+@_shape_of("from_format_arrays")
 def _from_format_arrays_fake(info: str, arrays: Sequence[Tensor]) -> Tensor:
     return _new_bytes(arrays[0])
 
 
-@torch.library.register_fake("gossamer::with_plan")
+@_shape_of("with_plan")
 def _with_plan_fake(packed: Tensor, kernels: str) -> Tensor:
     return torch.empty_like(packed)
 
 
-@torch.library.register_fake("gossamer::unpack")
+@_shape_of("unpack")
 def _unpack_fake(packed: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return packed.new_empty(shape, dtype=dtype)
 
 
-@torch.library.register_fake("gossamer::unpack_mask")
+@_shape_of("unpack_mask")
 def _unpack_mask_fake(packed: Tensor, shape: Sequence[int]) -> Tensor:
     return packed.new_empty(shape, dtype=torch.bool)
 
 
-@torch.library.register_fake("gossamer::validate")
+@_shape_of("validate")
 def _validate_fake(packed: Tensor) -> None:
     return None
 
 
-@torch.library.register_fake("gossamer::select_masks")
+@_shape_of("select_masks")
 def _select_masks_fake(scores: Sequence[Tensor], pattern: str, scope: str) -> list[Tensor]:
     return [score.new_empty(score.shape, dtype=torch.bool) for score in scores]
 
 
-@torch.library.register_fake("gossamer::magnitude_mask")
+@_shape_of("magnitude_mask")
 def _magnitude_mask_fake(values: Tensor, pattern: str, scope: str) -> Tensor:
     return values.new_empty(values.shape, dtype=torch.bool)
 
@@ -175,18 +187,19 @@ def _reads_data(name: str) -> None:
 
     def fake(*args: object, **kwargs: object) -> NoReturn:
         raise RuntimeError(
-            f"torch.ops.gossamer.{name} returns a Python value that depends on the tensor's data; call it "
+            f"torch.ops.gossamer.{name} returns a Python value that depends on the tensor's data; "
+            f"call it "
             "outside of torch.compile and torch.export"
         )
 
-    torch.library.register_fake(f"gossamer::{name}")(fake)
+    torch.library.register_fake(f"gossamer::{name}", fake)
 
 
 for _name in ("info", "format_arrays", "plan", "find_violation", "infer_pattern", "count_nonzeros"):
     _reads_data(_name)
 
 
-# --- Gradients: of the input, the bias and the residual; a packed weight has none ------------------
+# --- Gradients: of the input, the bias and the residual; a packed weight has none -----------------
 
 
 def _linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -199,20 +212,24 @@ def _linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     packed, output, dense = ctx.saved_tensors
-    if ctx.needs_input_grad[8]:
+    # Arguments that a call left out have no entry.
+    needs_grad = (*ctx.needs_input_grad, *[False] * 9)
+    if needs_grad[8]:
         raise RuntimeError(
-            "the dense copy of a packed weight has no gradient: train the dense weight under a mask "
-            "(a gossamer.Sparsifier prepared on the model), or unpack the model with gossamer.desparsify_(model)"
+            "the dense copy of a packed weight has no gradient: train the dense weight under a "
+            "mask "
+            "(a gossamer.Sparsifier prepared on the model), or unpack the model with "
+            "gossamer.desparsify_(model)"
         )
     if output is not None:
         grad = torch.ops.aten.threshold_backward(grad, output, 0)
     grad_x = grad_bias = None
-    if ctx.needs_input_grad[0]:
+    if needs_grad[0]:
         grad_x = _ops.linear_dx(grad, packed, ctx.layout, ctx.inputs, dense)
-    if ctx.needs_input_grad[5]:
+    if needs_grad[5]:
         # A stack's bias is [batch, out] and its result [batch, tokens, out].
         grad_bias = grad.sum(dim=1) if ctx.bias_dims == 2 else grad.flatten(0, -2).sum(dim=0)
-    grad_residual = grad if ctx.needs_input_grad[7] else None
+    grad_residual = grad if needs_grad[7] else None
     return grad_x, None, None, None, None, grad_bias, None, grad_residual, None
 
 

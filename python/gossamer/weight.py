@@ -1,14 +1,17 @@
 """A packed weight as a tensor: `SparseWeight` takes a dense parameter's place in any module.
 
-The tensor has the shape and dtype of the dense parameter; what it holds is one byte tensor (`packed`)
-in one of the formats or layouts of the core. `torch.nn.functional.linear` and the products that
+The tensor has the shape and dtype of the dense parameter; what it holds is one byte tensor
+(`packed`) in one of the formats or layouts of the core. `torch.nn.functional.linear` and the products that
 modules write out by hand run on it directly; everything else either keeps its meaning (copying,
 casting, saving) or is refused with the operation's name.
+
+For a program that others load without this package, export the model and let torch unwrap the
+weights into plain tensors, `torch.export.export(model, …).run_decompositions({})`; an AOTInductor
+package needs no such step.
 """
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn
@@ -36,10 +39,10 @@ _DTYPES = {
 
 # Looked up once: a name in torch.ops costs as much as the call. `_linear_eager` is what calling
 # `_linear_op` calls, one Python frame earlier; Dynamo follows only the latter.
-_linear_op = torch.ops.gossamer.linear.default
-_linear_autograd_op = torch.ops.gossamer.linear_autograd.default
-_linear_dx_op = torch.ops.gossamer.linear_dx.default
-_linear_eager = _linear_op._op
+_linear_op: Any = torch.ops.gossamer.linear.default
+_linear_autograd_op: Any = torch.ops.gossamer.linear_autograd.default
+_linear_dx_op: Any = torch.ops.gossamer.linear_dx.default
+_linear_eager: Any = _linear_op._op
 _F_linear = torch.nn.functional.linear
 _is_grad_enabled = torch.is_grad_enabled
 _is_any_autocast_enabled = torch._C._is_any_autocast_enabled
@@ -177,7 +180,8 @@ class SparseWeight(torch.Tensor):
         ):
             raise ValueError(
                 f"dense is {list(dense.shape)} {dense.dtype}, the packed weight "
-                f"{list(facts.logical_shape)} {facts.dtype} ([[batch,] out, in]); both must be the same"
+                f"{list(facts.logical_shape)} {facts.dtype} ([[batch,] out, in]); both must be the "
+                f"same"
             )
         return cls(packed, facts, dense)
 
@@ -232,7 +236,7 @@ class SparseWeight(torch.Tensor):
         """The same weight in its format, the one that is saved."""
         return self._replace(torch.ops.gossamer.convert(self.packed, "format"))
 
-    def __repr__(self, *, tensor_contents: object = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         """One line: shape, dtype, pattern, density, layout, size."""
         shape = f"{list(self.shape)}, {str(self.dtype).removeprefix('torch.')}"
         if type(self.packed) is not torch.Tensor:  # a compiler's fake has no bytes to read
@@ -249,7 +253,7 @@ class SparseWeight(torch.Tensor):
         """A copy with bytes of its own."""
         if id(self) in memo:
             return memo[id(self)]
-        new = self.clone()
+        new = _clone(self)
         if getattr(self, "_is_param", False):
             new._is_param = True
         memo[id(self)] = new
@@ -274,6 +278,10 @@ class SparseWeight(torch.Tensor):
     def __tensor_flatten__(self) -> tuple[list[str], _Facts]:
         """The inner tensors' names and the rest, for torch.compile and torch.export."""
         return ["packed"] if self.dense is None else ["packed", "dense"], self._facts
+
+    def _stable_hash_for_caching(self) -> str:
+        """What a compiled graph depends on: everything but the bytes."""
+        return f"{self._facts}, {tuple(self.packed.shape)}, {self.dense is not None}"
 
     @staticmethod
     def __tensor_unflatten__(
@@ -303,7 +311,7 @@ class SparseWeight(torch.Tensor):
             return func(*args, **(kwargs or {}))
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls,
         func: Any,
         types: Sequence[type],
@@ -417,7 +425,7 @@ def _times_logical(x: Tensor, weight: SparseWeight) -> Tensor:
     return _linear_dx_op(x, weight.packed, weight.layout_code, weight.in_features, weight.dense)
 
 
-# --- Functions above autograd ----------------------------------------------------------------------
+# --- Functions above autograd ---------------------------------------------------------------------
 
 _FUNCTIONS: dict[Any, Callable[..., Any]] = {}
 _DISPATCH: dict[Any, Callable[..., Any]] = {}
@@ -446,15 +454,18 @@ def _name(func: Any) -> str:
 def _refuse(func: Any) -> NoReturn:
     name = str(func) if isinstance(func, torch._ops.OpOverload) else _name(func)
     raise NotImplementedError(
-        f"{name} is not computed on a packed weight; use it as the weight of a linear layer, or take "
+        f"{name} is not computed on a packed weight; use it as the weight of a linear layer, or "
+        f"take "
         "weight.to_dense() (gossamer.desparsify_(model) unpacks a whole model)"
     )
 
 
 def _refuse_gradient() -> NoReturn:
     raise RuntimeError(
-        "a packed weight has no gradient of its own (the gradient of x flows through it): keep it with "
-        "requires_grad=False, unpack it with gossamer.desparsify_(model), or train the dense weight under a "
+        "a packed weight has no gradient of its own (the gradient of x flows through it): keep it "
+        "with "
+        "requires_grad=False, unpack it with gossamer.desparsify_(model), or train the dense "
+        "weight under a "
         "mask with a sparsifier (gossamer.Magnitude and its kind: prepare, step, squash_mask)"
     )
 
@@ -475,7 +486,8 @@ def _matmul(a: Tensor, b: Tensor) -> Tensor:
     if isinstance(b, SparseWeight):
         if isinstance(a, SparseWeight):
             raise NotImplementedError(
-                "matmul: a product of two packed weights is not computed; unpack one with .to_dense()"
+                "matmul: a product of two packed weights is not computed; unpack one with "
+                ".to_dense()"
             )
         return _product(a, b, None, 0, None) if b.transposed else _times_logical(a, b)
     assert isinstance(a, SparseWeight)
@@ -532,18 +544,20 @@ def _handle_set_data(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     target, source = args
     if not isinstance(target, SparseWeight) or not isinstance(source, SparseWeight):
         raise RuntimeError(
-            "x.data = y with a packed weight on one side only would leave one of them with the other's "
+            "x.data = y with a packed weight on one side only would leave one of them with the "
+            "other's "
             "shape and no values; use copy_(), or assign the module's parameter anew"
         )
     if target.shape != source.shape or target.dtype != source.dtype:
         raise RuntimeError(
-            f"x.data = y: x is {list(target.shape)} {target.dtype}, y {list(source.shape)} {source.dtype}; "
+            f"x.data = y: x is {list(target.shape)} {target.dtype}, y {list(source.shape)} "
+            f"{source.dtype}; "
             "a packed weight takes bytes of its own shape and dtype only"
         )
     target._adopt(source.packed, source._facts, source.dense)
 
 
-# --- Operators below autograd ----------------------------------------------------------------------
+# --- Operators below autograd ---------------------------------------------------------------------
 
 _aten = torch.ops.aten
 
@@ -580,18 +594,22 @@ def _dispatch_transpose(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
         return _dispatch_alias(func, args, kwargs)
     if order != [*kept[:-2], kept[-1], kept[-2]]:
         raise NotImplementedError(
-            f"{func}: only the last two dimensions of a packed weight can be swapped; take .to_dense() first"
+            f"{func}: only the last two dimensions of a packed weight can be swapped; take "
+            f".to_dense() first"
         )
     facts = weight._facts._replace(transposed=not weight.transposed)
     flipped = SparseWeight(weight.packed, facts, weight.dense)
     return return_and_correct_aliasing(func, args, kwargs, flipped)
 
 
-@_operator(_aten.clone.default)
-def _dispatch_clone(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    weight = args[0]
+def _clone(weight: SparseWeight) -> SparseWeight:
     dense = None if weight.dense is None else weight.dense.clone()
     return SparseWeight(weight.packed.clone(), weight._facts, dense)
+
+
+@_operator(_aten.clone.default)
+def _dispatch_clone(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return _clone(args[0])
 
 
 @_operator(_aten._to_copy.default)
@@ -600,16 +618,23 @@ def _dispatch_to_copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     device = kwargs.get("device")
     if device is not None and torch.device(device) != weight.device:
         raise NotImplementedError(
-            f"a packed weight on {weight.device} cannot be moved to {device}: this build computes packed "
-            f"weights on the CPU only; unpack the model first (gossamer.desparsify_) or weight.to_dense()"
+            f"a packed weight on {weight.device} cannot be moved to {device}: this build computes "
+            f"packed "
+            f"weights on the CPU only; unpack the model first (gossamer.desparsify_) or "
+            f"weight.to_dense()"
         )
     dtype = kwargs.get("dtype") or weight.dtype
     if dtype == weight.dtype:
-        return _dispatch_clone(_aten.clone.default, (weight,), {})
+        return _clone(weight)
     if dtype not in _DTYPES.values():
         raise ValueError(
-            f"a packed weight cannot be {dtype}; {', '.join(map(str, _DTYPES.values()))} are accepted"
+            f"a packed weight cannot be {dtype}; {', '.join(map(str, _DTYPES.values()))} are "
+            f"accepted"
         )
+    return _cast(weight, dtype)
+
+
+def _cast(weight: SparseWeight, dtype: torch.dtype) -> SparseWeight:
     return _pack_like(weight, weight.to_dense(dtype), weight.mask(), weight.pattern)
 
 
@@ -633,7 +658,8 @@ def _dispatch_copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         return target.copy_(source.to_dense())
     if tuple(source.shape) != tuple(target.shape):
         raise ValueError(
-            f"copy_: the packed weight is {list(target.shape)}, the source {list(source.shape)}; both must "
+            f"copy_: the packed weight is {list(target.shape)}, the source {list(source.shape)}; "
+            f"both must "
             "be the same"
         )
     if isinstance(source, SparseWeight):
@@ -656,18 +682,19 @@ def _dispatch_copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 def _copy_packed(target: SparseWeight, source: SparseWeight) -> SparseWeight:
     if source.transposed != target.transposed:
         raise ValueError(
-            "copy_: source and target are stored in opposite orientations ([out, in] and [in, out]); copy "
+            "copy_: source and target are stored in opposite orientations ([out, in] and [in, "
+            "out]); copy "
             "source.to_dense() instead"
         )
     if source.dtype != target.dtype:
-        source = source.to(target.dtype)
+        source = _cast(source, target.dtype)
     if source.layout_code == target.layout_code:
         packed = source.packed.clone()
         return source._replace(_with_plan(packed, target.packed))
     try:
         packed = torch.ops.gossamer.convert(source.packed, target.layout_name)
     except (ValueError, RuntimeError):
-        return source.clone()  # of a pattern that the target's layout cannot hold
+        return _clone(source)  # of a pattern that the target's layout cannot hold
     return source._replace(_with_plan(packed, target.packed))
 
 
@@ -718,7 +745,7 @@ def _dispatch_like(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     return func(image, *args[1:], **kwargs)
 
 
-# --- Files -----------------------------------------------------------------------------------------
+# --- Files ----------------------------------------------------------------------------------------
 
 
 def _rebuild_sparse_weight(
