@@ -105,11 +105,11 @@ std::string TargetOptions::target() const {
                           printable(output)));
 }
 
-std::int64_t header_capacity(const Checkpoint& checkpoint) {
+std::int64_t header_capacity(const Checkpoint& checkpoint, bool packing) {
   std::int64_t bytes = 0;
   for (const SafetensorsEntry* entry : checkpoint.plain()) {
-    bytes += std::max(packed_header_bytes(entry->name),
-                      SafetensorsWriter::header_bytes(entry->name, entry->shape.size()));
+    const std::int64_t plain = SafetensorsWriter::header_bytes(entry->name, entry->shape.size());
+    bytes += packing ? std::max(plain, packed_header_bytes(entry->name)) : plain;
   }
   for (const std::string& name : checkpoint.packed()) bytes += packed_header_bytes(name);
   for (const auto& [key, value] : checkpoint.file().metadata()) {

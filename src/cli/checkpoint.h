@@ -80,7 +80,7 @@ struct TargetOptions {
 
 /// Header bytes that all tensors and metadata of a checkpoint can take in a new file, packed or
 /// not.
-std::int64_t header_capacity(const Checkpoint& checkpoint);
+std::int64_t header_capacity(const Checkpoint& checkpoint, bool packing);
 
 /// Copies a tensor unchanged.
 void copy_tensor(const SafetensorsFile& file, const SafetensorsEntry& entry,

@@ -163,7 +163,8 @@ void add_inspect(CLI::App& app, Action& action) {
   command
       ->add_option("--transposed", options->transposed,
                    "Tensors whose name matches GLOB are stored [in, out] (repeatable)")
-      ->type_name("GLOB");
+      ->type_name("GLOB")
+      ->allow_extra_args(false);
   options->output.add_to(*command);
   command->footer(
       "Examples:\n"

@@ -3,9 +3,11 @@
 #include <signal.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <exception>
 #include <new>
+#include <string>
 #include <string_view>
 
 #include "cli/command.h"
@@ -38,6 +40,12 @@ int report_usage(const CLI::App& app, const CLI::ParseError& error) {
                           named.empty() ? "" : named.front()->get_name() + " "));
 }
 
+bool has_subcommand(const CLI::App& app, const std::string& name) {
+  const auto all = app.get_subcommands([](const CLI::App*) { return true; });
+  return std::any_of(all.begin(), all.end(),
+                     [&](const auto* one) { return one->get_name() == name; });
+}
+
 int run(int argc, char** argv) {
   CLI::App app("Makes neural networks sparse, and sparse networks fast.", "gossamer");
   app.set_version_flag("--version", GOSSAMER_VERSION);
@@ -52,6 +60,11 @@ int run(int argc, char** argv) {
   add_unpack(app, action);
   add_verify(app, action);
   add_doctor(app, action);
+  if (argc > 1 && argv[1][0] != '-' && !has_subcommand(app, argv[1])) {
+    return fail(fmt::format(
+        "'{}' is no subcommand; there are inspect, prune, pack, unpack, verify and doctor",
+        printable(argv[1])));
+  }
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

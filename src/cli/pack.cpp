@@ -40,7 +40,7 @@ class Packer {
   }
 
   int run() {
-    SafetensorsWriter writer(options_.target.target(), header_capacity(checkpoint_));
+    SafetensorsWriter writer(options_.target.target(), header_capacity(checkpoint_, true));
     copy_metadata(checkpoint_.file(), writer);
     Progress progress("pack", checkpoint_.total_bytes(), options_.output.lines());
     for (const auto* entry : checkpoint_.plain()) {

@@ -57,7 +57,7 @@ class Pruner {
   }
 
   int run() {
-    SafetensorsWriter writer(options_.target.target(), header_capacity(checkpoint_));
+    SafetensorsWriter writer(options_.target.target(), header_capacity(checkpoint_, false));
     if (scope_ == Scope::kGlobal) {
       selector_ = make_global_selector(checkpoint_.file(), competitors_, pattern_);
     }

@@ -32,15 +32,18 @@ void SelectionOptions::add_to(CLI::App& command) {
       .add_option("--include", include,
                   "Only tensors whose name matches GLOB (repeatable; default: names that end in "
                   "'weight', embeddings and lm_head aside)")
-      ->type_name("GLOB");
+      ->type_name("GLOB")
+      ->allow_extra_args(false);
   command
       .add_option("--exclude", exclude, "Leave out tensors whose name matches GLOB (repeatable)")
-      ->type_name("GLOB");
+      ->type_name("GLOB")
+      ->allow_extra_args(false);
   command
       .add_option("--transposed", transposed,
                   "Tensors whose name matches GLOB are stored [in, out], as GPT-2's Conv1D does "
                   "(repeatable)")
-      ->type_name("GLOB");
+      ->type_name("GLOB")
+      ->allow_extra_args(false);
   command.add_option("--min-size", min_size, "Leave out tensors with fewer elements")
       ->type_name("N")
       ->check(CLI::NonNegativeNumber);
@@ -51,7 +54,7 @@ std::string SelectionOptions::why_not(const SafetensorsEntry& entry) const {
   if (!dtype || !is_weight_dtype(*dtype)) return "no weight's dtype";
   if (*dtype == DType::kInt8 && include.empty()) return "int8; name it with --include";
   if (entry.shape.size() != 2 && entry.shape.size() != 4) {
-    return fmt::format("{} dimensions; weights have 2 (linear) or 4 (convolution)",
+    return fmt::format("its rank is {}; weights have 2 (linear) or 4 (convolution)",
                        entry.shape.size());
   }
   if (matches_any(exclude, entry.name)) return "left out by --exclude";

@@ -40,7 +40,7 @@ std::vector<std::int64_t> write_dense(const std::string& name, const PackedView&
 
 int run_unpack(const UnpackOptions& options) {
   const Checkpoint checkpoint(options.target.input);
-  SafetensorsWriter writer(options.target.target(), header_capacity(checkpoint));
+  SafetensorsWriter writer(options.target.target(), header_capacity(checkpoint, false));
   copy_metadata(checkpoint.file(), writer);
   Progress progress("unpack", checkpoint.total_bytes(), options.output.lines());
   Json tensors = Json::array();
