@@ -170,7 +170,9 @@ const LinearKernel* choose_kernel(const PackedView& weight, std::int64_t tokens,
 /// since only a door can run dense). Throws Error(kUnsupported) where no row computes it.
 void run_linear(const LinearArgs& args);
 
-/// Plain loops over the unpacked weight in float64 or float32: what every kernel is tested against.
+/// Plain loops over the kept positions in every layout, what every kernel is tested against: products and
+/// sums in float64, rounded once to the activation dtype (the weight's own; float32 where that is float8
+/// or int8). What is pruned is not read, so NaN and Inf in X pass it by. Serial.
 void reference_linear(const LinearArgs& args);
 
 }  // namespace gossamer

@@ -48,7 +48,7 @@ struct Violation {
 /// The first place (row-major) where the non-zeros of `values`, or the kept positions of a bool
 /// view, break the pattern; nothing where it holds. −0.0 is zero; NaN is non-zero.
 /// The fractions of `unstructured`, `block` and `fanin` are lower bounds on zeros: a weight with
-/// more zeros than asked satisfies them. `fanin` allows rows with fewer kept inputs than the bound.
+/// more zeros than asked satisfies them, and so does one whose rows were rounded each for itself. `fanin` allows rows with fewer kept inputs than the bound.
 std::optional<Violation> find_violation(const ConstMatrixView& values, const Pattern& pattern);
 
 /// The tightest pattern that the zeros of a weight satisfy, tried in this order: N:M for

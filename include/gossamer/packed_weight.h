@@ -69,7 +69,7 @@ struct PackedHeader {
   std::int64_t batch = 1;
   std::int64_t out = 0;
   std::int64_t in = 0;
-  std::int64_t kept = 0;         ///< kept positions of all batches, padding of N:M and fan-in included
+  std::int64_t kept = 0;         ///< stored positions of all batches: padding of N:M and fan-in, whole blocks of bsr
   std::int64_t total_bytes = 0;  ///< header and arrays
   struct Array {
     std::int64_t offset = 0;

@@ -212,7 +212,7 @@ void check_nm24_line(const PackedView& p, std::int64_t line, std::int64_t rows) 
                   first, second);
       }
       const std::int64_t inside = (first < left ? 1 : 0) + (second < left ? 1 : 0);
-      const std::int64_t at = (line * groups + g) * 4 + 2 * half;
+      const std::int64_t at = (line * groups + g) * 4 + 2 * std::int64_t{half};
       check_zero_values(p, Nm24Arrays::kValues, at + inside, at + 2, line * 2 + half);
     }
   }
