@@ -1,0 +1,40 @@
+"""Gossamer makes neural networks sparse, and sparse networks fast.
+
+import gossamer as gs
+
+gs.sparsify_(model)                  # packs what is sparse, where that is faster on this machine
+print(gs.explain(model))             # per layer: pattern, bytes, kernel, speed-up, why
+gs.save(model, "model.safetensors")  # and gs.load_into(model, "model.safetensors")
+"""
+
+from __future__ import annotations
+
+from gossamer.config import BlockSparseWeightConfig, SemiSparseWeightConfig, SparseConfig
+from gossamer.explanation import BucketPlan, Explanation, LayerReport, explain
+from gossamer.host import Kernel, Machine, kernels, machine
+from gossamer.io import LoadResult, load_into, save
+from gossamer.sparsify import desparsify_, sparsify_
+from gossamer.version import __version__
+from gossamer.weight import SparseWeight, linear
+
+__all__ = [
+    "BlockSparseWeightConfig",
+    "BucketPlan",
+    "Explanation",
+    "Kernel",
+    "LayerReport",
+    "LoadResult",
+    "Machine",
+    "SemiSparseWeightConfig",
+    "SparseConfig",
+    "SparseWeight",
+    "__version__",
+    "desparsify_",
+    "explain",
+    "kernels",
+    "linear",
+    "load_into",
+    "machine",
+    "save",
+    "sparsify_",
+]

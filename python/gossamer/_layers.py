@@ -1,0 +1,246 @@
+"""Which weights a model has, and what stands in the way of packing each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils import parametrize
+
+from gossamer.weight import SparseWeight
+
+__all__ = ["Layer", "find_layers", "is_linear"]
+
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass
+class Layer:
+    """One weight of a model.
+
+    Attributes:
+        name: the module's name; the parameter's where it is not called `weight`.
+        module: who owns it.
+        parameter: its name in the module.
+        transposed: the module stores [in, out].
+        linear: the module computes F.linear, or its twin with a transposed weight.
+        obstacle: why it has to stay plain, None where it may be packed.
+        tied: names of the layers that share the parameter, itself not included.
+    """
+
+    name: str
+    module: nn.Module
+    parameter: str
+    transposed: bool
+    linear: bool
+    obstacle: str | None = None
+    tied: tuple[str, ...] = ()
+
+    @property
+    def weight(self) -> Tensor | None:
+        """What the module holds or computes as its weight."""
+        value = getattr(self.module, self.parameter, None)
+        return value if isinstance(value, Tensor) else None
+
+    @property
+    def type_name(self) -> str:
+        """The module's class."""
+        return type(self.module).__name__.removeprefix("Parametrized")
+
+
+def is_linear(module: nn.Module) -> bool:
+    """True for `nn.Linear`, its subclasses, and the `Conv1D` of Hugging Face's GPT-2."""
+    return isinstance(module, nn.Linear) or _is_conv1d(module)
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    # Known by its shape, not its import: x·W + b with W [in, out] and nf = out.
+    nf = getattr(module, "nf", None)
+    weight = getattr(module, "weight", None)
+    return (
+        type(module).__name__ == "Conv1D"
+        and isinstance(nf, int)
+        and isinstance(weight, Tensor)
+        and weight.dim() == 2
+        and weight.shape[1] == nf
+    )
+
+
+def find_layers(model: nn.Module) -> list[Layer]:
+    """Every weight of two dimensions or more, in the order of `model.named_modules()`."""
+    context = _Context(model)
+    layers = []
+    for name, module in model.named_modules():
+        if is_linear(module):
+            layer = Layer(name, module, "weight", _is_conv1d(module), linear=True)
+            layer.obstacle = context.linear_obstacle(layer)
+            layer.tied = context.tied(layer)
+            layers.append(layer)
+        else:
+            layers += [
+                Layer(
+                    _join(name, key),
+                    module,
+                    key,
+                    False,
+                    linear=False,
+                    obstacle=_reason(module, key),
+                )
+                for key in _weights(module)
+            ]
+    return layers
+
+
+def _join(name: str, key: str) -> str:
+    if key == "weight":
+        return name
+    return f"{name}.{key}" if name else key
+
+
+def _weights(module: nn.Module) -> Iterator[str]:
+    """Parameters of a module that is no linear layer; parametrized ones are under their own names."""
+    if isinstance(module, parametrize.ParametrizationList):
+        return
+    if parametrize.is_parametrized(module):
+        yield from module.parametrizations  # type: ignore[misc]
+    for key, value in module._parameters.items():
+        if value is not None and not isinstance(value, UninitializedParameter) and value.dim() >= 2:
+            yield key
+
+
+def _reason(module: nn.Module, key: str) -> str:
+    if isinstance(module, nn.MultiheadAttention):
+        return f"nn.MultiheadAttention reads {key} itself, not through a linear layer"
+    return f"{type(module).__name__} is not a linear layer"
+
+
+class _Context:
+    """What can only be seen from outside a layer: who else uses its weight, who owns it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._users: dict[int, list[tuple[str, str, nn.Module]]] = {}
+        self._attention: dict[int, str] = {}
+        self._adapted: dict[int, str] = {}
+        for name, module in model.named_modules():
+            for key, value in module._parameters.items():
+                if value is not None:
+                    self._users.setdefault(id(value), []).append((name, key, module))
+            if isinstance(module, nn.MultiheadAttention):
+                self._attention[id(module.out_proj)] = name
+            if hasattr(module, "lora_A") and isinstance(
+                getattr(module, "base_layer", None), nn.Module
+            ):
+                self._adapted[id(module.base_layer)] = name
+
+    def tied(self, layer: Layer) -> tuple[str, ...]:
+        users = self._users.get(id(layer.module._parameters.get(layer.parameter)), [])
+        return tuple(_join(name, key) for name, key, module in users if module is not layer.module)
+
+    def linear_obstacle(self, layer: Layer) -> str | None:
+        return (
+            self._owner_obstacle(layer.module)
+            or _module_obstacle(layer.module)
+            or _weight_obstacle(layer.module._parameters["weight"])
+            or self._tie_obstacle(layer)
+        )
+
+    def _owner_obstacle(self, module: nn.Module) -> str | None:
+        if id(module) in self._attention:
+            return (
+                f"nn.MultiheadAttention '{self._attention[id(module)]}' reads out_proj.weight itself, not "
+                "through the layer"
+            )
+        if id(module) in self._adapted:
+            return (
+                f"it is the base layer of the LoRA adapter '{self._adapted[id(module)]}', which adds to the "
+                "dense weight; merge the adapter first"
+            )
+        return None
+
+    def _tie_obstacle(self, layer: Layer) -> str | None:
+        for name, key, module in self._users[id(layer.module._parameters["weight"])]:
+            if module is layer.module and key == "weight":
+                continue
+            if not is_linear(module) or key != "weight":
+                return (
+                    f"its weight is shared with '{_join(name, key)}' ({type(module).__name__}), which needs it "
+                    "dense"
+                )
+            if _is_conv1d(module) != layer.transposed:
+                return f"its weight is shared with '{name}', which reads it the other way round"
+            other = self._owner_obstacle(module) or _module_obstacle(module)
+            if other:
+                return f"its weight is shared with '{name}', which stays plain: {other}"
+        return None
+
+
+def _module_obstacle(module: nn.Module) -> str | None:
+    kind = type(module).__name__.removeprefix("Parametrized")
+    if parametrize.is_parametrized(module, "weight"):
+        return _parametrization_obstacle(module)
+    if module._parameters.get("weight") is None:
+        return _computed_obstacle(module)
+    if "forward" in module.__dict__:
+        return "its forward was replaced on the instance, which may read the weight itself"
+    if not _is_conv1d(module) and type(module).forward is not nn.Linear.forward:
+        return f"{kind} has a forward of its own; only nn.Linear's is known to take a packed weight"
+    if parametrize.is_parametrized(module):
+        return "its bias is parametrized; remove that first"
+    return None
+
+
+def _parametrization_obstacle(module: nn.Module) -> str:
+    chain = list(module.parametrizations["weight"])  # type: ignore[index]
+    names = ", ".join(type(step).__name__ for step in chain)
+    if any(hasattr(step, "mask") for step in chain):
+        return (
+            f"its mask is live ({names}): call squash_mask() of the sparsifier first, which leaves a plain "
+            "weight with zeros"
+        )
+    return (
+        f"its weight is computed on every call ({names}); make it plain first: "
+        "torch.nn.utils.parametrize.remove_parametrizations(module, 'weight')"
+    )
+
+
+def _computed_obstacle(module: nn.Module) -> str:
+    sources = [key for key in (*module._parameters, *module._buffers) if key.startswith("weight_")]
+    if not sources:
+        return "it has no parameter called weight"
+    remedy = {
+        "weight_mask": "torch.nn.utils.prune.remove(module, 'weight')",
+        "weight_g": "torch.nn.utils.remove_weight_norm(module)",
+        "weight_u": "torch.nn.utils.remove_spectral_norm(module)",
+    }
+    how = next((text for key, text in remedy.items() if key in sources), "")
+    return (
+        f"its weight is computed on every call from {', '.join(sources)}"
+        f"{'; make it plain first: ' + how if how else ''}"
+    )
+
+
+def _weight_obstacle(weight: Tensor | None) -> str | None:
+    assert weight is not None
+    if isinstance(weight, UninitializedParameter):
+        return "its weight has no shape yet; run the model once first"
+    if isinstance(weight, SparseWeight):
+        return None
+    if type(weight) not in (nn.Parameter, Tensor):
+        return f"its weight is a {type(weight).__name__}, not a plain tensor"
+    if weight.dim() != 2:
+        return f"its weight has {weight.dim()} dimensions; 2 are known to a linear layer"
+    if weight.layout is not torch.strided:
+        return f"its weight is {weight.layout}, not a strided tensor"
+    if weight.device.type == "meta":
+        return "its weight is on the meta device and has no values; load them first"
+    if weight.device.type != "cpu":
+        return f"its weight is on {weight.device}; packed weights run on the CPU only: move it with .cpu()"
+    if weight.dtype not in _DTYPES:
+        accepted = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
+        return f"its weight is {str(weight.dtype).removeprefix('torch.')}; kernels take {accepted}"
+    if weight.numel() == 0:
+        return "its weight is empty"
+    return None

@@ -1,0 +1,138 @@
+"""From one dense weight to a packed and planned one, or to the reason why it stays plain."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gossamer.weight import SparseWeight
+
+__all__ = ["LEAST_ZEROS", "Decision", "Request", "decide", "decide_packed", "plain_report", "swap"]
+
+LEAST_ZEROS = 0.25
+"""Without a pattern that was asked for, a weight with a smaller fraction of zeros counts as dense. No
+kernel gains from fewer: an index beside each kept value alone makes the packed weight larger."""
+
+Report = dict[str, Any]
+"""What was decided for a layer, in plain JSON types; `module.gossamer_report` keeps it."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """How a weight is to be packed: the arguments of `sparsify_` as they apply to one layer."""
+
+    pattern: str | None = None
+    plan: str = "measure"
+    memory: str = "default"
+    layout: str | None = None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A packed weight, or None where the layer stays plain; and why."""
+
+    weight: SparseWeight | None
+    report: Report
+
+
+def plain_report(reason: str) -> Report:
+    """What is kept of a layer that stays plain."""
+    return {"packed": False, "reason": reason, "pattern": None, "trainable": False, "plan": []}
+
+
+def decide(
+    values: Tensor, name: str, request: Request, *, transposed: bool, bias: bool
+) -> Decision:
+    """Packs and plans a dense weight.
+
+    Args:
+        values: [out, in], or [in, out] with `transposed`.
+        name: what error messages call the weight.
+        request: what was asked for.
+        transposed: the module stores [in, out].
+        bias: the layer adds one.
+
+    Raises:
+        ValueError: the weight breaks the pattern that was asked for.
+    """
+    values = values.detach()
+    if request.pattern is None:
+        zeros = 1.0 - torch.ops.gossamer.count_nonzeros(values) / values.numel()
+        if zeros < LEAST_ZEROS:
+            return Decision(
+                None,
+                plain_report(
+                    f"not sparse: {zeros:.1%} of the weights are zero, under {LEAST_ZEROS:.0%}"
+                ),
+            )
+    weight = SparseWeight.from_dense(values, request.pattern, transposed=transposed, name=name)
+    return decide_packed(weight, values, request, bias=bias)
+
+
+def decide_packed(
+    weight: SparseWeight, values: Tensor, request: Request, *, bias: bool
+) -> Decision:
+    """Plans a weight that is packed in its format.
+
+    Args:
+        weight: in any layout.
+        values: the dense parameter, zeros where nothing is kept, in the module's orientation.
+        request: what was asked for; its pattern is not looked at.
+        bias: the layer adds one.
+    """
+    ops = torch.ops.gossamer
+    report: Report = {
+        "packed": True,
+        "reason": "",
+        "pattern": weight.pattern,
+        "trainable": False,
+        "plan": [],
+    }
+    if request.layout is not None:
+        packed = ops.convert(weight.packed, request.layout)
+        report["reason"] = f"layout {request.layout} was asked for; not compared with dense"
+        return Decision(SparseWeight.from_packed(packed), report)
+    logical = values.detach().mT if weight.transposed else values.detach()
+    packed, text = ops.plan(weight.packed, logical, bias, 0, request.plan, request.memory, "", "")
+    found = json.loads(text)
+    report["reason"] = found["reason"]
+    report["plan"] = _buckets(found)
+    if not found["sparse"]:
+        report["packed"] = False
+        return Decision(None, report)
+    # Only a plan that runs dense somewhere, and may hold two copies, gets the second one.
+    runs_dense = any(choice["kernel"] == "dense" for choice in found["choices"])
+    dense = logical.contiguous().clone() if request.memory == "speed" and runs_dense else None
+    return Decision(SparseWeight.from_packed(packed, dense=dense), report)
+
+
+def _buckets(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    ends = plan["bucket_ends"]
+    starts = [1, *(end + 1 for end in ends)]
+    names = [
+        str(start) if start == end else f"{start}–{end}"
+        for start, end in zip(starts, ends, strict=False)
+    ]
+    names.append(f"{starts[-1]}+")
+    return [
+        {
+            "tokens": name,
+            "timed_at": choice["tokens"],
+            "kernel": choice["kernel"],
+            "ms": choice["milliseconds"],
+            "dense_ms": choice["dense_milliseconds"],
+            "reason": choice["reason"],
+        }
+        for name, choice in zip(names, plan["choices"], strict=True)
+    ]
+
+
+def swap(module: nn.Module, parameter: str, weight: Tensor, *, requires_grad: bool = False) -> None:
+    """Puts a tensor in a parameter's place; one that is a Parameter already is put as it is."""
+    if not isinstance(weight, nn.Parameter):
+        weight = nn.Parameter(weight, requires_grad=requires_grad)
+    module._parameters[parameter] = weight

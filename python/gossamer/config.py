@@ -1,0 +1,179 @@
+"""What `sparsify_` is asked to do with a layer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Protocol, TypeAlias
+
+import torch
+
+from gossamer import _ops  # noqa: F401  (loads the operators)
+
+__all__ = [
+    "BlockSparseWeightConfig",
+    "Config",
+    "LayerConfig",
+    "SemiSparseWeightConfig",
+    "SparseConfig",
+]
+
+PLANS = ("measure", "model")
+MEMORIES = ("default", "speed")
+
+
+class LayerConfig(Protocol):
+    """Anything that says how a layer is to be packed."""
+
+    def settings(self) -> SparseConfig:
+        """The same wish as a `SparseConfig`."""
+        ...
+
+
+@dataclass(frozen=True)
+class SparseConfig:
+    """How a layer is packed and planned.
+
+    Attributes:
+        pattern: the pattern that the weight already satisfies (docs/patterns.md); None takes the
+            tightest that its zeros satisfy. Nothing is pruned: a weight that breaks it is refused.
+        memory: "default" or "speed" (keeps a dense copy where the plan runs dense at some token
+            counts); None takes the argument of `sparsify_`.
+        plan: "measure" or "model"; None takes the argument of `sparsify_`.
+
+    Raises:
+        ValueError: a pattern, memory or plan that does not exist.
+    """
+
+    pattern: str | None = None
+    memory: str | None = None
+    plan: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.pattern is not None:
+            check_pattern(self.pattern)
+        if self.memory is not None:
+            check_choice("memory", self.memory, MEMORIES)
+        if self.plan is not None:
+            check_choice("plan", self.plan, PLANS)
+
+    def settings(self) -> SparseConfig:
+        """Itself."""
+        return self
+
+
+@dataclass(frozen=True)
+class SemiSparseWeightConfig:
+    """2:4 weights: of every 4 consecutive inputs, 2 kept.
+
+    Attributes:
+        alg_id: which algorithm cuSPARSELt should use; kernels here are chosen by the plan, so that 0
+            is the only value that means something.
+
+    Raises:
+        ValueError: another `alg_id`.
+    """
+
+    alg_id: int = 0
+
+    def __post_init__(self) -> None:
+        if self.alg_id != 0:
+            raise ValueError(
+                f"alg_id={self.alg_id}: it numbers cuSPARSELt's algorithms, which are not called here; leave "
+                "it at 0, the plan chooses the kernel (GOSSAMER_KERNEL forces one by name)"
+            )
+
+    def settings(self) -> SparseConfig:
+        """The pattern `2:4`."""
+        return SparseConfig(pattern="2:4")
+
+
+@dataclass(frozen=True)
+class BlockSparseWeightConfig:
+    """Weights of square blocks that are kept or dropped whole.
+
+    Attributes:
+        blocksize: rows and columns of a block.
+
+    Raises:
+        ValueError: a block size that no pattern has.
+    """
+
+    blocksize: int = 64
+
+    def __post_init__(self) -> None:
+        check_pattern(f"block:{self.blocksize}x{self.blocksize}")
+
+    def settings(self) -> SparseConfig:
+        """The pattern `block:BxB`, whatever the fraction of zero blocks."""
+        return SparseConfig(pattern=f"block:{self.blocksize}x{self.blocksize}")
+
+
+Config: TypeAlias = "LayerConfig | str | Mapping[str, LayerConfig | str | None]"
+"""One wish for all layers (a config or a pattern's text), or one for each glob of layer names; None
+infers the pattern."""
+
+
+def check_pattern(text: str) -> str:
+    """The pattern's shortest text; ValueError says what would do."""
+    if not isinstance(text, str):
+        raise TypeError(
+            f"pattern is a {type(text).__name__}: a text such as '2:4' or 'unstructured:0.9' is accepted"
+        )
+    return str(json.loads(torch.ops.gossamer.parse_pattern(text))["text"])
+
+
+def check_choice(what: str, value: str, accepted: tuple[str, ...]) -> None:
+    """Refuses a value that is not one of the accepted words."""
+    if value not in accepted:
+        words = " and ".join(f'"{word}"' for word in accepted)
+        raise ValueError(f"{what}={value!r}: {words} are accepted")
+
+
+@dataclass
+class Wishes:
+    """A config resolved: which settings a layer of a given name gets."""
+
+    config: Config | None
+    _globs: dict[str, SparseConfig] | None = field(init=False, default=None)
+    _default: SparseConfig = field(init=False, default_factory=SparseConfig)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.config, Mapping):
+            self._globs = {glob: _settings(wish) for glob, wish in self.config.items()}
+        else:
+            self._default = _settings(self.config)
+
+    def of(self, name: str) -> SparseConfig | None:
+        """The settings of a layer: the first glob that matches decides, None where none does."""
+        if self._globs is None:
+            return self._default
+        for glob, settings in self._globs.items():
+            if fnmatchcase(name, glob):
+                return settings
+        return None
+
+    def check_used(self, names: list[str]) -> None:
+        """Refuses globs that match no layer: a misspelt name would be silently ignored."""
+        for glob in self._globs or {}:
+            if not any(fnmatchcase(name, glob) for name in names):
+                shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+                raise ValueError(
+                    f"config: '{glob}' matches no linear layer of the model; its linear layers are: "
+                    f"{shown or 'none'}"
+                )
+
+
+def _settings(wish: LayerConfig | str | None) -> SparseConfig:
+    if wish is None:
+        return SparseConfig()
+    if isinstance(wish, str):
+        return SparseConfig(pattern=wish)
+    if not isinstance(wish, type) and hasattr(wish, "settings"):
+        return wish.settings()
+    raise TypeError(
+        f"config is {wish!r}: None, a pattern's text, a SparseConfig, SemiSparseWeightConfig or "
+        "BlockSparseWeightConfig (an instance, with parentheses), or a dict of layer names to these is accepted"
+    )

@@ -1,0 +1,296 @@
+"""What became of each weight of a model, and why."""
+
+from __future__ import annotations
+
+import json
+import math
+import textwrap
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gossamer import _ops
+from gossamer._layers import Layer, find_layers
+from gossamer.weight import SparseWeight, _short
+
+__all__ = ["BucketPlan", "Explanation", "LayerReport", "explain"]
+
+WIDTH = 100
+"""Columns that the table fits."""
+
+
+@dataclass(frozen=True)
+class BucketPlan:
+    """The kernel of one bucket of token counts.
+
+    Attributes:
+        tokens: the bucket, e.g. `9–32`.
+        timed_at: the token count that was timed or modelled.
+        kernel: a row of the kernel table, or `dense`.
+        ms: of the kernel at that count, milliseconds; 0 where unknown.
+        dense_ms: of torch's dense layer; 0 where unknown.
+        reason: one sentence.
+    """
+
+    tokens: str
+    timed_at: int
+    kernel: str
+    ms: float
+    dense_ms: float
+    reason: str
+
+    @property
+    def speedup(self) -> float | None:
+        """dense_ms / ms; None where either is unknown."""
+        return self.dense_ms / self.ms if self.ms > 0 and self.dense_ms > 0 else None
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One weight of a model.
+
+    Attributes:
+        name: the module's name, or the parameter's where it is not called `weight`.
+        type: the module's class.
+        packed: True where the weight is a `SparseWeight`.
+        pattern: the packed weight's, or what was found in a weight that dense beat; None elsewhere.
+        density: kept positions over all positions, for a plain weight the non-zeros; None where there
+            are no values to look at.
+        dense_bytes: of the dense weight.
+        packed_bytes: in memory, a kept dense copy included; None where plain.
+        layout: of the packed weight; None where plain.
+        kernel: the one that most buckets of token counts run.
+        plan: the kernel of each bucket, with its times; empty where nothing was planned.
+        speedup: geometric mean over the buckets with known times; None without any.
+        frozen: it was trainable and is not any more.
+        reason: why it is packed, or why plain.
+    """
+
+    name: str
+    type: str
+    packed: bool
+    pattern: str | None
+    density: float | None
+    dense_bytes: int
+    packed_bytes: int | None
+    layout: str | None
+    kernel: str
+    plan: tuple[BucketPlan, ...]
+    speedup: float | None
+    frozen: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The reports of all weights, in the order of the model's modules; str() is a table."""
+
+    layers: tuple[LayerReport, ...]
+
+    def __iter__(self) -> Iterator[LayerReport]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __getitem__(self, name: str) -> LayerReport:
+        """The report of one layer; KeyError names those there are."""
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise KeyError(
+            f"no layer is called '{name}'; there are: {', '.join(layer.name for layer in self.layers)}"
+        )
+
+    def to_json(self, indent: int | None = None) -> str:
+        """A JSON list with one object for each layer, fields as in `LayerReport`."""
+        return json.dumps([asdict(layer) for layer in self.layers], indent=indent)
+
+    def __str__(self) -> str:
+        """The table as plain text of at most 100 columns."""
+        rows = [_HEADINGS, *(_cells(layer) for layer in self.layers)]
+        # Columns as wide as they need; a name or a kernel too long for the rest is cut in the middle.
+        widths = [
+            min(most, max(len(row[i]) for row in rows)) for i, (_, most) in enumerate(_COLUMNS)
+        ]
+        lines = [_line(_HEADINGS, widths)]
+        for layer, row in zip(self.layers, rows[1:], strict=True):
+            lines.append(_line(row, widths))
+            lines += _wrapped(layer.reason)
+        lines += _wrapped(self._summary(), indent="")
+        return "\n".join(lines)
+
+    def _summary(self) -> str:
+        packed = [layer for layer in self.layers if layer.packed]
+        dense = sum(layer.dense_bytes for layer in packed)
+        held = sum(layer.packed_bytes or 0 for layer in packed)
+        text = f"{len(packed)} of {len(self.layers)} weights packed"
+        if packed:
+            text += f", {_size(dense)} -> {_size(held)}"
+        if any(layer.frozen for layer in packed):
+            text += "; frozen: trainable before, and again after desparsify_"
+        return text
+
+    def __rich__(self) -> Any:
+        """The same as a table of rich, for terminals."""
+        from rich.table import Table
+
+        table = Table(caption=self._summary())
+        for heading in (*_HEADINGS, "reason"):
+            table.add_column(heading)
+        for layer in self.layers:
+            table.add_row(*_cells(layer), layer.reason, style="" if layer.packed else "dim")
+        return table
+
+
+_COLUMNS = (
+    ("layer", 24),
+    ("type", 10),
+    ("pattern", 18),
+    ("kept", 6),
+    ("size", 16),
+    ("kernel", 26),
+    ("speed-up", 8),
+)
+"""Headings and the most columns each may take: with the gaps between them 100 in all at most."""
+_HEADINGS = tuple(heading for heading, _ in _COLUMNS)
+_GAP = " "
+
+
+def _cells(layer: LayerReport) -> tuple[str, ...]:
+    size = _size(layer.dense_bytes)
+    if layer.packed_bytes is not None:
+        size = f"{size}->{_size(layer.packed_bytes)}"
+    return (
+        layer.name or "(model)",
+        layer.type,
+        _short(layer.pattern) if layer.pattern else "-",
+        "-" if layer.density is None else f"{layer.density:.1%}",
+        size,
+        layer.kernel,
+        "-" if layer.speedup is None or not layer.packed else f"{layer.speedup:.2f}x",
+    )
+
+
+def _line(cells: tuple[str, ...], widths: list[int]) -> str:
+    return _GAP.join(
+        _cut(cell, width).ljust(width) for cell, width in zip(cells, widths, strict=True)
+    ).rstrip()
+
+
+def _cut(text: str, width: int) -> str:
+    if len(text) <= width:
+        return text
+    head = (width - 1) // 2
+    return f"{text[:head]}…{text[head + len(text) - width + 1 :]}"
+
+
+def _wrapped(text: str, indent: str = "    ") -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=indent)
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KB", "MB"):
+        if count < 1000:
+            return f"{count:.3g}{unit}"
+        count /= 1000
+    return f"{count:.3g}GB"
+
+
+def explain(model: nn.Module) -> Explanation:
+    """Says of every weight of two dimensions or more whether it is packed, how, and why.
+
+    Args:
+        model: sparsified or not; it is not changed.
+
+    Returns:
+        An `Explanation`: iterate over its `LayerReport`s, print it, or take `to_json()`.
+    """
+    return Explanation(tuple(_report(layer) for layer in find_layers(model)))
+
+
+def _report(layer: Layer) -> LayerReport:
+    weight = layer.weight
+    kept = getattr(layer.module, "gossamer_report", None) if layer.linear else None
+    if kept is None:
+        kept = {"packed": False, "pattern": None, "trainable": False, "plan": []}
+        kept["reason"] = "not sparsified" if layer.linear else layer.obstacle
+    if isinstance(weight, SparseWeight):
+        return _packed_report(layer, weight, kept)
+    if kept["packed"]:  # somebody put a plain weight back
+        kept = {
+            **kept,
+            "pattern": None,
+            "plan": [],
+            "reason": "its weight was replaced by a plain one",
+        }
+    plan = _plan(kept)
+    return LayerReport(
+        name=layer.name,
+        type=layer.type_name,
+        packed=False,
+        pattern=kept["pattern"],
+        density=_density(weight),
+        dense_bytes=0 if weight is None else weight.numel() * weight.element_size(),
+        packed_bytes=None,
+        layout=None,
+        kernel="dense",
+        plan=plan,
+        speedup=_mean_speedup(plan),
+        frozen=False,
+        reason=kept["reason"],
+    )
+
+
+def _packed_report(layer: Layer, weight: SparseWeight, kept: dict[str, Any]) -> LayerReport:
+    # The weight is the truth; what was noted holds while it still runs the kernels that were timed.
+    info = _ops.info(weight.packed)
+    plan = _plan(kept)
+    reason = kept["reason"]
+    if plan and [bucket.kernel for bucket in plan] != info["plan"]:
+        plan = ()
+        reason = "its weight was replaced after it was planned"
+    if not kept["packed"]:
+        reason = "it was packed without sparsify_"
+    if kept["trainable"]:
+        reason += "; frozen"
+    kernels = [bucket.kernel for bucket in plan] or [name for name in info["plan"] if name]
+    copy_bytes = 0 if weight.dense is None else weight.dense.numel() * weight.dense.element_size()
+    return LayerReport(
+        name=layer.name,
+        type=layer.type_name,
+        packed=True,
+        pattern=info["pattern"],
+        density=weight.density,
+        dense_bytes=weight.numel() * weight.dtype.itemsize,
+        packed_bytes=weight.packed_bytes + copy_bytes,
+        layout=info["layout"],
+        kernel=max(kernels, key=kernels.count) if kernels else "chosen per call",
+        plan=plan,
+        speedup=_mean_speedup(plan),
+        frozen=kept["trainable"],
+        reason=reason,
+    )
+
+
+def _plan(kept: dict[str, Any]) -> tuple[BucketPlan, ...]:
+    return tuple(BucketPlan(**bucket) for bucket in kept["plan"])
+
+
+def _mean_speedup(plan: tuple[BucketPlan, ...]) -> float | None:
+    known = [bucket.speedup for bucket in plan if bucket.speedup is not None]
+    if not known:
+        return None
+    return math.exp(sum(math.log(value) for value in known) / len(known))
+
+
+def _density(weight: Tensor | None) -> float | None:
+    if weight is None or weight.device.type == "meta" or weight.numel() == 0:
+        return None
+    if type(weight) not in (nn.Parameter, Tensor) or weight.layout is not torch.strided:
+        return None
+    with torch.no_grad():
+        return int(torch.count_nonzero(weight)) / weight.numel()

@@ -1,0 +1,178 @@
+"""`sparsify_` packs a model's sparse linear layers, `desparsify_` makes them dense again."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+from torch import nn
+
+from gossamer._layers import Layer, find_layers, is_linear
+from gossamer._packing import Decision, Report, Request, decide, plain_report, swap
+from gossamer.config import MEMORIES, PLANS, Config, SparseConfig, Wishes, check_choice
+from gossamer.weight import SparseWeight
+
+__all__ = ["desparsify_", "sparsify_"]
+
+FilterFn = Callable[[nn.Module, str], bool]
+
+
+def sparsify_(
+    model: nn.Module,
+    config: Config | None = None,
+    filter_fn: FilterFn | None = None,
+    *,
+    plan: str = "measure",
+    memory: str = "default",
+    layout: str | None = None,
+) -> nn.Module:
+    """Packs the linear layers whose weights are sparse, where that is faster on this machine.
+
+    Looks at every `nn.Linear` (and subclasses that keep its forward) and at the `Conv1D` of Hugging
+    Face's GPT-2. A layer stays the plain module it was where its weight is not sparse (under 25 % zeros,
+    unless a pattern is asked for), where dense is faster, or where something else needs the dense
+    weight; `explain(model)` says which and why. A packed weight is frozen; gradients still flow to the
+    layer's input and bias. Nothing is pruned.
+
+    Args:
+        model: changed in place. A single linear layer is a model too.
+        config: None infers each layer's pattern from its zeros. A pattern's text, `SparseConfig`,
+            `SemiSparseWeightConfig` or `BlockSparseWeightConfig` applies to every layer that is
+            selected. A dict gives each glob of layer names a config of its own (or None); the first that
+            matches decides, layers that none matches stay plain.
+        filter_fn: called with each linear layer and its name; False leaves it plain.
+        plan: "measure" times the best candidates against dense (results are cached between
+            processes), "model" asks the cost model alone and is deterministic.
+        memory: "speed" may keep a dense copy too, which runs at token counts where it is faster.
+        layout: packs in this layout without asking whether it is faster; "format" is the one that runs
+            on every machine.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: a weight breaks the pattern that it was said to have (the message names layer, row
+            and columns), or an argument does not exist. The model is as it was.
+        TypeError: `model` or `config` is of another type.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}: an nn.Module is accepted")
+    check_choice("plan", plan, PLANS)
+    check_choice("memory", memory, MEMORIES)
+    wishes = Wishes(config)
+    layers = [layer for layer in find_layers(model) if layer.linear]
+    wishes.check_used([layer.name for layer in layers])
+
+    requests: dict[str, Request | str] = {}
+    for layer in layers:
+        requests[layer.name] = _request(
+            layer, wishes.of(layer.name), filter_fn, plan, memory, layout
+        )
+    _untangle(layers, requests)
+
+    # Everything that can fail comes first, so that an exception leaves the model as it was.
+    decisions: dict[int, Decision] = {}
+    results: list[tuple[Layer, SparseWeight | nn.Parameter | None, Report]] = []
+    shared: dict[int, nn.Parameter] = {}
+    for layer in layers:
+        request = requests[layer.name]
+        if layer.obstacle is None and isinstance(layer.weight, SparseWeight):
+            continue
+        if isinstance(request, str):
+            results.append((layer, None, plain_report(request)))
+            continue
+        key = id(layer.module._parameters["weight"])
+        if key not in decisions:
+            decisions[key] = _decide(layer, request, layers)
+            packed = decisions[key].weight
+            if packed is not None:
+                shared[key] = nn.Parameter(packed, requires_grad=False)
+        results.append((layer, shared.get(key), copy.deepcopy(decisions[key].report)))
+
+    for layer, weight, report in results:
+        if weight is not None:
+            swap(layer.module, "weight", weight)
+        layer.module.gossamer_report = report  # type: ignore[assignment]
+    return model
+
+
+def _request(
+    layer: Layer,
+    settings: SparseConfig | None,
+    filter_fn: FilterFn | None,
+    plan: str,
+    memory: str,
+    layout: str | None,
+) -> Request | str:
+    """What to do with a layer, or the reason why it stays plain."""
+    if filter_fn is not None and not filter_fn(layer.module, layer.name):
+        return "not selected by filter_fn"
+    if settings is None:
+        return "no entry of config matches its name"
+    if layer.obstacle is not None:
+        return layer.obstacle
+    return Request(settings.pattern, settings.plan or plan, settings.memory or memory, layout)
+
+
+def _untangle(layers: list[Layer], requests: dict[str, Request | str]) -> None:
+    """A shared weight is packed for all of its layers or for none."""
+    plain = [layer for layer in layers if isinstance(requests[layer.name], str)]
+    for layer in layers:
+        if isinstance(requests[layer.name], str):
+            continue
+        for other in plain:
+            if other.name in layer.tied:
+                requests[layer.name] = (
+                    f"its weight is shared with '{other.name}', which stays plain: {requests[other.name]}"
+                )
+                break
+        for name in layer.tied:
+            wish = requests.get(name)
+            mine = requests[layer.name]
+            if isinstance(wish, Request) and isinstance(mine, Request) and wish != mine:
+                raise ValueError(
+                    f"config: '{layer.name}' and '{name}' share one weight but are to be packed differently "
+                    f"({mine} and {wish}); give both the same config"
+                )
+
+
+def _decide(layer: Layer, request: Request, layers: list[Layer]) -> Decision:
+    weight = layer.weight
+    assert weight is not None
+    users = [other.module for other in layers if other.name in layer.tied]
+    bias = any(getattr(module, "bias", None) is not None for module in (layer.module, *users))
+    decision = decide(
+        weight, layer.name or "weight", request, transposed=layer.transposed, bias=bias
+    )
+    if decision.weight is not None:
+        decision.report["trainable"] = weight.requires_grad
+        if layer.tied:
+            decision.report["reason"] += f"; shared with {', '.join(layer.tied)}"
+    return decision
+
+
+def desparsify_(model: nn.Module) -> nn.Module:
+    """Makes every packed weight a plain dense parameter again.
+
+    The values are exact, with zeros where they were pruned. A weight that was trainable when it was
+    packed is trainable again; layers that shared a weight share it still.
+
+    Args:
+        model: changed in place.
+
+    Returns:
+        The model.
+    """
+    dense: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        report = getattr(module, "gossamer_report", None)
+        for key, value in list(module._parameters.items()):
+            if not isinstance(value, SparseWeight):
+                continue
+            if id(value) not in dense:
+                trainable = bool(report and report["trainable"])
+                dense[id(value)] = nn.Parameter(value.to_dense(), requires_grad=trainable)
+            swap(module, key, dense[id(value)])
+        if report is not None and is_linear(module):
+            del module.gossamer_report
+    return model
