@@ -635,7 +635,9 @@ def _dispatch_to_copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 
 def _cast(weight: SparseWeight, dtype: torch.dtype) -> SparseWeight:
-    return _pack_like(weight, weight.to_dense(dtype), weight.mask(), weight.pattern)
+    """In another dtype, in its format: a layout may have kernels for one dtype only."""
+    values, mask = weight.to_dense(dtype), weight.mask()
+    return SparseWeight.from_dense(values, weight.pattern, mask=mask, transposed=weight.transposed)
 
 
 def _pack_like(
