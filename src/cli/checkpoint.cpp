@@ -10,6 +10,7 @@
 
 #include "cli/output.h"
 #include "gossamer/error.h"
+#include "io/text.h"
 
 namespace gossamer::cli {
 namespace {
@@ -98,11 +99,11 @@ std::string TargetOptions::target() const {
     throw Error(
         ErrorCode::kInvalidArgument,
         fmt::format("'{}' is the input; choose another OUT, or say --in-place to replace it",
-                    printable(output)));
+                    io::escaped(output)));
   }
   throw Error(ErrorCode::kInvalidArgument,
               fmt::format("'{}' exists; choose another OUT, or say --force to overwrite it",
-                          printable(output)));
+                          io::escaped(output)));
 }
 
 std::int64_t header_capacity(const Checkpoint& checkpoint, bool packing) {

@@ -14,6 +14,7 @@
 #include "core/top_k.h"
 #include "gossamer/error.h"
 #include "gossamer/mask.h"
+#include "io/text.h"
 
 namespace gossamer::cli {
 namespace {
@@ -37,7 +38,7 @@ void for_each_row(const ConstMatrixView& view, const F& f) {
       ErrorCode::kInvalidArgument,
       fmt::format("weight '{}' row {}, column {}: NaN has no magnitude; repair the checkpoint "
                   "or leave the tensor out (--exclude)",
-                  printable(entry.name), row, col));
+                  io::escaped(entry.name), row, col));
 }
 
 // The magnitudes of all competitors, read from the file as often as they are asked for.

@@ -13,6 +13,7 @@
 #include "cli/progress.h"
 #include "cli/selection.h"
 #include "gossamer/mask.h"
+#include "io/text.h"
 
 namespace gossamer::cli {
 namespace {
@@ -88,7 +89,7 @@ Json json_of(const Row& row) {
 
 std::string line_of(const Row& row, std::size_t name_width) {
   const std::string state = row.format.empty() ? "" : "packed: " + row.format;
-  return fmt::format("{}  {}  {}  {:>9}  {:>10}  {}  {}", padded(printable(row.name), name_width),
+  return fmt::format("{}  {}  {}  {:>9}  {:>10}  {}  {}", padded(io::escaped(row.name), name_width),
                      padded(row.dtype, 7), padded(shape_text(row.shape), 20),
                      row.zeros ? percent_text(*row.zeros, row.elements) : "-",
                      bytes_text(row.bytes), padded(row.pattern.empty() ? "-" : row.pattern, 20),
@@ -98,8 +99,8 @@ std::string line_of(const Row& row, std::size_t name_width) {
 std::size_t name_width(const Checkpoint& checkpoint) {
   std::size_t width = 4;
   for (const auto* entry : checkpoint.plain())
-    width = std::max(width, printable(entry->name).size());
-  for (const auto& name : checkpoint.packed()) width = std::max(width, printable(name).size());
+    width = std::max(width, io::escaped(entry->name).size());
+  for (const auto& name : checkpoint.packed()) width = std::max(width, io::escaped(name).size());
   return std::min(width, kWidestName);
 }
 

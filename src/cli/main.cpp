@@ -14,6 +14,7 @@
 #include "cli/interrupt.h"
 #include "cli/output.h"
 #include "gossamer/error.h"
+#include "io/text.h"
 
 namespace gossamer::cli {
 namespace {
@@ -36,7 +37,7 @@ int end_by(int signal) {
 int report_usage(const CLI::App& app, const CLI::ParseError& error) {
   if (error.get_exit_code() == static_cast<int>(CLI::ExitCodes::Success)) return app.exit(error);
   const auto named = app.get_subcommands();
-  return fail(fmt::format("{}; see gossamer {}--help", printable(error.what()),
+  return fail(fmt::format("{}; see gossamer {}--help", io::escaped(error.what()),
                           named.empty() ? "" : named.front()->get_name() + " "));
 }
 
@@ -63,7 +64,7 @@ int run(int argc, char** argv) {
   if (argc > 1 && argv[1][0] != '-' && !has_subcommand(app, argv[1])) {
     return fail(fmt::format(
         "'{}' is no subcommand; there are inspect, prune, pack, unpack, verify and doctor",
-        printable(argv[1])));
+        io::escaped(argv[1])));
   }
   try {
     app.parse(argc, argv);
@@ -82,6 +83,8 @@ int main(int argc, char** argv) {
   using namespace gossamer::cli;
   try {
     catch_signals();
+    // A line reaches a pipe when it is printed, not when the run ends.
+    std::setvbuf(stdout, nullptr, _IOLBF, std::size_t{1} << 16);
     return run(argc, argv);
   } catch (const Interrupted& interrupted) {
     fail("interrupted; nothing was written");

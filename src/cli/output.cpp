@@ -37,7 +37,9 @@ void OutputOptions::add_to(CLI::App& command) {
 
 void print_line(std::string_view text) { write(std::string(text) + "\n"); }
 
-void print_json(const Json& document) { write(document.dump(2) + "\n"); }
+void print_json(const Json& document) {
+  write(document.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
+}
 
 void flush_output() {
   if (std::fflush(stdout) != 0) {
@@ -63,19 +65,6 @@ std::string bytes_text(std::int64_t bytes) {
 std::string percent_text(std::int64_t part, std::int64_t whole) {
   if (whole == 0) return "-";
   return fmt::format("{:.2f} %", 100.0 * static_cast<double>(part) / static_cast<double>(whole));
-}
-
-std::string printable(std::string_view name) {
-  std::string text;
-  for (const char c : name) {
-    const auto byte = static_cast<unsigned char>(c);
-    if (byte < 0x20 || byte == 0x7f) {
-      text += fmt::format("\\x{:02x}", byte);
-    } else {
-      text += c;
-    }
-  }
-  return text;
 }
 
 std::string padded(std::string text, std::size_t width) {

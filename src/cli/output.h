@@ -39,9 +39,6 @@ std::string bytes_text(std::int64_t bytes);
 /// "87.5 %"; "-" of nothing.
 std::string percent_text(std::int64_t part, std::int64_t whole);
 
-/// A name as the terminal may see it: control characters escaped.
-std::string printable(std::string_view name);
-
 /// `text` and as many spaces as make it `width` characters wide.
 std::string padded(std::string text, std::size_t width);
 

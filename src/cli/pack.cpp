@@ -12,6 +12,7 @@
 #include "cli/selection.h"
 #include "gossamer/error.h"
 #include "gossamer/mask.h"
+#include "io/text.h"
 
 namespace gossamer::cli {
 namespace {
@@ -107,7 +108,7 @@ class Packer {
   }
 
   void report_left(const std::string& name, const std::string& reason) {
-    if (options_.output.lines()) print_line(fmt::format("{}  left: {}", printable(name), reason));
+    if (options_.output.lines()) print_line(fmt::format("{}  left: {}", io::escaped(name), reason));
     tensors_.push_back({{"name", name}, {"packed", false}, {"reason", reason}});
   }
 
@@ -115,7 +116,7 @@ class Packer {
     const std::int64_t dense = entry.end - entry.begin;
     const std::string pattern = packed.pattern().to_string();
     if (options_.output.lines()) {
-      print_line(fmt::format("{}  {} {}: {} as {}, {} -> {} ({:.3f})", printable(entry.name),
+      print_line(fmt::format("{}  {} {}: {} as {}, {} -> {} ({:.3f})", io::escaped(entry.name),
                              shape_text(entry.shape), entry.dtype, pattern,
                              layout_name(packed.layout()), bytes_text(dense), bytes_text(bytes),
                              static_cast<double>(bytes) / static_cast<double>(dense)));
@@ -131,7 +132,7 @@ class Packer {
   void report_total() const {
     if (options_.output.lines()) {
       print_line(fmt::format("{}: {} of {} tensors packed; {} -> {}",
-                             printable(options_.target.target_path()), packed_, tensors_.size(),
+                             io::escaped(options_.target.target_path()), packed_, tensors_.size(),
                              bytes_text(checkpoint_.total_bytes()), bytes_text(after_)));
     }
     if (options_.output.json) {

@@ -16,6 +16,7 @@
 #include "cli/selection.h"
 #include "gossamer/error.h"
 #include "gossamer/mask.h"
+#include "io/text.h"
 
 namespace gossamer::cli {
 namespace {
@@ -52,7 +53,7 @@ class Pruner {
     if (competitors_.empty()) {
       throw Error(ErrorCode::kInvalidArgument,
                   fmt::format("no tensor of '{}' is a weight to prune; name some with --include",
-                              printable(options.target.input)));
+                              io::escaped(options.target.input)));
     }
   }
 
@@ -107,7 +108,7 @@ class Pruner {
     zeros_ += zeros;
     elements_ += weight.elements();
     if (options_.output.lines()) {
-      print_line(fmt::format("{}  {} {}: {} zero", printable(entry.name), shape_text(entry.shape),
+      print_line(fmt::format("{}  {} {}: {} zero", io::escaped(entry.name), shape_text(entry.shape),
                              entry.dtype, percent_text(zeros, weight.elements())));
     }
     tensors_.push_back({{"name", entry.name},
@@ -121,19 +122,19 @@ class Pruner {
     try {
       magnitude_mask(values, pattern_, scope, kept);
     } catch (const Error& error) {
-      throw Error(error.code(), fmt::format("weight '{}': {}", printable(name), error.what()));
+      throw Error(error.code(), fmt::format("weight '{}': {}", io::escaped(name), error.what()));
     }
   }
 
   void report_left(const std::string& name, const std::string& reason) {
-    if (options_.output.lines()) print_line(fmt::format("{}  left: {}", printable(name), reason));
+    if (options_.output.lines()) print_line(fmt::format("{}  left: {}", io::escaped(name), reason));
     tensors_.push_back({{"name", name}, {"pruned", false}, {"reason", reason}});
   }
 
   void report_total() const {
     if (options_.output.lines()) {
       print_line(fmt::format("{}: {} of {} tensors pruned to {}, {} of their weights zero",
-                             printable(options_.target.target_path()), competitors_.size(),
+                             io::escaped(options_.target.target_path()), competitors_.size(),
                              tensors_.size(), pattern_.to_string(),
                              percent_text(zeros_, elements_)));
     }

@@ -10,6 +10,7 @@
 #include "cli/output.h"
 #include "gossamer/error.h"
 #include "gossamer/packed_io.h"
+#include "io/text.h"
 
 namespace gossamer::cli {
 namespace {
@@ -90,7 +91,7 @@ void SelectionOptions::check_globs(const SafetensorsFile& file) const {
       if (found) continue;
       throw Error(ErrorCode::kInvalidArgument,
                   fmt::format("'{}' matches no tensor; `gossamer inspect` lists the names",
-                              printable(glob)));
+                              io::escaped(glob)));
     }
   }
 }

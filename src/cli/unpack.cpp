@@ -9,6 +9,7 @@
 #include "cli/interrupt.h"
 #include "cli/output.h"
 #include "cli/progress.h"
+#include "io/text.h"
 
 namespace gossamer::cli {
 namespace {
@@ -55,7 +56,7 @@ int run_unpack(const UnpackOptions& options) {
     const auto shape = write_dense(name, packed, writer);
     progress.wipe();
     if (options.output.lines()) {
-      print_line(fmt::format("{}  {} {}: from {}", printable(name), shape_text(shape),
+      print_line(fmt::format("{}  {} {}: from {}", io::escaped(name), shape_text(shape),
                              safetensors_word(packed.view().dtype()),
                              layout_name(packed.view().layout())));
     }
@@ -67,7 +68,7 @@ int run_unpack(const UnpackOptions& options) {
   progress.wipe();
   if (options.output.lines()) {
     print_line(fmt::format("{}: {} weights unpacked, {} tensors copied",
-                           printable(options.target.target_path()), checkpoint.packed().size(),
+                           io::escaped(options.target.target_path()), checkpoint.packed().size(),
                            checkpoint.plain().size()));
   }
   if (options.output.json) {

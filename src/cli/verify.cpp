@@ -13,6 +13,7 @@
 #include "cli/selection.h"
 #include "gossamer/error.h"
 #include "gossamer/mask.h"
+#include "io/text.h"
 
 namespace gossamer::cli {
 namespace {
@@ -118,8 +119,8 @@ class Verifier {
     }
     tensors_.push_back(std::move(result));
     if (!options_.output.lines() || together_) return;
-    print_line(message.empty() ? fmt::format("{}  ok: {}", printable(name), pattern.to_string())
-                               : fmt::format("{}  FAILED: {}", printable(name), message));
+    print_line(message.empty() ? fmt::format("{}  ok: {}", io::escaped(name), pattern.to_string())
+                               : fmt::format("{}  FAILED: {}", io::escaped(name), message));
   }
 
   void check_together() {
@@ -136,9 +137,9 @@ class Verifier {
     if (options_.output.lines()) {
       print_line(
           failed_ == 0
-              ? fmt::format("{}: all {} weights ok", printable(options_.input), tensors_.size())
+              ? fmt::format("{}: all {} weights ok", io::escaped(options_.input), tensors_.size())
               : fmt::format("{}: {} of {} weights FAILED; prune them first (gossamer prune)",
-                            printable(options_.input), failed_, tensors_.size()));
+                            io::escaped(options_.input), failed_, tensors_.size()));
     }
     if (options_.output.json) {
       Json document{{"command", "verify"},     {"file", options_.input}, {"pattern", nullptr},

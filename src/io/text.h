@@ -6,8 +6,11 @@
 
 namespace gossamer::io {
 
-/// A name from a file as an error message may show it: in single quotes, control characters escaped
-/// (a file must not drive the terminal), cut after 120 bytes.
+/// Text from a file as a terminal or a JSON document may see it: control characters and bytes that
+/// are not UTF-8 become \xNN.
+std::string escaped(std::string_view text);
+
+/// The same for an error message: in single quotes, cut after 120 bytes.
 std::string shown_name(std::string_view name);
 
 }  // namespace gossamer::io
