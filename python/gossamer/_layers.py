@@ -41,8 +41,10 @@ class Layer:
 
     @property
     def weight(self) -> Tensor | None:
-        """What the module holds or computes as its weight."""
+        """What the module holds or computes as its weight; None where it has no shape yet."""
         value = getattr(self.module, self.parameter, None)
+        if isinstance(value, UninitializedParameter):
+            return None
         return value if isinstance(value, Tensor) else None
 
     @property

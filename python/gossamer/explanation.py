@@ -112,10 +112,7 @@ class Explanation:
     def __str__(self) -> str:
         """The table as plain text of at most 100 columns."""
         rows = [_HEADINGS, *(_cells(layer) for layer in self.layers)]
-        # Columns as wide as they need; a name or a kernel too long for the rest is cut in the middle.
-        widths = [
-            min(most, max(len(row[i]) for row in rows)) for i, (_, most) in enumerate(_COLUMNS)
-        ]
+        widths = _widths(rows)
         lines = [_line(_HEADINGS, widths)]
         for layer, row in zip(self.layers, rows[1:], strict=True):
             lines.append(_line(row, widths))
@@ -146,17 +143,9 @@ class Explanation:
         return table
 
 
-_COLUMNS = (
-    ("layer", 24),
-    ("type", 10),
-    ("pattern", 18),
-    ("kept", 6),
-    ("size", 16),
-    ("kernel", 26),
-    ("speed-up", 8),
-)
-"""Headings and the most columns each may take: with the gaps between them 100 in all at most."""
-_HEADINGS = tuple(heading for heading, _ in _COLUMNS)
+_HEADINGS = ("layer", "type", "pattern", "kept", "size", "kernel", "speed-up")
+_CUTTABLE = (0, 1, 2, 5)
+"""Columns whose cells may lose their middle."""
 _GAP = " "
 
 
@@ -173,6 +162,15 @@ def _cells(layer: LayerReport) -> tuple[str, ...]:
         layer.kernel,
         "-" if layer.speedup is None or not layer.packed else f"{layer.speedup:.2f}x",
     )
+
+
+def _widths(rows: list[tuple[str, ...]]) -> list[int]:
+    """As wide as the cells need; the widest columns give way until a line fits."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    while sum(widths) + len(_GAP) * (len(widths) - 1) > WIDTH:
+        widest = max(_CUTTABLE, key=lambda column: widths[column])
+        widths[widest] -= 1
+    return widths
 
 
 def _line(cells: tuple[str, ...], widths: list[int]) -> str:
