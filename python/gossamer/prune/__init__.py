@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Sparsifiers: what turns dense weights into masks, over one or many steps.
+
+pruner = gossamer.GradualMagnitude("unstructured:0.9", begin_step=0, end_step=600)
+pruner.prepare(model)      # masks become buffers of the model
+...                        # train; pruner.step() after each optimizer step
+pruner.squash_mask()       # plain weights with zeros
+"""
+
+from __future__ import annotations
+
+from gossamer.prune.mask import Mask, attach_masks, masked_parameters, sparsity_report
+from gossamer.prune.methods import GradualMagnitude, Magnitude, Random
+from gossamer.prune.schedule import cubic_sparsity
+from gossamer.prune.sparsifier import CustomPattern, Sparsifier
+
+__all__ = [
+    "CustomPattern",
+    "GradualMagnitude",
+    "Magnitude",
+    "Mask",
+    "Random",
+    "Sparsifier",
+    "attach_masks",
+    "cubic_sparsity",
+    "masked_parameters",
+    "sparsity_report",
+]
