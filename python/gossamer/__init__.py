@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Gossamer makes neural networks sparse, and sparse networks fast.
 
 import gossamer as gs
@@ -13,6 +14,7 @@ from gossamer.config import BlockSparseWeightConfig, SemiSparseWeightConfig, Spa
 from gossamer.explanation import BucketPlan, Explanation, LayerReport, explain
 from gossamer.host import Kernel, Machine, kernels, machine
 from gossamer.io import LoadResult, load_into, save
+from gossamer.prune import GradualMagnitude, Magnitude, Random, Sparsifier
 from gossamer.sparsify import desparsify_, sparsify_
 from gossamer.version import __version__
 from gossamer.weight import SparseWeight, linear
@@ -21,13 +23,17 @@ __all__ = [
     "BlockSparseWeightConfig",
     "BucketPlan",
     "Explanation",
+    "GradualMagnitude",
     "Kernel",
     "LayerReport",
     "LoadResult",
     "Machine",
+    "Magnitude",
+    "Random",
     "SemiSparseWeightConfig",
     "SparseConfig",
     "SparseWeight",
+    "Sparsifier",
     "__version__",
     "desparsify_",
     "explain",

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The `gossamer` command of the wheel: hands over to the binary in the package."""
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ def main() -> NoReturn:
     binary = Path(__file__).with_name("bin") / "gossamer"
     if not os.access(binary, os.X_OK):
         sys.exit(
-            f"gossamer: {binary} does not exist or cannot be executed; install the wheel (pip install "
-            "gossamer), or build the command with CMake (-DGOSSAMER_CLI=ON)"
+            f"gossamer: {binary} does not exist or cannot be executed; install the wheel (pip "
+            "install gossamer), or build the command with CMake (-DGOSSAMER_CLI=ON)"
         )
     os.execv(binary, [str(binary), *sys.argv[1:]])
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Which weights a model has, and what stands in the way of packing each."""
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ def _join(name: str, key: str) -> str:
 
 
 def _weights(module: nn.Module) -> Iterator[str]:
-    """Parameters of a module that is no linear layer; parametrized ones are under their own names."""
+    """The weights of a module that is no linear layer, parametrized ones by their own names."""
     if isinstance(module, parametrize.ParametrizationList):
         return
     if parametrize.is_parametrized(module):
@@ -152,13 +153,13 @@ class _Context:
     def _owner_obstacle(self, module: nn.Module) -> str | None:
         if id(module) in self._attention:
             return (
-                f"nn.MultiheadAttention '{self._attention[id(module)]}' reads out_proj.weight itself, not "
-                "through the layer"
+                f"nn.MultiheadAttention '{self._attention[id(module)]}' reads out_proj.weight "
+                "itself, not through the layer"
             )
         if id(module) in self._adapted:
             return (
-                f"it is the base layer of the LoRA adapter '{self._adapted[id(module)]}', which adds to the "
-                "dense weight; merge the adapter first"
+                f"it is the base layer of the LoRA adapter '{self._adapted[id(module)]}', which "
+                "adds to the dense weight; merge the adapter first"
             )
         return None
 
@@ -168,8 +169,8 @@ class _Context:
                 continue
             if not is_linear(module) or key != "weight":
                 return (
-                    f"its weight is shared with '{_join(name, key)}' ({type(module).__name__}), which needs it "
-                    "dense"
+                    f"its weight is shared with '{_join(name, key)}' ({type(module).__name__}), "
+                    "which needs it dense"
                 )
             if _is_conv1d(module) != layer.transposed:
                 return f"its weight is shared with '{name}', which reads it the other way round"
@@ -199,8 +200,8 @@ def _parametrization_obstacle(module: nn.Module) -> str:
     names = ", ".join(type(step).__name__ for step in chain)
     if any(hasattr(step, "mask") for step in chain):
         return (
-            f"its mask is live ({names}): call squash_mask() of the sparsifier first, which leaves a plain "
-            "weight with zeros"
+            f"its mask is live ({names}): call squash_mask() of the sparsifier first, which leaves "
+            "a plain weight with zeros"
         )
     return (
         f"its weight is computed on every call ({names}); make it plain first: "
@@ -239,7 +240,9 @@ def _weight_obstacle(weight: Tensor | None) -> str | None:
     if weight.device.type == "meta":
         return "its weight is on the meta device and has no values; load them first"
     if weight.device.type != "cpu":
-        return f"its weight is on {weight.device}; packed weights run on the CPU only: move it with .cpu()"
+        return (
+            f"its weight is on {weight.device}; packed weights run on the CPU: move it with .cpu()"
+        )
     if weight.dtype not in _DTYPES:
         accepted = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
         return f"its weight is {str(weight.dtype).removeprefix('torch.')}; kernels take {accepted}"

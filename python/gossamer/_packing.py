@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """From one dense weight to a packed and planned one, or to the reason why it stays plain."""
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from gossamer.weight import SparseWeight
 __all__ = ["LEAST_ZEROS", "Decision", "Request", "decide", "decide_packed", "plain_report", "swap"]
 
 LEAST_ZEROS = 0.25
-"""Without a pattern that was asked for, a weight with a smaller fraction of zeros counts as dense. No
-kernel gains from fewer: an index beside each kept value alone makes the packed weight larger."""
+"""A weight with a smaller fraction of zeros counts as dense: a few that nobody put there are not
+worth packing and timing. A pattern that is asked for decides alone."""
 
 Report = dict[str, Any]
 """What was decided for a layer, in plain JSON types; `module.gossamer_report` keeps it."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """What `sparsify_` is asked to do with a layer."""
 
 from __future__ import annotations
@@ -69,8 +70,8 @@ class SemiSparseWeightConfig:
     """2:4 weights: of every 4 consecutive inputs, 2 kept.
 
     Attributes:
-        alg_id: which algorithm cuSPARSELt should use; kernels here are chosen by the plan, so that 0
-            is the only value that means something.
+        alg_id: which algorithm cuSPARSELt should use; kernels here are chosen by the plan, so that
+            0 is the only value that means something.
 
     Raises:
         ValueError: another `alg_id`.
@@ -81,8 +82,9 @@ class SemiSparseWeightConfig:
     def __post_init__(self) -> None:
         if self.alg_id != 0:
             raise ValueError(
-                f"alg_id={self.alg_id}: it numbers cuSPARSELt's algorithms, which are not called here; leave "
-                "it at 0, the plan chooses the kernel (GOSSAMER_KERNEL forces one by name)"
+                f"alg_id={self.alg_id}: it numbers cuSPARSELt's algorithms, which are not called "
+                "here; leave it at 0, the plan chooses the kernel (GOSSAMER_KERNEL forces one by "
+                "name)"
             )
 
     def settings(self) -> SparseConfig:
@@ -120,7 +122,8 @@ def check_pattern(text: str) -> str:
     """The pattern's shortest text; ValueError says what would do."""
     if not isinstance(text, str):
         raise TypeError(
-            f"pattern is a {type(text).__name__}: a text such as '2:4' or 'unstructured:0.9' is accepted"
+            f"pattern is a {type(text).__name__}: a text such as '2:4' or 'unstructured:0.9' is "
+            "accepted"
         )
     return str(json.loads(torch.ops.gossamer.parse_pattern(text))["text"])
 
@@ -161,8 +164,8 @@ class Wishes:
             if not any(fnmatchcase(name, glob) for name in names):
                 shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
                 raise ValueError(
-                    f"config: '{glob}' matches no linear layer of the model; its linear layers are: "
-                    f"{shown or 'none'}"
+                    f"config: '{glob}' matches no linear layer of the model; its linear layers "
+                    f"are: {shown or 'none'}"
                 )
 
 
@@ -175,5 +178,6 @@ def _settings(wish: LayerConfig | str | None) -> SparseConfig:
         return wish.settings()
     raise TypeError(
         f"config is {wish!r}: None, a pattern's text, a SparseConfig, SemiSparseWeightConfig or "
-        "BlockSparseWeightConfig (an instance, with parentheses), or a dict of layer names to these is accepted"
+        "BlockSparseWeightConfig (an instance, with parentheses), or a dict of layer names to "
+        "these is accepted"
     )

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """What became of each weight of a model, and why."""
 
 from __future__ import annotations
@@ -57,8 +58,8 @@ class LayerReport:
         type: the module's class.
         packed: True where the weight is a `SparseWeight`.
         pattern: the packed weight's, or what was found in a weight that dense beat; None elsewhere.
-        density: kept positions over all positions, for a plain weight the non-zeros; None where there
-            are no values to look at.
+        density: kept positions over all positions, for a plain weight the non-zeros; None where
+            there are no values to look at.
         dense_bytes: of the dense weight.
         packed_bytes: in memory, a kept dense copy included; None where plain.
         layout: of the packed weight; None where plain.
@@ -102,7 +103,8 @@ class Explanation:
             if layer.name == name:
                 return layer
         raise KeyError(
-            f"no layer is called '{name}'; there are: {', '.join(layer.name for layer in self.layers)}"
+            f"no layer is called '{name}'; there are: "
+            f"{', '.join(layer.name for layer in self.layers)}"
         )
 
     def to_json(self, indent: int | None = None) -> str:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """What this machine is, and which kernels the library has for it."""
 
 from __future__ import annotations

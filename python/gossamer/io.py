@@ -1,4 +1,5 @@
-"""Models in safetensors files: packed weights flattened into arrays (docs/formats.md), the rest as is."""
+# SPDX-License-Identifier: BSD-3-Clause
+"""Models in safetensors files: packed weights as arrays (docs/formats.md), the rest as it is."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -45,15 +46,15 @@ _ARRAYS = {
 }
 
 
-# --- Writing ---------------------------------------------------------------------------------------
+# --- Writing --------------------------------------------------------------------------------------
 
 
 def save(model: nn.Module, path: str | os.PathLike[str], *, packed: bool = True) -> None:
     """Writes a model's parameters and persistent buffers to a safetensors file.
 
-    A packed weight is written in its format (docs/formats.md), whatever layout it is held in. Tensors
-    that are shared are written once; the metadata maps each further name to the first one, as
-    Hugging Face's `save_model` does. The file appears whole or not at all.
+    A packed weight is written in its format (docs/formats.md), whatever layout it is held in.
+    Tensors that are shared are written once; the metadata maps each further name to the first one,
+    as Hugging Face's `save_model` does. The file appears whole or not at all.
 
     Args:
         model: any module.
@@ -92,8 +93,8 @@ def _flatten(model: nn.Module, packed: bool) -> tuple[dict[str, Tensor], dict[st
 def _check_writable(name: str, value: object) -> None:
     if not isinstance(value, Tensor):
         raise ValueError(
-            f"'{name}' is a {type(value).__name__}: safetensors files hold tensors only; save it elsewhere "
-            "or leave it out of the state_dict"
+            f"'{name}' is a {type(value).__name__}: safetensors files hold tensors only; save it "
+            "elsewhere or leave it out of the state_dict"
         )
     if value.device.type == "meta":
         raise ValueError(f"'{name}' is on the meta device and has no values; load them first")
@@ -174,7 +175,7 @@ def _sync(path: str) -> None:
         os.close(descriptor)
 
 
-# --- Reading ---------------------------------------------------------------------------------------
+# --- Reading --------------------------------------------------------------------------------------
 
 
 class LoadResult(NamedTuple):
@@ -201,9 +202,10 @@ def load_into(
     """Loads a safetensors file into a model of the same architecture, dense or packed.
 
     A packed weight of the file is laid out and planned for this machine and takes the parameter's
-    place; where dense is faster here, or where something needs the dense weight, its values are copied
-    into the plain parameter instead. A dense weight goes into a plain parameter as it is; where the model
-    holds a packed one, it is packed anew if its zeros are worth it. `explain(model)` says what was done.
+    place; where dense is faster here, or where something needs the dense weight, its values are
+    copied into the plain parameter instead. A dense weight goes into a plain parameter as it is;
+    where the model holds a packed one, it is packed anew if its zeros are worth it.
+    `explain(model)` says what was done.
 
     Args:
         model: changed in place, and only when the whole file has been read and found right.
@@ -296,8 +298,8 @@ def _read_packed(file: _File) -> None:
 def _parse_info(file: _File, name: str, text: str) -> dict[str, Any]:
     def refuse(why: str) -> ValueError:
         return ValueError(
-            f"'{file.path}': packed weight '{name}': {why}; its metadata should have exactly the keys "
-            f"{', '.join(_INFO_KEYS)} (docs/formats.md)"
+            f"'{file.path}': packed weight '{name}': {why}; its metadata should have exactly the "
+            f"keys {', '.join(_INFO_KEYS)} (docs/formats.md)"
         )
 
     try:
@@ -380,7 +382,8 @@ def _slots(model: nn.Module) -> dict[int, _Slot]:
     for name in state:
         if name not in known:
             raise ValueError(
-                f"'{name}' of the model's state_dict is no parameter or buffer of a module; load it apart"
+                f"'{name}' of the model's state_dict is no parameter or buffer of a module; load "
+                "it apart"
             )
     return slots
 
@@ -408,7 +411,10 @@ def _match(slots: dict[int, _Slot], file: _File, strict: bool) -> tuple[dict[int
     if faults:
         hint = ""
         if any("parametrizations" in name for name in missing):
-            hint = "; the model has live masks or parametrizations: load before prepare(), or after squash_mask()"
+            hint = (
+                "; the model has live masks or parametrizations: load before prepare(), or after "
+                "squash_mask()"
+            )
         elif strict and not mismatched:
             hint = "; strict=False loads what matches"
         raise ValueError(f"'{file.path}' does not fit the model: {'; '.join(faults)}{hint}")
@@ -458,7 +464,7 @@ def _prepare(slot: _Slot, file: _File, name: str, request: Request) -> _Step:
     if obstacle is not None:
         return _finish(slot, weight.to_dense(), Decision(None, plain_report(obstacle)), trainable)
     if weight.dtype != old.dtype:
-        weight = SparseWeight.from_packed(weight.to(old.dtype).packed)
+        weight = cast(SparseWeight, weight.to(old.dtype))
     values = weight.to_dense()
     return _finish(slot, values, decide_packed(weight, values, request, bias=slot.bias), trainable)
 
@@ -475,7 +481,7 @@ def _packed_obstacle(slot: _Slot, weight: SparseWeight) -> str | None:
 
 
 def _for_plain(old: Tensor, values: Tensor) -> Tensor:
-    """What takes a plain tensor's place: values to copy, or a parameter where there was no memory."""
+    """What a plain tensor gets: values to copy, or a new parameter where it had no memory."""
     if old.device.type == "meta" and isinstance(old, nn.Parameter):
         return nn.Parameter(values.to(old.dtype).clone(), requires_grad=old.requires_grad)
     if old.device.type == "meta":

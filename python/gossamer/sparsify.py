@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """`sparsify_` packs a model's sparse linear layers, `desparsify_` makes them dense again."""
 
 from __future__ import annotations
@@ -29,30 +30,30 @@ def sparsify_(
     """Packs the linear layers whose weights are sparse, where that is faster on this machine.
 
     Looks at every `nn.Linear` (and subclasses that keep its forward) and at the `Conv1D` of Hugging
-    Face's GPT-2. A layer stays the plain module it was where its weight is not sparse (under 25 % zeros,
-    unless a pattern is asked for), where dense is faster, or where something else needs the dense
-    weight; `explain(model)` says which and why. A packed weight is frozen; gradients still flow to the
-    layer's input and bias. Nothing is pruned.
+    Face's GPT-2. A layer stays the plain module it was where its weight is not sparse (under 25 %
+    zeros, unless a pattern is asked for), where dense is faster, or where something else needs the
+    dense weight; `explain(model)` says which and why. A packed weight is frozen; gradients still
+    flow to the layer's input and bias. Nothing is pruned.
 
     Args:
         model: changed in place. A single linear layer is a model too.
         config: None infers each layer's pattern from its zeros. A pattern's text, `SparseConfig`,
             `SemiSparseWeightConfig` or `BlockSparseWeightConfig` applies to every layer that is
-            selected. A dict gives each glob of layer names a config of its own (or None); the first that
-            matches decides, layers that none matches stay plain.
+            selected. A dict gives each glob of layer names a config of its own (or None); the first
+            that matches decides, layers that none matches stay plain.
         filter_fn: called with each linear layer and its name; False leaves it plain.
         plan: "measure" times the best candidates against dense (results are cached between
             processes), "model" asks the cost model alone and is deterministic.
         memory: "speed" may keep a dense copy too, which runs at token counts where it is faster.
-        layout: packs in this layout without asking whether it is faster; "format" is the one that runs
-            on every machine.
+        layout: packs in this layout without asking whether it is faster; "format" is the one that
+            is saved.
 
     Returns:
         The model.
 
     Raises:
-        ValueError: a weight breaks the pattern that it was said to have (the message names layer, row
-            and columns), or an argument does not exist. The model is as it was.
+        ValueError: a weight breaks the pattern that it was said to have (the message names layer,
+            row and columns), or an argument does not exist. The model is as it was.
         TypeError: `model` or `config` is of another type.
     """
     if not isinstance(model, nn.Module):
@@ -123,7 +124,8 @@ def _untangle(layers: list[Layer], requests: dict[str, Request | str]) -> None:
         for other in plain:
             if other.name in layer.tied:
                 requests[layer.name] = (
-                    f"its weight is shared with '{other.name}', which stays plain: {requests[other.name]}"
+                    f"its weight is shared with '{other.name}', which stays plain: "
+                    f"{requests[other.name]}"
                 )
                 break
         for name in layer.tied:
@@ -131,8 +133,8 @@ def _untangle(layers: list[Layer], requests: dict[str, Request | str]) -> None:
             mine = requests[layer.name]
             if isinstance(wish, Request) and isinstance(mine, Request) and wish != mine:
                 raise ValueError(
-                    f"config: '{layer.name}' and '{name}' share one weight but are to be packed differently "
-                    f"({mine} and {wish}); give both the same config"
+                    f"config: '{layer.name}' and '{name}' share one weight but are to be packed "
+                    f"differently ({mine} and {wish}); give both the same config"
                 )
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The version, which the VERSION file at the root of the sources holds."""
 
 from __future__ import annotations

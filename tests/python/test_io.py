@@ -11,12 +11,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import gossamer as gs
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+import gossamer as gs
 
 
 def pruned(
@@ -74,7 +75,7 @@ def rewrite(path: Path, change: Callable[[dict[str, Tensor], dict[str, str]], No
     save_file(tensors, path, notes)
 
 
-# --- Round trips -----------------------------------------------------------------------------------
+# --- Round trips ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
@@ -293,7 +294,7 @@ def test_views_and_strided_tensors(tmp_path: Path) -> None:
     assert equal(other, want)
 
 
-# --- What does not fit -----------------------------------------------------------------------------
+# --- What does not fit ----------------------------------------------------------------------------
 
 
 def refused(model: nn.Module, path: Path, text: str, **options: object) -> None:
@@ -346,7 +347,7 @@ def test_live_masks_are_named(tmp_path: Path) -> None:
 
 
 def test_missing_files_and_directories(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="nowhere.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.safetensors"):
         gs.load_into(network(), tmp_path / "nowhere.safetensors")
     with pytest.raises(FileNotFoundError, match="no file"):
         gs.load_into(network(), tmp_path)
@@ -377,7 +378,7 @@ def test_what_a_file_cannot_hold(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-# --- Damaged files ---------------------------------------------------------------------------------
+# --- Damaged files --------------------------------------------------------------------------------
 
 
 def change_info(**fields: object) -> Callable[[dict[str, Tensor], dict[str, str]], None]:
@@ -472,7 +473,7 @@ def test_attack_files_leave_the_model_alone(path: Path) -> None:
     refused(network(), path, "safetensors")
 
 
-# --- Writing is atomic -----------------------------------------------------------------------------
+# --- Writing is atomic ----------------------------------------------------------------------------
 
 
 def leftovers(directory: Path) -> list[str]:
@@ -532,7 +533,7 @@ def test_permissions_and_links_are_kept(tmp_path: Path) -> None:
     assert load_file(path)["weight"].shape == (5, 5)
 
 
-# --- The command reads and writes the same files ---------------------------------------------------
+# --- The command reads and writes the same files --------------------------------------------------
 
 needs_command = pytest.mark.skipif(
     "GOSSAMER_BIN" not in os.environ, reason="GOSSAMER_BIN does not name the gossamer command"

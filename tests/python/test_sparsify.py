@@ -4,19 +4,23 @@
 from __future__ import annotations
 
 import copy
+import io
+import itertools
 import json
 import pickle
 
-import gossamer as gs
 import pytest
 import torch
 import torch.nn.functional as F
-from gossamer.compat import torchao
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
+import gossamer as gs
+from gossamer.compat import torchao
+
 GENERIC = "format"  # packs whatever dense would do, so that results do not hang on the machine
 
+HEADINGS = ["layer", "type", "pattern", "kept", "size", "kernel", "speed-up"]
 VERY_SPARSE = "unstructured:0.98"  # where every cost model finds a sparse kernel faster
 
 
@@ -29,7 +33,7 @@ def prune_(weight: Tensor, pattern: str = "unstructured:0.9", transposed: bool =
 
 def mlp(pattern: str = "unstructured:0.9", sizes: tuple[int, ...] = (64, 96, 32)) -> nn.Sequential:
     steps: list[nn.Module] = []
-    for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+    for inputs, outputs in itertools.pairwise(sizes):
         linear = nn.Linear(inputs, outputs)
         prune_(linear.weight, pattern)
         steps += [linear, nn.ReLU()]
@@ -61,7 +65,7 @@ def is_packed(module: nn.Module) -> bool:
     return isinstance(module.weight, gs.SparseWeight)
 
 
-# --- What is packed --------------------------------------------------------------------------------
+# --- What is packed -------------------------------------------------------------------------------
 
 
 def test_returns_the_model_and_infers_each_pattern() -> None:
@@ -153,7 +157,7 @@ def test_a_second_call_changes_nothing() -> None:
     assert gs.explain(model).to_json() == before
 
 
-# --- What stays plain, and why ---------------------------------------------------------------------
+# --- What stays plain, and why --------------------------------------------------------------------
 
 
 def reason_of(model: nn.Module, name: str) -> str:
@@ -375,7 +379,7 @@ def test_weights_without_values_or_kernels_stay_plain() -> None:
     assert "empty" in reason_of(model, "empty")
 
 
-# --- Configs and refusals --------------------------------------------------------------------------
+# --- Configs and refusals -------------------------------------------------------------------------
 
 
 def test_configs_by_name() -> None:
@@ -473,7 +477,7 @@ def test_memory_speed_keeps_a_dense_copy_only_where_dense_runs(
     assert (model[0].weight.dense is not None) == runs_dense
 
 
-# --- What survives ---------------------------------------------------------------------------------
+# --- What survives --------------------------------------------------------------------------------
 
 
 def test_desparsify_is_exact_and_trainable_again() -> None:
@@ -551,7 +555,7 @@ def test_export_with_dynamic_tokens() -> None:
         torch.testing.assert_close(program.module()(x), model(x), rtol=0, atol=0)
 
 
-# --- explain ---------------------------------------------------------------------------------------
+# --- explain --------------------------------------------------------------------------------------
 
 
 def test_the_table_fits_and_names_every_layer() -> None:
@@ -566,7 +570,7 @@ def test_the_table_fits_and_names_every_layer() -> None:
     gs.sparsify_(model, plan="model")
     text = str(gs.explain(model))
     assert max(map(len, text.splitlines())) <= 100
-    assert text.splitlines()[0].split() == "layer type pattern kept size kernel speed-up".split()
+    assert text.splitlines()[0].split() == HEADINGS
     assert "2 of 2 weights packed" in text
     assert VERY_SPARSE in text
 
@@ -591,12 +595,12 @@ def test_json_and_lookup() -> None:
 def test_rich_table() -> None:
     from rich.console import Console
 
-    console = Console(width=200, record=True, file=open("/dev/null", "w"))
+    console = Console(width=200, record=True, file=io.StringIO())
     console.print(gs.explain(gs.sparsify_(mlp(), layout=GENERIC)))
     assert "2 of 2 weights packed" in console.export_text()
 
 
-# --- The machine, the old names, the package -------------------------------------------------------
+# --- The machine, the old names, the package ------------------------------------------------------
 
 
 def test_machine_and_kernels() -> None:
@@ -624,7 +628,6 @@ def test_names_of_torchao() -> None:
 
 
 def test_apply_fake_sparsity() -> None:
-    pytest.importorskip("gossamer.prune")
     model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 16))
     before = copy.deepcopy(model)
     torchao.apply_fake_sparsity(model, filter_fn=lambda module, name: name == "0")

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The names of `torchao.sparsity` 0.18 with their old signatures.
 
     from gossamer.compat.torchao import sparsify_, semi_sparse_weight
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from torch import nn
 
 from gossamer.config import BlockSparseWeightConfig, SemiSparseWeightConfig
+from gossamer.prune import Magnitude
 from gossamer.sparsify import sparsify_
 
 __all__ = [
@@ -37,8 +39,6 @@ def apply_fake_sparsity(
         model: its weights are changed in place and stay dense.
         filter_fn: called with each module and its name; None takes every `nn.Linear`.
     """
-    from gossamer.prune import Magnitude
-
     select = filter_fn or (lambda module, name: isinstance(module, nn.Linear))
     config = [
         {"tensor_fqn": f"{name}.weight" if name else "weight"}
