@@ -1,9 +1,9 @@
 """A packed weight as a tensor: `SparseWeight` takes a dense parameter's place in any module.
 
 The tensor has the shape and dtype of the dense parameter; what it holds is one byte tensor
-(`packed`) in one of the formats or layouts of the core. `torch.nn.functional.linear` and the products that
-modules write out by hand run on it directly; everything else either keeps its meaning (copying,
-casting, saving) or is refused with the operation's name.
+(`packed`) in one of the formats or layouts of the core. `torch.nn.functional.linear` and the
+products that modules write out by hand run on it directly; everything else either keeps its meaning
+(copying, casting, saving) or is refused with the operation's name.
 
 For a program that others load without this package, export the model and let torch unwrap the
 weights into plain tensors, `torch.export.export(model, …).run_decompositions({})`; an AOTInductor
@@ -104,6 +104,7 @@ class SparseWeight(torch.Tensor):
     in_features: int
     out_features: int
     _facts: _Facts
+    _is_direct: bool
 
     # --- Making one ---------------------------------------------------------------------------
 
@@ -126,6 +127,8 @@ class SparseWeight(torch.Tensor):
         self.out_features = facts.out
         self.in_features = facts.inputs
         self._facts = facts
+        # What the shortest path of F.linear asks: nothing to transpose, no dense copy to pass on.
+        self._is_direct = dense is None and not facts.transposed
 
     @classmethod
     def from_dense(
@@ -143,16 +146,16 @@ class SparseWeight(torch.Tensor):
         Args:
             values: [[batch,] out, in], or [[batch,] in, out] with `transposed`; float64, float32,
                 float16, bfloat16, float8_e4m3fn or int8. Zeros mark what is pruned.
-            pattern: `unstructured:S`, `N:M`, `block:RxC:S`, `vnm:V:N:M` or `fanin:S`; None takes the
-                tightest that the zeros satisfy.
+            pattern: `unstructured:S`, `N:M`, `block:RxC:S`, `vnm:V:N:M` or `fanin:S`; None takes
+                the tightest that the zeros satisfy.
             mask: bool, shape of `values`: what is kept, zeros included. None keeps the non-zeros.
             layout: "format" for what is saved, or the name of a layout.
             transposed: the module stores [in, out].
             name: what error messages call the weight.
 
         Raises:
-            ValueError: the weight breaks the pattern (with the place), or a shape, dtype, pattern or
-                layout is not accepted.
+            ValueError: the weight breaks the pattern (with the place), or a shape, dtype, pattern
+                or layout is not accepted.
         """
         with torch.no_grad():
             values = values.detach()
@@ -301,7 +304,7 @@ class SparseWeight(torch.Tensor):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Runs `F.linear` at once; sends the rest to its handler or below autograd."""
-        if func is _F_linear and not kwargs and isinstance(args[1], SparseWeight):
+        if func is _F_linear and not kwargs and type(args[1]) is SparseWeight:
             return _linear(*args)
         handler = _FUNCTIONS.get(func)
         if handler is not None:
@@ -361,7 +364,7 @@ def linear(
 
 def _linear(x: Tensor, weight: SparseWeight, bias: Tensor | None = None) -> Tensor:
     """`F.linear`: x·weightᵀ + bias. What a model spends its calls on."""
-    if weight.transposed or _is_any_autocast_enabled() or type(x) is SparseWeight:
+    if not weight._is_direct or _is_any_autocast_enabled() or type(x) is SparseWeight:
         return _linear_general(x, weight, bias)
     if _is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
         op = _linear_autograd_op
@@ -369,14 +372,12 @@ def _linear(x: Tensor, weight: SparseWeight, bias: Tensor | None = None) -> Tens
         op = _linear_op
     else:
         op = _linear_eager
-    dense = weight.dense
-    if dense is None:  # every argument costs, None too
-        return op(x, weight.packed, weight.layout_code, weight.out_features, None, bias)
-    return op(x, weight.packed, weight.layout_code, weight.out_features, None, bias, 0, None, dense)
+    # Every argument costs, None too.
+    return op(x, weight.packed, weight.layout_code, weight.out_features, None, bias)
 
 
 def _linear_general(x: Tensor, weight: SparseWeight, bias: Tensor | None) -> Tensor:
-    """`F.linear` under autocast, or with a weight that is stored the other way round."""
+    """`F.linear` under autocast, with a dense copy, or with a weight stored transposed."""
     if isinstance(x, SparseWeight):
         raise NotImplementedError(
             "linear: x is a SparseWeight too; a product of two packed weights is not computed, use "
@@ -398,8 +399,8 @@ def _product(
     """act(x·Wᵀ + bias + residual) with W the logical [out, in], whatever the orientation."""
     result_dtype = None
     if torch.is_autocast_enabled("cpu"):
-        # F.linear would cast the weight; a packed weight keeps its dtype and the inputs follow, which
-        # is exact. The result has autocast's dtype, as the layers behind it expect.
+        # F.linear would cast the weight; a packed weight keeps its dtype and the inputs follow,
+        # which is exact. The result has autocast's dtype, as the layers behind it expect.
         result_dtype = torch.get_autocast_dtype("cpu")
         x = x.to(weight.dtype)
         bias = None if bias is None else bias.to(weight.dtype)

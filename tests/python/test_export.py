@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,8 @@ TOKENS = (1, 2, 7, 40)
 
 
 def packed_model(layout: str = "kcsr128") -> nn.Module:
-    model = nn.Sequential(nn.Linear(48, 32), nn.ReLU(), nn.Linear(32, 8, bias=False)).requires_grad_(False)
+    model = nn.Sequential(nn.Linear(48, 32), nn.ReLU(), nn.Linear(32, 8, bias=False))
+    model.requires_grad_(False)
     for index in (0, 2):
         w = model[index].weight * (torch.rand_like(model[index].weight) < 0.2)
         weight = SparseWeight.from_dense(w, layout=layout)
@@ -104,7 +104,7 @@ def run_elsewhere(load: str, program: Path, model: nn.Module, tmp_path: Path) ->
     data = tmp_path / "data.pt"
     torch.save((inputs, [model(x) for x in inputs]), data)
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(RUN).format(load=load), _ops._library_path(), program, data],
+        [sys.executable, "-c", RUN.format(load=load), _ops._library_path(), program, data],
         capture_output=True,
         text=True,
         cwd=tmp_path,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a packed layer's eager call costs beyond the dense one, on a layer with next to no arithmetic."""
+"""What a packed layer's eager call costs beyond the dense one, on a layer with no work to do."""
 
 from __future__ import annotations
 

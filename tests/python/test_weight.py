@@ -22,7 +22,9 @@ def sparse_matrix(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(*shape, dtype=dtype) * (torch.rand(*shape) < 0.2)
 
 
-def packed_layer(inputs: int = 40, out: int = 24, layout: str = "kcsr128") -> tuple[nn.Linear, Tensor]:
+def packed_layer(
+    inputs: int = 40, out: int = 24, layout: str = "kcsr128"
+) -> tuple[nn.Linear, Tensor]:
     layer = nn.Linear(inputs, out)
     w = sparse_matrix(out, inputs)
     layer.weight = nn.Parameter(SparseWeight.from_dense(w, layout=layout), requires_grad=False)
@@ -259,7 +261,8 @@ def test_a_tampered_file_is_refused() -> None:
     names = [form["name"] for form in json.loads(info)["arrays"]]
     offsets = arrays[names.index("row_offsets")].clone()
     offsets[-1] += 1000
-    broken = [offsets if name == "row_offsets" else a for name, a in zip(names, arrays, strict=True)]
+    broken = list(arrays)
+    broken[names.index("row_offsets")] = offsets
     with pytest.raises(ValueError, match=r".+"):
         rebuild(info, broken, *rest)
     with pytest.raises(ValueError, match="layout"):
@@ -309,7 +312,7 @@ def test_unsupported_operations_say_so() -> None:
 
 
 def test_autocast_keeps_the_weight_and_casts_the_rest() -> None:
-    layer, w = packed_layer()
+    layer, _ = packed_layer()
     x = torch.randn(5, 40)
     with torch.autocast("cpu", torch.bfloat16):
         y = layer(x)
