@@ -1,0 +1,157 @@
+"""`python -m gossamer.bench SUITE [--quick] [--json OUT] [--threads 1,all] [--filter TEXT]`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+import gossamer as gs
+from gossamer.bench import cpu_linear, host
+from gossamer.bench.record import Record, append
+from gossamer.bench.roofline import measure_roofline
+from gossamer.bench.suite import Options
+
+SUITES: dict[str, Callable[[Options], Iterator[Record]]] = {
+    "cpu-linear": cpu_linear.run,
+    "host": host.run,
+}
+"""Name to what yields its records."""
+
+_DEFAULT_CACHE = 32 << 20
+_COLUMNS = (
+    ("layer", 12),
+    ("pattern", 17),
+    ("tokens", 6),
+    ("threads", 7),
+    ("kernel", 30),
+    ("ms", 9),
+    ("dense ms", 9),
+    ("csr ms", 9),
+    ("speed-up", 8),
+    ("bound", 6),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; the exit status is 2 for bad usage."""
+    arguments = _parse(argv)
+    counts = _thread_counts(arguments.threads)
+    target = None if arguments.json is None else _target(arguments.json)
+    # Plans are made anew: an old verdict would be measured, not this build's.
+    os.environ.setdefault("GOSSAMER_CACHE", "off")
+    print(_line([name for name, _ in _COLUMNS]), flush=True)
+    before = torch.get_num_threads()
+    try:
+        for count in counts:
+            torch.set_num_threads(count)
+            with torch.inference_mode():
+                for record in SUITES[arguments.suite](_options(arguments)):
+                    if target is not None:
+                        append(record, target)
+                    _clear()
+                    print(_line(_cells(record)), flush=True)
+    finally:
+        torch.set_num_threads(before)
+        _clear()
+    if target is not None:
+        print(f"written to {target}")
+    return 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m gossamer.bench", description=__doc__)
+    parser.add_argument("suite", choices=sorted(SUITES))
+    parser.add_argument("--quick", action="store_true", help="few cases, under 90 seconds")
+    parser.add_argument(
+        "--json", metavar="OUT", help="append to OUT; 'auto' is bench/results/<machine>.jsonl"
+    )
+    parser.add_argument(
+        "--threads", default="", help="comma-separated, e.g. 1,all; quick runs take all by default"
+    )
+    parser.add_argument("--filter", default="", help="only cases whose name holds this text")
+    parser.add_argument("--rounds", type=int, default=9, help="turns of each contestant, 9 or more")
+    arguments = parser.parse_args(argv)
+    if arguments.rounds < 9:
+        parser.error(f"--rounds {arguments.rounds}: at least 9 are accepted")
+    arguments.threads = arguments.threads or ("all" if arguments.quick else "1,all")
+    try:
+        _thread_counts(arguments.threads)
+    except ValueError:
+        parser.error(
+            f"--threads {arguments.threads}: numbers from 1, or 'all', separated by commas"
+        )
+    return arguments
+
+
+def _thread_counts(text: str) -> list[int]:
+    counts = []
+    for part in text.split(","):
+        count = torch.get_num_threads() if part.strip() == "all" else int(part)
+        if count < 1:
+            raise ValueError(part)
+        if count not in counts:
+            counts.append(count)
+    return counts
+
+
+def _target(text: str) -> Path:
+    if text == "auto":
+        return Path("bench/results") / f"{gs.machine().name}.jsonl"
+    return Path(text)
+
+
+def _options(arguments: argparse.Namespace) -> Options:
+    cache_bytes = gs.machine().l3_bytes or _DEFAULT_CACHE
+    overhead = host.call_overhead(*host.tiny(host.PATTERNS[0]), arguments.rounds)
+    return Options(
+        quick=arguments.quick,
+        rounds=arguments.rounds,
+        filter=arguments.filter,
+        cache_bytes=cache_bytes,
+        roofline=measure_roofline(cache_bytes),
+        host_us=1e3 * overhead.median_ms["gossamer"],
+        progress=_progress,
+    )
+
+
+def _cells(record: Record) -> list[str]:
+    csr = record.peers.get("torch_csr")
+    return [
+        f"{record.out}x{record.inputs}",
+        record.pattern,
+        str(record.tokens),
+        str(record.threads),
+        record.kernel,
+        f"{record.ms:.4f}",
+        f"{record.dense_ms:.4f}",
+        "-" if csr is None else f"{csr:.4f}",
+        f"{record.speedup:.2f}x",
+        f"{record.bound_speedup:.1f}x",
+    ]
+
+
+def _line(cells: Sequence[str]) -> str:
+    left = {"layer", "pattern", "kernel"}
+    return "  ".join(
+        cell.ljust(width) if name in left else cell.rjust(width)
+        for cell, (name, width) in zip(cells, _COLUMNS, strict=True)
+    )
+
+
+def _progress(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def _clear() -> None:
+    if sys.stderr.isatty():
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

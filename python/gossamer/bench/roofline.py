@@ -1,0 +1,67 @@
+"""The most that sparsity can gain in one layer on this machine.
+
+By the roofline model (Williams, Waterman, Patterson, CACM 52(4), 2009) a call takes at least
+max(flops / peak, bytes / bandwidth). Dense: 2*tokens*out*in flops and 4*out*in bytes of weight;
+sparse: density times the flops, and the bytes of the packed weight; x and y, 4*tokens*(in + out)
+bytes, are the same for both. The bound is the ratio of the two: where computing binds it is
+1 / density, where reading the weight binds it is dense bytes / packed bytes. It bounds what a
+sparse kernel can gain over a dense one that reaches its own roof; where torch's dense product stays
+below its roof, a measured speed-up may be greater.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+__all__ = ["Roofline", "measure_roofline"]
+
+_COMPUTE_SIDE = 1024
+_ROUNDS = 7
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """Two ceilings, with torch's present number of threads.
+
+    Attributes:
+        flops: float32 operations a second, by torch's dense 1024x1024x1024 product.
+        bandwidth: bytes a second, by a sum over more than the last-level cache.
+    """
+
+    flops: float
+    bandwidth: float
+
+    def bound_speedup(
+        self, tokens: int, out: int, inputs: int, density: float, packed_bytes: int
+    ) -> float:
+        """The ratio of the least times, dense over sparse; float32."""
+        flops = 2.0 * tokens * out * inputs
+        activations = 4.0 * tokens * (out + inputs)
+        dense = self._seconds(flops, 4.0 * out * inputs + activations)
+        return dense / self._seconds(flops * density, packed_bytes + activations)
+
+    def _seconds(self, flops: float, moved: float) -> float:
+        return max(flops / self.flops, moved / self.bandwidth)
+
+
+def measure_roofline(cache_bytes: int) -> Roofline:
+    """Measures both ceilings; the best of a few rounds, since ceilings are what they are.
+
+    Args:
+        cache_bytes: of the last-level cache.
+    """
+    side = _COMPUTE_SIDE
+    a, b = torch.randn(side, side), torch.randn(side, side)
+    read = torch.ones(max(2 * cache_bytes, 1 << 26) // 4)
+    product, total = float("inf"), float("inf")
+    for _ in range(_ROUNDS):
+        start = time.perf_counter()
+        torch.mm(a, b)
+        middle = time.perf_counter()
+        read.sum()
+        product = min(product, middle - start)
+        total = min(total, time.perf_counter() - middle)
+    return Roofline(2.0 * side**3 / product, 4.0 * read.numel() / total)

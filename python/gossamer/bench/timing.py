@@ -1,0 +1,82 @@
+"""The clock: contestants run in turn, so that what disturbs one disturbs all."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+__all__ = ["Contest", "contest"]
+
+_ROUND_SECONDS = 1e-3
+"""A contestant's turn lasts at least about this long, so that the clock's own cost vanishes."""
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Times of one call, milliseconds, one a round for each contestant.
+
+    Attributes:
+        rounds_ms: name to the times of each round, in order; all are equally long.
+    """
+
+    rounds_ms: dict[str, list[float]]
+
+    @property
+    def median_ms(self) -> dict[str, float]:
+        """The median round of each contestant."""
+        return {name: statistics.median(times) for name, times in self.rounds_ms.items()}
+
+    @property
+    def least_ms(self) -> dict[str, float]:
+        """The best round of each contestant."""
+        return {name: min(times) for name, times in self.rounds_ms.items()}
+
+    def speedup(self, of: str, over: str) -> float:
+        """How many times longer `of` takes than `over`, medians."""
+        return self.median_ms[of] / self.median_ms[over]
+
+
+def contest(
+    calls: Mapping[str, Callable[[], object]], rounds: int = 9, call_seconds: float = _ROUND_SECONDS
+) -> Contest:
+    """Times calls in turn, after a warm-up of each.
+
+    A call that is shorter than `call_seconds` is repeated within its turn. Every other round runs
+    in the opposite order, so that nobody always follows the same neighbour.
+
+    Args:
+        calls: name to a function without arguments.
+        rounds: how many turns everybody gets.
+        call_seconds: the least length of a turn.
+
+    Returns:
+        The times of one call in each round.
+
+    Raises:
+        ValueError: no calls, or fewer than one round.
+    """
+    if not calls or rounds < 1:
+        raise ValueError(f"{len(calls)} calls in {rounds} rounds: at least one of each is accepted")
+    repeats = {name: _repeats(call, call_seconds) for name, call in calls.items()}
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    order = list(calls)
+    for _ in range(rounds):
+        for name in order:
+            times[name].append(1e3 * _turn(calls[name], repeats[name]))
+        order.reverse()
+    return Contest(times)
+
+
+def _repeats(call: Callable[[], object], call_seconds: float) -> int:
+    _turn(call, 1)
+    seconds = min(_turn(call, 1), _turn(call, 1))
+    return max(1, min(10_000, round(call_seconds / max(seconds, 1e-7))))
+
+
+def _turn(call: Callable[[], object], repeats: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - start) / repeats
