@@ -33,7 +33,7 @@ PackedWeight random_weight(const LinearKernel& kernel, const Pattern& pattern, s
   std::vector<float> values = random_normal(out * in, 1);
   std::vector<std::uint8_t> mask(values.size());
   const MatrixView mask_view = contiguous_view(mask.data(), DType::kBool, out, in);
-  const ConstMatrixView view = as_const(contiguous_view(values.data(), DType::kFloat32, out, in));
+  const ConstMatrixView view = read_only(contiguous_view(values.data(), DType::kFloat32, out, in));
   magnitude_mask(view, pattern, Scope::kTensor, mask_view);
   for (std::size_t i = 0; i < values.size(); ++i) values[i] = mask[i] != 0 ? values[i] : 0.0f;
   return pack(view, nullptr, pattern, kernel.layout);

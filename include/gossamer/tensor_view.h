@@ -38,7 +38,7 @@ inline MatrixView contiguous_view(void* data, DType dtype, std::int64_t rows, st
 }
 
 /// Reading rights to a view that may be written.
-inline ConstMatrixView as_const(const MatrixView& view) {
+inline ConstMatrixView read_only(const MatrixView& view) {
   return {view.data,       view.dtype,      view.rows,  view.cols,
           view.row_stride, view.col_stride, view.batch, view.batch_stride};
 }

@@ -73,7 +73,7 @@ Row packed_row(const Checkpoint& checkpoint, const std::string& name) {
   std::vector<std::byte> dense(static_cast<std::size_t>(row.elements * dtype_bytes(info.dtype)));
   const auto view = contiguous_view(dense.data(), info.dtype, info.out, info.in, info.batch);
   unpack(packed, view);
-  row.zeros = row.elements - count_nonzeros(as_const(view));
+  row.zeros = row.elements - count_nonzeros(read_only(view));
   return row;
 }
 

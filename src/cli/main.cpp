@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include <fmt/format.h>
+#include <malloc.h>
 #include <signal.h>
 
 #include <CLI/CLI.hpp>
@@ -47,6 +48,14 @@ bool has_subcommand(const CLI::App& app, const std::string& name) {
                      [&](const auto* one) { return one->get_name() == name; });
 }
 
+// The C library otherwise keeps freed tensors for reuse, and cannot reuse an aligned block for the
+// next one of the same size: packing a file would hold as much memory as the file.
+void return_large_blocks() {
+#ifdef __GLIBC__
+  ::mallopt(M_MMAP_THRESHOLD, 1 << 20);
+#endif
+}
+
 int run(int argc, char** argv) {
   CLI::App app("Makes neural networks sparse, and sparse networks fast.", "gossamer");
   app.set_version_flag("--version", GOSSAMER_VERSION);
@@ -83,6 +92,7 @@ int main(int argc, char** argv) {
   using namespace gossamer::cli;
   try {
     catch_signals();
+    return_large_blocks();
     // A line reaches a pipe when it is printed, not when the run ends.
     std::setvbuf(stdout, nullptr, _IOLBF, std::size_t{1} << 16);
     return run(argc, argv);

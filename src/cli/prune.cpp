@@ -104,7 +104,7 @@ class Pruner {
     drop(values, mask);
     writer.add(entry.name, entry.dtype, entry.shape, values);
     const auto flat = contiguous_view(values.data(), weight.view().dtype, 1, weight.elements());
-    const std::int64_t zeros = weight.elements() - count_nonzeros(as_const(flat));
+    const std::int64_t zeros = weight.elements() - count_nonzeros(read_only(flat));
     zeros_ += zeros;
     elements_ += weight.elements();
     if (options_.output.lines()) {

@@ -90,7 +90,7 @@ class Verifier {
     const auto values = contiguous_view(static_cast<void*>(dense.data()), view.dtype(), view.out(),
                                         view.in(), view.batch());
     unpack(view, values);
-    add(name, as_const(values), pattern_ ? *pattern_ : view.pattern());
+    add(name, read_only(values), pattern_ ? *pattern_ : view.pattern());
   }
 
   void add(const std::string& name, const ConstMatrixView& values, const Pattern& pattern) {

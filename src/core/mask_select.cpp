@@ -55,7 +55,7 @@ void check_task(const Task& task, std::size_t index) {
   const MatrixView& m = task.mask;
   const std::string what = fmt::format("selection {}", index);
   detail::check_view(s, what + ", scores");
-  detail::check_view(as_const(m), what + ", mask");
+  detail::check_view(read_only(m), what + ", mask");
   if (m.dtype != DType::kBool) {
     fail(ErrorCode::kInvalidArgument, "{}: the mask's dtype is {}, expected bool", what,
          dtype_name(m.dtype));

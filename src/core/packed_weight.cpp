@@ -32,7 +32,7 @@ std::string shape_text(std::int64_t batch, std::int64_t rows, std::int64_t cols)
 }
 
 void check_unpack_view(const MatrixView& view, const PackedView& packed, std::string_view what) {
-  detail::check_view(as_const(view), what);
+  detail::check_view(read_only(view), what);
   if (view.batch == packed.batch() && view.rows == packed.out() && view.cols == packed.in()) return;
   fail(ErrorCode::kInvalidArgument, "{}: shape {}, the packed weight has {}", what,
        shape_text(view.batch, view.rows, view.cols),

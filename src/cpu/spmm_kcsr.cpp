@@ -270,24 +270,19 @@ void register_spmm_kcsr() {
   add_row<generic_spmm_kcsr_f32, kGenericCost, kKcsr256, 8>("generic_spmm_kcsr256_f32",
                                                             kIsaGeneric);
 #if defined(__x86_64__)
-  add_row<avx2_spmm_kcsr_f32, kAvx2Cost, kKcsr64, 8>("avx2_spmm_kcsr64_f32_nv8", kIsaAvx2);
   add_row<avx2_spmm_kcsr_f32, kAvx2Cost, kKcsr128, 8>("avx2_spmm_kcsr128_f32_nv8", kIsaAvx2);
   add_row<avx2_spmm_kcsr_f32, kAvx2Cost, kKcsr256, 8>("avx2_spmm_kcsr256_f32_nv8", kIsaAvx2);
-  add_row<avx2_spmm_kcsr_f32, kAvx2Cost, kKcsr128, 4>("avx2_spmm_kcsr128_f32_nv4", kIsaAvx2);
   add_row<avx2_spmm_kcsr_f32, kAvx2Cost, kKcsr256, 4>("avx2_spmm_kcsr256_f32_nv4", kIsaAvx2);
-  add_row<avx2_spmm_kcsr_f32, kAvx2Cost, kKcsr64, 0>("avx2_spmv_kcsr64_f32", kIsaAvx2);
   add_row<avx2_spmm_kcsr_f32, kAvx2Cost, kKcsr128, 0>("avx2_spmv_kcsr128_f32", kIsaAvx2);
   add_row<avx2_spmm_kcsr_f32, kAvx2Cost, kKcsr256, 0>("avx2_spmv_kcsr256_f32", kIsaAvx2);
 
   add_row<avx512_spmm_kcsr_f32, kAvx512Cost, kKcsr64, 8>("avx512_spmm_kcsr64_f32_nv8", kIsaAvx512);
   add_row<avx512_spmm_kcsr_f32, kAvx512Cost, kKcsr128, 8>("avx512_spmm_kcsr128_f32_nv8",
                                                           kIsaAvx512);
-  add_row<avx512_spmm_kcsr_f32, kAvx512Cost, kKcsr64, 4>("avx512_spmm_kcsr64_f32_nv4", kIsaAvx512);
   add_row<avx512_spmm_kcsr_f32, kAvx512Cost, kKcsr128, 4>("avx512_spmm_kcsr128_f32_nv4",
                                                           kIsaAvx512);
   add_row<avx512_spmm_kcsr_f32, kAvx512Cost, kKcsr256, 4>("avx512_spmm_kcsr256_f32_nv4",
                                                           kIsaAvx512);
-  add_row<avx512_spmm_kcsr_f32, kAvx512Cost, kKcsr64, 0>("avx512_spmv_kcsr64_f32", kIsaAvx512);
   add_row<avx512_spmm_kcsr_f32, kAvx512Cost, kKcsr128, 0>("avx512_spmv_kcsr128_f32", kIsaAvx512);
   add_row<avx512_spmm_kcsr_f32, kAvx512Cost, kKcsr256, 0>("avx512_spmv_kcsr256_f32", kIsaAvx512);
 #endif

@@ -8,10 +8,12 @@
 
 #include <bit>
 #include <csignal>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <functional>
+#include <memory>
 #include <random>
 #include <string>
 #include <vector>
@@ -353,7 +355,7 @@ TEST_F(Safetensors, PackedWeightsComeBackBitEqual) {
     const auto view =
         contiguous_view(static_cast<void*>(mask.data()), DType::kBool, c.out, c.in, c.batch);
     magnitude_mask(values, pattern, Scope::kTensor, view);
-    const auto kept = as_const(view);
+    const auto kept = read_only(view);
     PackOptions options;
     options.transposed = c.transposed;
     weights.push_back(pack(values, &kept, pattern, format_for(pattern), options));
@@ -374,6 +376,21 @@ TEST_F(Safetensors, PackedWeightsComeBackBitEqual) {
         << cases[i].pattern;
   }
   EXPECT_EQ(error_of([&] { read_packed(file, "missing"); }).code(), ErrorCode::kInvalidArgument);
+}
+
+// Put together by tests/fuzz/make_seeds.py from what docs/formats.md says about memory.
+TEST_F(Safetensors, DocumentedBlocksInMemoryAreValid) {
+  int count = 0;
+  for (const auto& entry : fs::directory_iterator(GOSSAMER_SEEDS "/fuzz_packed")) {
+    const std::string bytes = read_text(entry.path());
+    const std::unique_ptr<std::byte, decltype(&std::free)> block(
+        static_cast<std::byte*>(std::aligned_alloc(64, bytes.size())), &std::free);
+    std::memcpy(block.get(), bytes.data(), bytes.size());
+    const auto view = PackedView::open(block.get(), static_cast<std::int64_t>(bytes.size()));
+    EXPECT_NO_THROW(validate(view)) << entry.path();
+    ++count;
+  }
+  EXPECT_EQ(count, 5);
 }
 
 TEST_F(Safetensors, DtypeWordsGoBothWays) {
