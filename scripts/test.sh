@@ -30,7 +30,8 @@ done
 
 section "Python tests"
 export GOSSAMER_BIN=$PWD/.venv/bin/gossamer
-.venv/bin/python -m pytest -q -n "$(nproc)" --dist loadfile
+.venv/bin/python -m pytest -q -n "$(nproc)" --dist loadfile -m "not timing"
+.venv/bin/python -m pytest -q -m timing
 
 section "C++ tests under AddressSanitizer and UBSan"
 cmake --preset asan >/dev/null
