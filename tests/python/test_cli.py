@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def gossamer(*arguments: object, status: int = 0) -> subprocess.CompletedProcess
     return run
 
 
-def report(*arguments: object, status: int = 0) -> dict:
+def report(*arguments: object, status: int = 0) -> dict[str, Any]:
     """Runs the command with --json; stdout must be one document."""
     return json.loads(gossamer(*arguments, "--json", status=status).stdout)
 
@@ -48,7 +49,7 @@ def report(*arguments: object, status: int = 0) -> dict:
 def model(tmp_path: Path) -> Path:
     """A small checkpoint with all kinds of tensors."""
     random = np.random.default_rng(0)
-    tensors = {
+    tensors: dict[str, Any] = {
         "fc1.weight": random.standard_normal((64, 33), dtype=np.float32),
         "fc1.bias": random.standard_normal(64, dtype=np.float32),
         "fc2.weight": random.standard_normal((16, 64)).astype(np.float16),
@@ -130,7 +131,7 @@ def test_global_ties_go_to_the_earlier(tmp_path: Path) -> None:
 def test_global_blocks(tmp_path: Path) -> None:
     path, out = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     random = np.random.default_rng(1)
-    tensors = {
+    tensors: dict[str, Any] = {
         "a.weight": random.standard_normal((10, 9)).astype(np.float32),
         "b.weight": 3 * random.standard_normal((8, 8)).astype(np.float32),
     }
@@ -399,10 +400,10 @@ def test_malformed_pattern(model: Path, text: str) -> None:
     assert "pattern" in gossamer("verify", model, f"--pattern={text}", status=2).stderr
 
 
-def reader() -> dict:
+def reader() -> dict[str, Any]:
     """The reader that docs/formats.md ends with."""
     code = (ROOT / "docs" / "formats.md").read_text().split("```python")[1].split("```")[0]
-    scope: dict = {}
+    scope: dict[str, Any] = {}
     exec(compile(code, "docs/formats.md", "exec"), scope)
     return scope
 
