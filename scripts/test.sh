@@ -23,9 +23,9 @@ scripts/lint.sh
 section "C++ tests"
 ctest --preset test -j "$(nproc)" --progress
 
-section "C++ tests, each instruction set forced in turn"
-for isa in generic avx2; do
-  GOSSAMER_MAX_ISA=$isa build/test/tests/cpp/kernels_test --gtest_brief=1
+section "dispatch with each instruction set forced in turn"
+for isa in generic avx2 avx512; do
+  GOSSAMER_MAX_ISA=$isa build/test/tests/cpp/dispatch_test --gtest_brief=1
 done
 
 section "Python tests"
