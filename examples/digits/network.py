@@ -12,8 +12,12 @@ from torch import Tensor, nn
 SEED = 7
 WIDTHS = (64, 1024, 2048, 1024, 10)
 """8x8 pixels in, ten digits out; the two layers in the middle hold 98 % of the weights."""
+FAST_WIDTHS = (64, 128, 256, 128, 10)
+"""Of a network for trying the demo's parts; too small for sparse kernels to be a fair question."""
 PRUNED = (0, 2, 4)
-"""Layers that are pruned. The last one, 10x1024, is too small to be worth it."""
+"""Layers that are pruned; the last one, 10 outputs, is too small to be worth it."""
+PATTERNS = {"sparse90": "unstructured:0.9", "sparse24": "2:4"}
+"""Names of the pruned networks, also of their files, and their patterns."""
 
 
 class Digits(NamedTuple):
@@ -37,12 +41,19 @@ def load_data() -> Digits:
     return Digits(train_x, train_y, test_x, test_y)
 
 
-def build_network(widths: tuple[int, ...] = WIDTHS) -> nn.Sequential:
+def build_network(fast: bool = False) -> nn.Sequential:
     """A plain stack of linear layers with ReLU between them."""
     layers: list[nn.Module] = []
-    for inputs, outputs in itertools.pairwise(widths):
+    for inputs, outputs in itertools.pairwise(FAST_WIDTHS if fast else WIDTHS):
         layers += [nn.Linear(inputs, outputs), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
+
+
+def linear_at(model: nn.Sequential, index: int) -> nn.Linear:
+    """The linear layer at a place of `build_network`'s stack."""
+    found = model[index]
+    assert isinstance(found, nn.Linear)
+    return found
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:

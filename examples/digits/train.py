@@ -13,17 +13,19 @@ from torch import nn
 
 import gossamer as gs
 
-from .network import PRUNED, SEED, Digits, accuracy
+from .network import PRUNED, SEED, Digits, accuracy, linear_at
 
 
 @dataclass(frozen=True)
 class Settings:
     """How long and how fast. Epochs of pruning include the fine-tuning after the last step."""
 
-    dense_epochs: int = 12
-    prune_epochs: int = 14
+    dense_epochs: int = 10
+    prune_epochs: int = 12
     prune_until: float = 0.6
     """The fraction of the pruning run after which the sparsity stays."""
+    prune_every: int = 5
+    """Steps between two changes of the masks."""
     batch_size: int = 64
     dense_rate: float = 1e-3
     prune_rate: float = 5e-4
@@ -60,7 +62,10 @@ def prune_gradually(
     model = copy.deepcopy(dense)
     steps = settings.prune_epochs * _steps(data, settings)
     sparsifier = gs.GradualMagnitude(
-        pattern, begin_step=0, end_step=int(settings.prune_until * steps)
+        pattern,
+        begin_step=0,
+        end_step=int(settings.prune_until * steps),
+        every=settings.prune_every,
     )
     sparsifier.prepare(model, config=[{"tensor_fqn": f"{index}.weight"} for index in PRUNED])
     history = _train(
@@ -107,6 +112,6 @@ def _note(history: History, model: nn.Sequential, data: Digits, epoch: int) -> N
     with torch.no_grad():
         history.epochs.append(epoch)
         history.accuracy.append(accuracy(model(data.test_x), data.test_y))
-        weights = [model[index].weight for index in PRUNED]
-        zeros = sum(int((weight == 0).sum()) for weight in weights)
+        weights = [linear_at(model, index).weight for index in PRUNED]
+        zeros = sum(weight.numel() - int(torch.count_nonzero(weight)) for weight in weights)
         history.sparsity.append(zeros / sum(weight.numel() for weight in weights))

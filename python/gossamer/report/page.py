@@ -162,7 +162,8 @@ margin-bottom:10px}
 .key{width:20px;height:0;border-top:4px solid currentColor;border-radius:2px}
 .key.dashed{border-top:2px dashed currentColor}
 .gallery{display:grid;grid-template-columns:repeat(auto-fit,minmax(220px,1fr));gap:20px;
-align-items:end}
+align-items:start}
+.gallery.wide{grid-template-columns:repeat(auto-fit,minmax(340px,1fr));gap:12px 36px}
 figure{margin:0;min-width:0}
 figcaption{color:var(--soft);font-size:13.5px;line-height:1.45;margin-top:8px}
 .pixels{display:block;width:100%;height:auto;image-rendering:pixelated;

@@ -62,17 +62,18 @@ def mask_crop(mask: Tensor, ink: Ink, alt: str, rows: int = 32, cols: int = 64) 
     return _image(mask[:rows, :cols].float(), ink, alt)
 
 
-def grey_picture(values: Tensor, alt: str) -> Markup:
+def grey_picture(values: Tensor, alt: str, ink: Ink = Ink.SLATE) -> Markup:
     """A small image, 1 being all ink.
 
     Args:
         values: [rows, cols], 0..1.
         alt: what is seen.
+        ink: its colour.
 
     Returns:
         An `<img>`.
     """
-    return _image(values.float(), Ink.SLATE, alt)
+    return _image(values.float(), ink, alt)
 
 
 def _image(alpha: Tensor, ink: Ink, alt: str) -> Markup:

@@ -110,7 +110,9 @@ def line_chart(
         parts.append(_upright(_WIDTH - 8, right_label))
     for x, text in marks:
         parts.append(f'<path class="mark" d="M{x_at(x):.1f} {_TOP}V{_HEIGHT - _BOTTOM}"/>')
-        parts.append(_text(x_at(x) + 6, _TOP + 11, text, "start"))
+        late = x_at(x) > _WIDTH / 2  # its words would run over the right axis
+        side = ("end", -6) if late else ("start", 6)
+        parts.append(_text(x_at(x) + side[1], _HEIGHT - _BOTTOM - 8, text, side[0]))
     for line in lines:
         at, bounds = (right_at, right_range) if line.right else (left_at, y_range)
         ys = [min(max(y, bounds[0]), bounds[1]) for y in line.y]
@@ -124,23 +126,26 @@ def line_chart(
             )
     parts.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 6, x_label, "middle"))
     parts.append(_upright(14, y_label))
-    return _chart(parts, title, _HEIGHT, _legend(lines))
+    return _chart(parts, title, _HEIGHT, _legend(lines), _WIDTH)
 
 
-def bar_chart(groups: Sequence[str], series: Sequence[Bars], *, title: str) -> Markup:
+def bar_chart(
+    groups: Sequence[str], series: Sequence[Bars], *, title: str, width: int = _WIDTH
+) -> Markup:
     """Draws horizontal bars, one block a group; each group is scaled to its own longest bar.
 
     Args:
         groups: names, top to bottom.
         series: the bars of each group, in order.
         title: for those who do not see the chart.
+        width: units of the drawing, about pixels; less where charts stand side by side.
 
     Returns:
         An `<svg>` with its legend.
     """
-    bar, gap, head = 22, 6, 26
+    bar, gap, head = 18, 5, 26
     block = head + len(series) * (bar + gap) + 14
-    room = _WIDTH - 190
+    room = width - 150
     parts = []
     for row, group in enumerate(groups):
         top = row * block
@@ -154,7 +159,7 @@ def bar_chart(groups: Sequence[str], series: Sequence[Bars], *, title: str) -> M
                 f'height="{bar}" rx="3"/>'
             )
             parts.append(_text(length + 10, y + bar / 2 + 4.5, one.texts[row], "start"))
-    return _chart(parts, title, block * len(groups), _legend(series))
+    return _chart(parts, title, block * len(groups), _legend(series), width)
 
 
 def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
@@ -185,9 +190,9 @@ def _legend(series: Sequence[Line] | Sequence[Bars]) -> str:
     return f'<div class="legend">{"".join(items)}</div>'
 
 
-def _chart(parts: Sequence[str], title: str, height: int, legend: str) -> Markup:
+def _chart(parts: Sequence[str], title: str, height: int, legend: str, width: int) -> Markup:
     label = html.escape(title, quote=True)
     return Markup(
-        f'{legend}<svg class="chart" viewBox="0 0 {_WIDTH} {height}" role="img" '
+        f'{legend}<svg class="chart" viewBox="0 0 {width} {height}" role="img" '
         f'aria-label="{label}">{"".join(parts)}</svg>'
     )

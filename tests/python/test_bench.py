@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The benchmark: its clock, its bound, its file, and one small case from end to end."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import gossamer as gs
+from gossamer.bench import Record, append, contest, cpu_linear, host
+from gossamer.bench.__main__ import main
+from gossamer.bench.roofline import Roofline, measure_roofline
+from gossamer.bench.subject import check, make_subject, peers
+from gossamer.bench.suite import Options, now
+
+FIELDS = {
+    "suite": str,
+    "kernel": str,
+    "machine": str,
+    "device": str,
+    "threads": int,
+    "dtype": str,
+    "pattern": str,
+    "sparsity": float,
+    "tokens": int,
+    "out": int,
+    "in": int,
+    "ms": float,
+    "dense_ms": float,
+    "dense_impl": str,
+    "speedup": float,
+    "peers": dict,
+    "bytes": int,
+    "bound_speedup": float,
+    "host_us": float,
+    "version": str,
+    "date": str,
+}
+"""Name and type of every field of a line, in order."""
+
+
+def options(**changes) -> Options:
+    values = {
+        "quick": True,
+        "rounds": 9,
+        "filter": "",
+        "cache_bytes": 1 << 20,
+        "roofline": Roofline(1e11, 1e10),
+        "host_us": 4.0,
+        "progress": lambda text: None,
+    }
+    return Options(**{**values, **changes})
+
+
+def check_line(line: dict) -> None:
+    assert list(line) == list(FIELDS)
+    for name, kind in FIELDS.items():
+        assert type(line[name]) is kind, name
+    assert line["machine"] == gs.machine().name
+    assert line["device"] == "cpu"
+    assert line["version"] == gs.__version__
+    assert line["ms"] > 0
+    assert line["dense_ms"] > 0
+    assert line["speedup"] == pytest.approx(line["dense_ms"] / line["ms"], rel=1e-3)
+    assert line["peers"]["torch_dense"] == line["dense_ms"]
+    assert all(ms > 0 for ms in line["peers"].values())
+    time.strptime(line["date"], "%Y-%m-%dT%H:%M:%SZ")
+
+
+def test_contest_sees_the_slower_one() -> None:
+    times = contest({"a": lambda: time.sleep(0.004), "b": lambda: time.sleep(0.001)}, rounds=9)
+    assert [len(rounds) for rounds in times.rounds_ms.values()] == [9, 9]
+    assert times.median_ms["a"] >= 4.0
+    assert times.least_ms["b"] >= 1.0
+    assert times.least_ms["a"] <= times.median_ms["a"]
+    assert times.speedup("a", "b") == times.median_ms["a"] / times.median_ms["b"]
+
+
+def test_contest_alternates() -> None:
+    seen: list[str] = []
+    contest({"a": lambda: seen.append("a"), "b": lambda: seen.append("b")}, 4, call_seconds=0)
+    assert "".join(seen[6:]) == "abbaabba"  # after three warm-up calls of each
+
+
+@pytest.mark.parametrize(("calls", "rounds"), [({}, 9), ({"a": int}, 0)])
+def test_contest_refuses(calls, rounds) -> None:
+    with pytest.raises(ValueError, match="at least one of each"):
+        contest(calls, rounds)
+
+
+def test_bound_where_computing_binds_and_where_reading_does() -> None:
+    roofline = Roofline(flops=1e12, bandwidth=1e10)
+    many = roofline.bound_speedup(100_000, 4096, 4096, density=0.1, packed_bytes=1 << 20)
+    assert many == pytest.approx(10, rel=0.2)
+    computing = Roofline(flops=1e6, bandwidth=1e12)
+    assert computing.bound_speedup(8, 512, 512, 0.1, 1) == pytest.approx(10)
+    reading = Roofline(flops=1e18, bandwidth=1e9)
+    moved = 4 * (1024 + 1024)
+    expected = (4 * 1024**2 + moved) / (500_000 + moved)
+    assert reading.bound_speedup(1, 1024, 1024, 0.1, 500_000) == pytest.approx(expected)
+
+
+def test_roofline_is_measured() -> None:
+    roofline = measure_roofline(1 << 20)
+    assert 1e8 < roofline.flops < 1e15
+    assert 1e7 < roofline.bandwidth < 1e13
+
+
+def record(**changes) -> Record:
+    (found,) = list(host.run(options(filter="2:4")))
+    return Record(**{**found.__dict__, **changes})
+
+
+def test_append_keeps_what_is_there(tmp_path) -> None:
+    file = tmp_path / "new" / "out.jsonl"
+    append(record(tokens=1), file)
+    append(record(tokens=2), file)
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [line["tokens"] for line in lines] == [1, 2]
+
+
+def test_append_names_a_file_that_cannot_be(tmp_path) -> None:
+    with pytest.raises(OSError, match="directory"):
+        append(record(), tmp_path)
+
+
+@pytest.mark.parametrize("pattern", ["unstructured:0.9", "2:4"])
+@pytest.mark.parametrize("tokens", [1, 32])
+def test_a_case_from_end_to_end(pattern: str, tokens: int) -> None:
+    case = cpu_linear.Case("tiny", 96, 128, pattern, (tokens,))
+    with torch.inference_mode():
+        (found,) = list(cpu_linear.run(options(), [case]))
+    line = json.loads(found.to_json())
+    check_line(line)
+    assert (line["out"], line["in"], line["tokens"]) == (96, 128, tokens)
+    assert set(line["peers"]) == {"torch_dense", "torch_csr"}
+    assert line["sparsity"] == pytest.approx(0.5 if pattern == "2:4" else 0.9, abs=1e-3)
+    rows = {kernel.name for kernel in gs.kernels()} | {"dense"}
+    assert line["kernel"] in rows
+
+
+def test_the_quick_suite_is_a_part_of_the_whole() -> None:
+    def keys(cases):
+        return {(case.name, case.pattern, tokens) for case in cases for tokens in case.tokens}
+
+    quick, whole = keys(cpu_linear.cases(True)), keys(cpu_linear.cases(False))
+    assert quick <= whole
+    assert len(quick) < len(whole)
+
+
+def test_wrong_results_are_not_timed() -> None:
+    weight, x = torch.randn(16, 32), torch.randn(4, 32)
+    check("right", lambda x: F.linear(x, weight), x, weight)
+    with pytest.raises(RuntimeError, match="wrong on"):
+        check("wrong", lambda x: F.linear(x, weight) * (1 + 1e-3), x, weight)
+    with pytest.raises(RuntimeError, match="nan on"):
+        check("nan", lambda x: F.linear(x, weight) * torch.nan, x, weight)
+
+
+def test_peers_compute_the_same() -> None:
+    subject = make_subject(24, 40, "unstructured:0.5")
+    x = torch.randn(5, 40)
+    with torch.inference_mode():
+        for name, peer in peers(subject.dense).items():
+            check(name, peer, x, subject.dense)
+    assert subject.density == pytest.approx(0.5, abs=0.01)
+
+
+def test_now_is_utc() -> None:
+    assert time.strptime(now(), "%Y-%m-%dT%H:%M:%SZ")
+
+
+def test_command_writes_lines(tmp_path, capsys) -> None:
+    file = tmp_path / "out.jsonl"
+    assert main(["host", "--json", str(file), "--threads", "1"]) == 0
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [line["pattern"] for line in lines] == list(host.PATTERNS)
+    for line in lines:
+        check_line(line)
+        assert line["threads"] == 1
+    shown = capsys.readouterr().out
+    assert "speed-up" in shown
+    assert str(file) in shown
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nothing"],
+        ["host", "--threads", "0"],
+        ["host", "--threads", "x"],
+        ["host", "--rounds", "3"],
+    ],
+)
+def test_bad_usage_is_status_2(arguments: list[str], capsys) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err
+
+
+def test_module_runs_as_a_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "gossamer.bench", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parent,
+    )
+    assert "cpu-linear" in done.stdout
