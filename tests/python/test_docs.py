@@ -41,12 +41,9 @@ def test_cpp_example_builds_and_runs(tmp_path: Path) -> None:
     (source,) = blocks("extending.md", "cpp")
     assert source.count("\n") < 60
     (tmp_path / "kernel.cpp").write_text(source)
-    subprocess.run(
-        ["g++", "-std=c++20", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'include'}", "kernel.cpp"]
-        + [str(LIBRARY), f"-Wl,-rpath,{LIBRARY.parent}", "-o", "kernel"],
-        cwd=tmp_path,
-        check=True,
-    )
+    flags = ["-std=c++20", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'include'}"]
+    link = [str(LIBRARY), f"-Wl,-rpath,{LIBRARY.parent}"]
+    subprocess.run(["g++", *flags, "kernel.cpp", *link, "-o", "kernel"], cwd=tmp_path, check=True)
     ran = subprocess.run([tmp_path / "kernel"], capture_output=True, text=True)
     assert (ran.returncode, ran.stdout) == (0, "201 4030\n")
 
