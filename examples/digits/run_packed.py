@@ -13,6 +13,8 @@ import argparse
 import copy
 import json
 import sys
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from torch import Tensor, nn
 import gossamer as gs
 from gossamer.bench import contest
 
-from .network import PATTERNS, SEED, WIDTHS, Digits, accuracy, build_network, load_data
+from .network import PATTERNS, SEED, Digits, accuracy, build_network, linear_at, load_data
 
 NETWORK_BATCHES = (1, 256)
 LAYER_BATCHES = (1, 8, 64, 256)
@@ -66,23 +68,33 @@ def run(folder: Path, fast: bool) -> dict[str, Any]:
     dense = build_network(fast)
     gs.load_into(dense, folder / "dense.safetensors")
     machine = gs.machine()
-    results: dict[str, Any] = {
+    models = {name: build_network(fast) for name in PATTERNS}
+    for name, model in models.items():
+        gs.load_into(model, folder / f"{name}-packed.safetensors")
+    reports = {name: [_facts(report) for report in gs.explain(models[name])] for name in PATTERNS}
+    for place in range(len(reports["sparse90"])):
+        rows = {name: reports[name][place] for name in PATTERNS}
+        index = int(rows["sparse90"]["name"])
+        layers = {name: models[name][index] for name in PATTERNS if rows[name]["packed"]}
+        plain = linear_at(dense, index)
+        for row in rows.values():
+            row["out"], row["in"] = plain.out_features, plain.in_features
+        for name, latency in _latencies(plain, layers, LAYER_BATCHES, rounds).items():
+            rows[name]["latency"] = latency
+    networks = _latencies(dense, models, NETWORK_BATCHES, rounds)
+    machine = gs.machine()
+    return {
         "machine": [machine.name, machine.processor, torch.get_num_threads()],
         "dense": _outcome(dense, data, expected["dense"]),
+        **{
+            name: {
+                **_outcome(models[name], data, expected[name]),
+                "layers": reports[name],
+                "latency": networks[name],
+            }
+            for name in PATTERNS
+        },
     }
-    for name in PATTERNS:
-        model = build_network(fast)
-        gs.load_into(model, folder / f"{name}-packed.safetensors")
-        plain = gs.desparsify_(copy.deepcopy(model))
-        results[name] = {
-            **_outcome(model, data, expected[name]),
-            "layers": [_layer(report, model, plain, rounds) for report in gs.explain(model)],
-            "latency": {
-                str(batch): _in_turn(dense, model, torch.randn(batch, WIDTHS[0]), rounds)
-                for batch in NETWORK_BATCHES
-            },
-        }
-    return results
 
 
 def _outcome(model: nn.Sequential, data: Digits, expected: Tensor) -> dict[str, Any]:
@@ -99,10 +111,8 @@ def _outcome(model: nn.Sequential, data: Digits, expected: Tensor) -> dict[str, 
     }
 
 
-def _layer(
-    report: gs.LayerReport, model: nn.Module, plain: nn.Module, rounds: int
-) -> dict[str, Any]:
-    row: dict[str, Any] = {
+def _facts(report: gs.LayerReport) -> dict[str, Any]:
+    return {
         "name": report.name,
         "packed": report.packed,
         "pattern": report.pattern,
@@ -112,33 +122,37 @@ def _layer(
         "reason": report.reason,
         "kernels": [[bucket.tokens, bucket.kernel] for bucket in report.plan],
     }
-    layer, dense = model.get_submodule(report.name), plain.get_submodule(report.name)
-    assert isinstance(dense, nn.Linear)
-    row["out"], row["in"] = dense.out_features, dense.in_features
-    if report.packed:
-        row["latency"] = {
-            str(batch): _in_turn(dense, layer, torch.randn(batch, dense.in_features), rounds)
-            for batch in LAYER_BATCHES
-        }
-    return row
 
 
-def _in_turn(
-    dense: nn.Module, sparse: nn.Module, x: Tensor, rounds: int
-) -> dict[str, float | bool]:
-    """Medians of turns; what looks slower than dense is measured again before it counts."""
-    for repeat in range(1, REPEATS + 1):
-        result = contest({"dense": lambda: dense(x), "sparse": lambda: sparse(x)}, rounds * repeat)
-        dense_ms, sparse_ms = result.median_ms["dense"], result.median_ms["sparse"]
-        slower = dense_ms / sparse_ms < SLOWER_RATIO and sparse_ms - dense_ms > SLOWER_MS
-        if not slower:
-            break
-    return {
-        "dense_ms": dense_ms,
-        "sparse_ms": sparse_ms,
-        "speedup": dense_ms / sparse_ms,
-        "slower": slower,
-    }
+def _latencies(
+    dense: nn.Module, sparse: Mapping[str, nn.Module], batches: tuple[int, ...], rounds: int
+) -> dict[str, dict[str, dict[str, float | bool]]]:
+    """For each sparse module and each batch: medians of turns with dense and the other modules.
+
+    What looks slower than dense is measured again, longer, before it counts.
+    """
+    found: dict[str, dict[str, dict[str, float | bool]]] = {name: {} for name in sparse}
+    inputs = next(m.in_features for m in dense.modules() if isinstance(m, nn.Linear))
+    for batch in batches if sparse else ():
+        x = torch.randn(batch, inputs)
+        calls = {name: partial(module, x) for name, module in {"dense": dense, **sparse}.items()}
+        for repeat in range(1, REPEATS + 1):
+            times = contest(calls, rounds * repeat).median_ms
+            slower = {name: _is_slower(times["dense"], times[name]) for name in sparse}
+            if not any(slower.values()):
+                break
+        for name in sparse:
+            found[name][str(batch)] = {
+                "dense_ms": times["dense"],
+                "sparse_ms": times[name],
+                "speedup": times["dense"] / times[name],
+                "slower": slower[name],
+            }
+    return found
+
+
+def _is_slower(dense_ms: float, sparse_ms: float) -> bool:
+    return dense_ms / sparse_ms < SLOWER_RATIO and sparse_ms - dense_ms > SLOWER_MS
 
 
 def main() -> None:

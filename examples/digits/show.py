@@ -253,6 +253,7 @@ def _masks_section(masks: dict[str, dict[int, Tensor]]) -> Markup:
     parts: list[Markup] = []
     for name, layers in masks.items():
         ink, title = _INKS[name], TITLES[name]
+        full = 1.0 if name == "sparse24" else None  # 2:4 is even: half of the ink everywhere
         figures = [
             figure(
                 _seen_pixels(layers[0], ink, title),
@@ -263,7 +264,9 @@ def _masks_section(masks: dict[str, dict[int, Tensor]]) -> Markup:
             rows, cols = layers[index].shape
             figures.append(
                 figure(
-                    density_picture(layers[index], ink, f"{title}: mask of layer {index}"),
+                    density_picture(
+                        layers[index], ink, f"{title}: mask of layer {index}", full=full
+                    ),
                     f"Layer {index}, {rows} × {cols}: where it kept its weights",
                 )
             )

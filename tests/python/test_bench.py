@@ -86,7 +86,8 @@ def test_contest_sees_the_slower_one() -> None:
 def test_contest_alternates() -> None:
     seen: list[str] = []
     contest({"a": lambda: seen.append("a"), "b": lambda: seen.append("b")}, 4, call_seconds=0)
-    assert "".join(seen[6:]) == "abbaabba"  # after three warm-up calls of each
+    turns = "".join(seen[12:])  # after three warm-up turns of each; a turn is two calls
+    assert turns == "aabbbbaaaabbbbaa"
 
 
 @pytest.mark.parametrize(("calls", "rounds"), [({}, 9), ({"a": int}, 0)])

@@ -168,7 +168,7 @@ figure{margin:0;min-width:0}
 figcaption{color:var(--soft);font-size:13.5px;line-height:1.45;margin-top:8px}
 .pixels{display:block;width:100%;height:auto;image-rendering:pixelated;
 border:1px solid var(--rule);border-radius:6px}
-.strip{display:grid;grid-template-columns:repeat(auto-fill,minmax(58px,1fr));gap:10px}
+.strip{display:grid;grid-template-columns:repeat(auto-fill,minmax(84px,1fr));gap:10px}
 .strip figcaption{text-align:center;margin-top:4px}
 footer{color:var(--soft);font-size:13.5px;padding-top:6px;padding-bottom:48px}
 @media(max-width:600px){section{padding:20px 18px}header{padding-top:32px}}

@@ -108,11 +108,11 @@ def line_chart(
         for value in ticks(*right_range, most=5):
             parts.append(_text(_WIDTH - _RIGHT + 8, right_at(value) + 4, f"{value:g}", "start"))
         parts.append(_upright(_WIDTH - 8, right_label))
-    for x, text in marks:
+    for row, (x, text) in enumerate(marks):
         parts.append(f'<path class="mark" d="M{x_at(x):.1f} {_TOP}V{_HEIGHT - _BOTTOM}"/>')
         late = x_at(x) > _WIDTH / 2  # its words would run over the right axis
         side = ("end", -6) if late else ("start", 6)
-        parts.append(_text(x_at(x) + side[1], _HEIGHT - _BOTTOM - 8, text, side[0]))
+        parts.append(_text(x_at(x) + side[1], _HEIGHT - _BOTTOM - 8 - 17 * row, text, side[0]))
     for line in lines:
         at, bounds = (right_at, right_range) if line.right else (left_at, y_range)
         ys = [min(max(y, bounds[0]), bounds[1]) for y in line.y]
