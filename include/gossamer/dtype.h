@@ -26,7 +26,8 @@ enum class DType : std::uint8_t {
 /// Bytes of one element.
 std::int64_t dtype_bytes(DType dtype);
 
-/// The name that PyTorch gives it without the prefix: "float32", "bfloat16", "float8_e4m3fn", "bool".
+/// The name that PyTorch gives it without the prefix: "float32", "bfloat16", "float8_e4m3fn",
+/// "bool".
 std::string_view dtype_name(DType dtype);
 
 /// The inverse of dtype_name; nothing where the name is unknown.

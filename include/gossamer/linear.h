@@ -91,14 +91,15 @@ const LinearKernel* find_linear_kernel(std::string_view name);
 /// Why `kernel` cannot run `desc` on `machine`; empty where it can.
 std::string why_not(const LinearKernel& kernel, const LinearDesc& desc, const Machine& machine);
 
-/// FNV-1a of a kernel's name: what a packed weight's header holds. `kDenseKernel` stands for the dense
-/// row, which the door supplies.
+/// FNV-1a of a kernel's name: what a packed weight's header holds. `kDenseKernel` stands for the
+/// dense row, which the door supplies.
 std::uint32_t kernel_hash(std::string_view name);
 inline constexpr std::string_view kDenseKernel = "dense";
 
 /// Token buckets: 1, 2–8, 9–32, 33–128, 129–512, 513–2048, more.
 inline constexpr int kTokenBuckets = PackedHeader::kTokenBuckets;
-inline constexpr std::array<std::int64_t, kTokenBuckets - 1> kTokenBucketEnds{1, 8, 32, 128, 512, 2048};
+inline constexpr std::array<std::int64_t, kTokenBuckets - 1> kTokenBucketEnds{1,   8,   32,
+                                                                              128, 512, 2048};
 int token_bucket(std::int64_t tokens);
 
 /// How a plan is found.
@@ -109,17 +110,18 @@ enum class PlanMode {
 
 /// What a plan may hold in memory.
 enum class MemoryMode {
-  kDefault,  ///< one layout; a layer that would be slower than dense at some token count stays plain
+  kDefault,  ///< one layout; a layer that would be slower than dense at some token count stays
+             ///< plain
   kSpeed,    ///< a dense copy may be kept too, and runs where it is faster
 };
 
 /// The kernel of one bucket, with the numbers behind the choice.
 struct PlanChoice {
-  std::string kernel;          ///< a row's name or "dense"
-  std::int64_t tokens = 0;     ///< the token count that was timed or modelled
-  double milliseconds = 0.0;   ///< of the chosen row at that count
+  std::string kernel;               ///< a row's name or "dense"
+  std::int64_t tokens = 0;          ///< the token count that was timed or modelled
+  double milliseconds = 0.0;        ///< of the chosen row at that count
   double dense_milliseconds = 0.0;  ///< 0 where dense was neither timed nor modelled
-  std::string reason;          ///< one sentence
+  std::string reason;               ///< one sentence
 };
 
 struct Plan {
@@ -130,9 +132,9 @@ struct Plan {
   bool from_cache = false;
 };
 
-/// What the dense peer needs to be timed: a call that computes dense Y for `tokens` tokens, warm, and
-/// its cost in seconds at `tokens` where only a model is wanted (both may be empty). `name` says which
-/// implementation it is ("torch-2.13.0"): cached verdicts of another one are not used.
+/// What the dense peer needs to be timed: a call that computes dense Y for `tokens` tokens, warm,
+/// and its cost in seconds at `tokens` where only a model is wanted (both may be empty). `name`
+/// says which implementation it is ("torch-2.13.0"): cached verdicts of another one are not used.
 struct DensePeer {
   std::function<void(std::int64_t tokens)> run;
   std::function<double(std::int64_t tokens)> seconds;
@@ -154,25 +156,26 @@ struct PlanOptions {
   double call_overhead = 0.0;
 };
 
-/// Chooses layout and kernels for a weight given in any layout. Rows that need another layout are timed
-/// on a converted copy.
+/// Chooses layout and kernels for a weight given in any layout. Rows that need another layout are
+/// timed on a converted copy.
 Plan plan_linear(const PackedView& weight, const Epilogue& epilogue, const Machine& machine,
                  const DensePeer& dense, const PlanOptions& options);
 
 /// Writes the plan's choices into a packed weight of the plan's layout.
 void store_plan(PackedWeight& weight, const Plan& plan);
 
-/// The row that `run_linear` will call for `tokens`: the header's choice if this machine can run it, otherwise
-/// the cost model's best for the layout. Null where the choice is "dense".
+/// The row that `run_linear` will call for `tokens`: the header's choice if this machine can run
+/// it, otherwise the cost model's best for the layout. Null where the choice is "dense".
 const LinearKernel* choose_kernel(const PackedView& weight, std::int64_t tokens, int threads);
 
-/// Y = act(X·Wᵀ + bias + residual) by the chosen kernel (dense choices included: by the best sparse row,
-/// since only a door can run dense). Throws Error(kUnsupported) where no row computes it.
+/// Y = act(X·Wᵀ + bias + residual) by the chosen kernel (dense choices included: by the best sparse
+/// row, since only a door can run dense). Throws Error(kUnsupported) where no row computes it.
 void run_linear(const LinearArgs& args);
 
-/// Plain loops over the kept positions in every layout, what every kernel is tested against: products and
-/// sums in float64, rounded once to the activation dtype (the weight's own; float32 where that is float8
-/// or int8). What is pruned is not read, so NaN and Inf in X pass it by. Serial.
+/// Plain loops over the kept positions in every layout, what every kernel is tested against:
+/// products and sums in float64, rounded once to the activation dtype (the weight's own; float32
+/// where that is float8 or int8). What is pruned is not read, so NaN and Inf in X pass it by.
+/// Serial.
 void reference_linear(const LinearArgs& args);
 
 }  // namespace gossamer

@@ -11,8 +11,8 @@ namespace gossamer {
 /// Instruction-set bits. A kernel names those it needs; a machine has some.
 enum Isa : std::uint32_t {
   kIsaGeneric = 0,
-  kIsaAvx2 = 1u << 0,        ///< AVX2, FMA, F16C, BMI2
-  kIsaAvx512 = 1u << 1,      ///< AVX-512 F, BW, DQ, VL
+  kIsaAvx2 = 1u << 0,    ///< AVX2, FMA, F16C, BMI2
+  kIsaAvx512 = 1u << 1,  ///< AVX-512 F, BW, DQ, VL
   kIsaAvx512Vbmi2 = 1u << 2,
   kIsaAvx512Vnni = 1u << 3,
   kIsaAvx512Bf16 = 1u << 4,
@@ -36,8 +36,8 @@ struct Machine {
   bool has(std::uint32_t bits) const { return (isa & bits) == bits; }
 };
 
-/// The machine this process runs on, found once. GOSSAMER_MAX_ISA=generic|avx2|avx512|amx lowers it;
-/// any other value throws Error.
+/// The machine this process runs on, found once. GOSSAMER_MAX_ISA=generic|avx2|avx512|amx lowers
+/// it; any other value throws Error.
 const Machine& host_machine();
 
 /// The names of the bits, lowest first: {"avx2", "avx512", "avx512_vbmi2", …}.

@@ -48,15 +48,17 @@ struct Violation {
 /// The first place (row-major) where the non-zeros of `values`, or the kept positions of a bool
 /// view, break the pattern; nothing where it holds. −0.0 is zero; NaN is non-zero.
 /// The fractions of `unstructured`, `block` and `fanin` are lower bounds on zeros: a weight with
-/// more zeros than asked satisfies them, and so does one whose rows were rounded each for itself. `fanin` allows rows with fewer kept inputs than the bound.
+/// more zeros than asked satisfies them, and so does one whose rows were rounded each for itself.
+/// `fanin` allows rows with fewer kept inputs than the bound.
 std::optional<Violation> find_violation(const ConstMatrixView& values, const Pattern& pattern);
 
 /// The tightest pattern that the zeros of a weight satisfy, tried in this order: N:M for
-/// 1:4, 2:4, 1:8, 2:8, 4:8, 1:16, 2:16, 4:16, 8:16 (the sparsest that holds and whose N slots are at least
-/// 80 % used, so that padding never makes the weight denser than it is), block for the largest of
-/// 64x64, 32x32, 16x16, 16x1, 4x1, 1x4 whose blocks are at least 25 % zero and hold together (a dropped
-/// block is all zero, a kept block at least 90 % non-zero on average), fan-in (equal non-zeros in all
-/// rows, between 1 and in - 1), unstructured with the exact fraction of zeros.
+/// 1:4, 2:4, 1:8, 2:8, 4:8, 1:16, 2:16, 4:16, 8:16 (the sparsest that holds and whose N slots are
+/// at least 80 % used, so that padding never makes the weight denser than it is), block for the
+/// largest of 64x64, 32x32, 16x16, 16x1, 4x1, 1x4 whose blocks are at least 25 % zero and hold
+/// together (a dropped block is all zero, a kept block at least 90 % non-zero on average), fan-in
+/// (equal non-zeros in all rows, between 1 and in - 1), unstructured with the exact fraction of
+/// zeros.
 Pattern infer_pattern(const ConstMatrixView& values);
 
 /// How many elements are not zero (−0.0 is zero, NaN is not).

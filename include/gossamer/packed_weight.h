@@ -39,7 +39,8 @@ std::string_view layout_name(Layout layout);
 std::optional<Layout> parse_layout(std::string_view name);
 bool is_format(Layout layout);
 
-/// The format that a pattern is saved in: N:M → nm, block → bsr, fan-in → fanin, the rest → bitmask.
+/// The format that a pattern is saved in: N:M → nm, block → bsr, fan-in → fanin, the rest →
+/// bitmask.
 Layout format_for(const Pattern& pattern);
 
 /// The first bytes of every packed weight, little-endian, so that one byte tensor is enough to run,
@@ -54,7 +55,8 @@ struct PackedHeader {
   std::uint32_t magic = kMagic;
   std::uint16_t version = kVersion;
   DType dtype = DType::kFloat32;
-  std::uint8_t transposed = 0;  ///< 1: the module stores [in, out] (GPT-2's Conv1D); arrays do not change
+  /// 1: the module stores [in, out] (GPT-2's Conv1D); the arrays do not change.
+  std::uint8_t transposed = 0;
   Layout layout = Layout::kBitmask;
   Pattern::Kind pattern_kind = Pattern::Kind::kUnstructured;
   std::uint8_t array_count = 0;
@@ -69,7 +71,8 @@ struct PackedHeader {
   std::int64_t batch = 1;
   std::int64_t out = 0;
   std::int64_t in = 0;
-  std::int64_t kept = 0;         ///< stored positions of all batches: padding of N:M and fan-in, whole blocks of bsr
+  /// Stored positions of all batches: padding of N:M and fan-in and whole blocks of bsr included.
+  std::int64_t kept = 0;
   std::int64_t total_bytes = 0;  ///< header and arrays
   struct Array {
     std::int64_t offset = 0;
@@ -113,7 +116,8 @@ class PackedView {
   /// Array `index` in the order that the layout lists them.
   template <typename T = std::byte>
   const T* array(int index) const {
-    return reinterpret_cast<const T*>(data() + header_->arrays[static_cast<std::size_t>(index)].offset);
+    return reinterpret_cast<const T*>(data() +
+                                      header_->arrays[static_cast<std::size_t>(index)].offset);
   }
 
  private:
@@ -148,21 +152,22 @@ struct PackOptions {
   PackedAllocator allocator;
 };
 
-/// Packs the kept positions of `values` ([batch,] out × in). `mask` (bool, same shape) says which are
-/// kept; without it the non-zeros are. Verifies the pattern first and throws Error(kPatternViolation)
-/// naming batch, row and columns. A kept −0.0 is stored as +0.0.
-/// N:M keeps exactly N a group and fan-in the same number a row: missing ones are filled with zeros
-/// at the lowest free positions (of the last, partial N:M group too, where columns past the end are
+/// Packs the kept positions of `values` ([batch,] out × in). `mask` (bool, same shape) says which
+/// are kept; without it the non-zeros are. Verifies the pattern first and throws
+/// Error(kPatternViolation) naming batch, row and columns. A kept −0.0 is stored as +0.0. N:M keeps
+/// exactly N a group and fan-in the same number a row: missing ones are filled with zeros at the
+/// lowest free positions (of the last, partial N:M group too, where columns past the end are
 /// dropped columns that hold zeros).
-PackedWeight pack(const ConstMatrixView& values, const ConstMatrixView* mask, const Pattern& pattern,
-                  Layout layout, const PackOptions& options = {});
+PackedWeight pack(const ConstMatrixView& values, const ConstMatrixView* mask,
+                  const Pattern& pattern, Layout layout, const PackOptions& options = {});
 
 /// Writes the dense values (dtype of the weight, zeros where nothing is kept) and, unless it is
 /// null, the bool mask of kept positions. Views must have the weight's logical shape.
 void unpack(const PackedView& packed, const MatrixView& values, const MatrixView* mask = nullptr);
 
 /// The same weight in another layout or format.
-PackedWeight convert(const PackedView& packed, Layout layout, const PackedAllocator& allocator = {});
+PackedWeight convert(const PackedView& packed, Layout layout,
+                     const PackedAllocator& allocator = {});
 
 /// Rows [begin, end) of every batch as a weight of their own, same layout. Block layouts are cut at
 /// block rows only: Error(kInvalidArgument) names the nearest ones.
@@ -197,7 +202,8 @@ PackedWeight from_format_arrays(const FormatInfo& info, std::span<const PackedAr
 
 /// Bytes that `pack` will need for `kept` positions (of all batches), before packing.
 /// For `bsr`, `kept` counts whole blocks' elements.
-std::int64_t packed_size_bytes(Layout layout, const Pattern& pattern, DType dtype, std::int64_t batch,
-                               std::int64_t out, std::int64_t in, std::int64_t kept);
+std::int64_t packed_size_bytes(Layout layout, const Pattern& pattern, DType dtype,
+                               std::int64_t batch, std::int64_t out, std::int64_t in,
+                               std::int64_t kept);
 
 }  // namespace gossamer

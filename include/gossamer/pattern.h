@@ -7,16 +7,19 @@
 
 namespace gossamer {
 
-/// Which positions of a weight [out, in] may be non-zero. One grammar everywhere (docs/patterns.md):
+/// Which positions of a weight [out, in] may be non-zero. One grammar everywhere
+/// (docs/patterns.md):
 ///
 ///   unstructured:S   any positions; a fraction S of them zero          0 <= S <= 1
-///   N:M              N kept of every M along the input dimension       1 <= N <= M <= 64, M a power of two
-///   block:RxC:S      R×C blocks kept or dropped whole; a fraction S of the blocks zero    R, C <= 4096
-///   vnm:V:N:M        in every panel of V rows and group of M columns, 4 columns live; N of those 4 kept
+///   N:M              N kept of every M along the input dimension       1 <= N <= M <= 64, M a
+///   power of two block:RxC:S      R×C blocks kept or dropped whole; a fraction S of the blocks
+///   zero    R, C <= 4096 vnm:V:N:M        in every panel of V rows and group of M columns, 4
+///   columns live; N of those 4 kept
 ///                    V <= 4096, N <= 4 <= M <= 4096
 ///   fanin:S          every output keeps the same number of inputs, in - round(S·in)
 ///
-/// The sparsity S is the fraction of zeros; `:S` may be left out where any number of zeros will do (S = 0).
+/// The sparsity S is the fraction of zeros; `:S` may be left out where any number of zeros will do
+/// (S = 0).
 struct Pattern {
   enum class Kind : std::uint8_t { kUnstructured = 0, kNm = 1, kBlock = 2, kVnm = 3, kFanIn = 4 };
 

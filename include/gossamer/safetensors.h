@@ -12,8 +12,8 @@
 
 namespace gossamer {
 
-/// A tensor of a safetensors file. `dtype` is the file's own word ("F32", "BF16", "BOOL", "I64", …): files may
-/// hold types that Gossamer only carries through.
+/// A tensor of a safetensors file. `dtype` is the file's own word ("F32", "BF16", "BOOL", "I64",
+/// …): files may hold types that Gossamer only carries through.
 struct SafetensorsEntry {
   std::string name;
   std::string dtype;
@@ -22,10 +22,10 @@ struct SafetensorsEntry {
   std::int64_t end = 0;
 };
 
-/// Reads a header (the JSON between the length and the data). Throws Error(kMalformedData) on anything the
-/// format does not allow: duplicate keys, overlapping or out-of-range offsets, holes, sizes that do not
-/// match dtype and shape, unknown dtypes, overflowing shapes, nesting, a header over 100 MB. Allocates no more
-/// than the header's own size asks for.
+/// Reads a header (the JSON between the length and the data). Throws Error(kMalformedData) on
+/// anything the format does not allow: duplicate keys, overlapping or out-of-range offsets, holes,
+/// sizes that do not match dtype and shape, unknown dtypes, overflowing shapes, nesting, a header
+/// over 100 MB. Allocates no more than the header's own size asks for.
 struct SafetensorsHeader {
   std::vector<SafetensorsEntry> entries;        ///< ordered by offset
   std::map<std::string, std::string> metadata;  ///< "__metadata__"
@@ -57,18 +57,21 @@ class SafetensorsFile {
   std::unique_ptr<Impl> impl_;
 };
 
-/// Writes a safetensors file tensor by tensor into a temporary file beside the target; finish() completes the
-/// header, syncs and renames. Destroyed before that, it removes the temporary file and the old one stays.
+/// Writes a safetensors file tensor by tensor into a temporary file beside the target; finish()
+/// completes the header, syncs and renames. Destroyed before that, it removes the temporary file
+/// and the old one stays.
 class SafetensorsWriter {
  public:
-  /// `header_capacity`: bytes set aside for the header (padding is allowed by the format); throws Error(kIo).
+  /// `header_capacity`: bytes set aside for the header (padding is allowed by the format); throws
+  /// Error(kIo).
   SafetensorsWriter(const std::string& path, std::int64_t header_capacity);
   SafetensorsWriter(SafetensorsWriter&&) noexcept;
   ~SafetensorsWriter();
 
-  /// Appends a tensor. Throws Error(kIo) (full disk, …) or Error(kInvalidArgument) (bytes do not match).
-  void add(const std::string& name, const std::string& dtype, const std::vector<std::int64_t>& shape,
-           std::span<const std::byte> bytes);
+  /// Appends a tensor. Throws Error(kIo) (full disk, …) or Error(kInvalidArgument) (bytes do not
+  /// match).
+  void add(const std::string& name, const std::string& dtype,
+           const std::vector<std::int64_t>& shape, std::span<const std::byte> bytes);
   void set_metadata(const std::string& key, const std::string& value);
   void finish();
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// _C_cuda.so: operators on CUDA tensors. Loaded only where torch sees a GPU, because the CUDA shims it
-// refers to exist only in CUDA builds of torch.
+// _C_cuda.so: operators on CUDA tensors. Loaded only where torch sees a GPU, because the CUDA shims
+// it refers to exist only in CUDA builds of torch.
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>

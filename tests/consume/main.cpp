@@ -10,8 +10,8 @@ int main() {
   const float weight[2 * 4] = {1, 0, 2, 0, 0, 3, 0, 4};
   const gossamer::ConstMatrixView view =
       gossamer::contiguous_view(weight, gossamer::DType::kFloat32, 2, 4);
-  const gossamer::PackedWeight packed = gossamer::pack(
-      view, nullptr, gossamer::Pattern::parse("2:4"), gossamer::Layout::kNm);
+  const gossamer::PackedWeight packed =
+      gossamer::pack(view, nullptr, gossamer::Pattern::parse("2:4"), gossamer::Layout::kNm);
 
   const float x[4] = {1, 10, 100, 1000};
   float y[2] = {0, 0};

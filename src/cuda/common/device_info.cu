@@ -21,8 +21,7 @@ DeviceInfo device_info(int index) {
   info.multiprocessors = properties.multiProcessorCount;
   info.memory_bytes = static_cast<std::int64_t>(properties.totalGlobalMem);
   info.l2_bytes = properties.l2CacheSize;
-  info.shared_memory_per_block_bytes =
-      static_cast<std::int64_t>(properties.sharedMemPerBlockOptin);
+  info.shared_memory_per_block_bytes = static_cast<std::int64_t>(properties.sharedMemPerBlockOptin);
   return info;
 }
 
