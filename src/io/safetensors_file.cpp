@@ -49,9 +49,9 @@ class Mapping {
 
   // Pages that a neighbour shares are dropped too: the next read brings them back.
   void release(const std::byte* begin, std::size_t bytes) const {
-    static const auto kPage = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
+    static const auto page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
     const auto offset = static_cast<std::size_t>(begin - start_);
-    const std::size_t first = offset / kPage * kPage;
+    const std::size_t first = offset / page * page;
     ::madvise(start_ + first, offset + bytes - first, MADV_DONTNEED);
   }
 

@@ -155,9 +155,9 @@ SafetensorsWriter::SafetensorsWriter(SafetensorsWriter&&) noexcept = default;
 SafetensorsWriter::~SafetensorsWriter() = default;
 
 std::int64_t SafetensorsWriter::header_bytes(std::string_view name, std::size_t rank) {
-  static const auto kFrame =
+  static const auto frame =
       static_cast<std::int64_t>(entry_json("", {"", "F8_E4M3FNUZ", {}, 0, 0}).size() + 1);
-  return static_cast<std::int64_t>(json_string(std::string(name)).size()) + kFrame +
+  return static_cast<std::int64_t>(json_string(std::string(name)).size()) + frame +
          (static_cast<std::int64_t>(rank) + 2) * kDigits;
 }
 
