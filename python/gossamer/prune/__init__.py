@@ -9,10 +9,13 @@ pruner.squash_mask()       # plain weights with zeros
 
 from __future__ import annotations
 
-from gossamer.prune.mask import Mask, attach_masks, masked_parameters, sparsity_report
+from gossamer.prune.checkpoint import attach_masks
+from gossamer.prune.mask import Mask, masked_parameters
 from gossamer.prune.methods import GradualMagnitude, Magnitude, Random
+from gossamer.prune.pattern import CustomPattern
+from gossamer.prune.report import density, sparsity_report
 from gossamer.prune.schedule import cubic_sparsity
-from gossamer.prune.sparsifier import CustomPattern, Sparsifier
+from gossamer.prune.sparsifier import Sparsifier
 
 __all__ = [
     "CustomPattern",
@@ -23,6 +26,7 @@ __all__ = [
     "Sparsifier",
     "attach_masks",
     "cubic_sparsity",
+    "density",
     "masked_parameters",
     "sparsity_report",
 ]

@@ -1,152 +1,127 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A live mask: dense weight plus bool buffer, under a parametrization of the weight."""
+"""A live mask: the dense weight and a bool buffer, under a parametrization of the weight."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-__all__ = ["Mask", "attach_masks", "masked_parameters", "sparsity_report"]
+__all__ = ["Mask", "masked_parameters"]
+
+Place: TypeAlias = "tuple[nn.Module, str]"
+"""A module and the name of its parameter."""
 
 
 class Mask(nn.Module):
-    """Zeroes the weight where `mask` is False.
+    """Zeroes a weight where `mask` is False.
 
-    The mask is a buffer, so a model's own `state_dict` carries it. A dropped position is zero
-    whatever
-    the dense weight holds there, NaN and infinity included, and gets no gradient; the dense weight
-    keeps
-    its value, so it can come back.
+    A position that is not kept is zero whatever the dense weight holds there, NaN and infinity
+    included, and gets no gradient. The dense weight keeps its value, so that it can come back.
+
+    Attributes:
+        mask: bool, the weight's shape; True is kept. A buffer: a model's own `state_dict` has it.
+        steps: int64 scalar: how many steps of a sparsifier it has seen. A buffer too, so that a
+            schedule goes on from a model's checkpoint.
 
     Args:
-        mask: bool, the weight's shape; True is kept.
+        mask: bool, the weight's shape.
+
+    Raises:
+        ValueError: the mask is not bool.
     """
 
     mask: Tensor
+    steps: Tensor
 
     def __init__(self, mask: Tensor) -> None:
         super().__init__()
         if mask.dtype != torch.bool:
-            raise ValueError(f"the mask has dtype {mask.dtype}: torch.bool is accepted")
+            raise ValueError(
+                f"the mask has dtype {mask.dtype}: torch.bool is accepted, e.g. weight != 0"
+            )
         self.register_buffer("mask", mask.detach().clone())
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=mask.device))
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Returns the weight with zeros where nothing is kept; same shape and dtype."""
-        return torch.where(
-            self.mask, weight, torch.zeros((), dtype=weight.dtype, device=weight.device)
-        )
+        """The weight with zeros where nothing is kept; same shape and dtype."""
+        # Not a product: 0·NaN and 0·inf are NaN.
+        return torch.where(self.mask, weight, 0)
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """What assigning to the masked weight stores: the values as they are."""
+        return weight
 
     def extra_repr(self) -> str:
-        """Shape and fraction of zeros."""
-        return f"shape={list(self.mask.shape)}, sparsity={1 - self.mask.float().mean().item():.4f}"
+        """Shape, fraction of zeros, steps."""
+        shape, zeros = list(self.mask.shape), zeros_of(self.mask)
+        return f"shape={shape}, zeros={zeros:.2%}, steps={int(self.steps)}"
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        # Masks of torch.ao.pruning have the same key but count no steps.
+        state_dict.setdefault(prefix + "steps", torch.zeros_like(self.steps))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def zeros_of(mask: Tensor) -> float:
+    """The fraction of a mask that is not kept; 0 for an empty one."""
+    return 1.0 - int(mask.count_nonzero()) / max(mask.numel(), 1)
 
 
 def mask_of(module: nn.Module, tensor_name: str) -> Mask | None:
-    """The live mask of a module's parameter, or None."""
+    """The live mask of a module's parameter, None where none or something else is there."""
     if not parametrize.is_parametrized(module, tensor_name):
         return None
-    for step in module.parametrizations[tensor_name]:  # type: ignore[index, union-attr, operator]
-        if isinstance(step, Mask):
-            return step
-    return None
-
-
-def attach(module: nn.Module, tensor_name: str, mask: Tensor) -> Mask:
-    """Puts a mask on a plain parameter, or new contents into the mask that is there."""
-    there = mask_of(module, tensor_name)
-    if there is not None:
-        there.mask.copy_(mask)
-        return there
-    step = Mask(mask)
-    parametrize.register_parametrization(module, tensor_name, step)
-    return step
+    chain = list(module.parametrizations[tensor_name])  # type: ignore[index]
+    return chain[0] if len(chain) == 1 and isinstance(chain[0], Mask) else None
 
 
 def masked_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Mask]]:
-    """Every live mask of a model: the weight's name, its module, the parameter's name, the mask."""
-    for module_fqn, module in model.named_modules():
+    """Every live mask of a model: the weight's name, its module, the parameter's name, the mask.
+
+    A mask on a weight that several modules share comes once for each.
+    """
+    for module_fqn, module in model.named_modules(remove_duplicate=False):
         if not parametrize.is_parametrized(module):
             continue
-        for tensor_name in module.parametrizations:  # type: ignore[union-attr]
-            step = mask_of(module, tensor_name)
-            if step is not None:
-                yield (
-                    (f"{module_fqn}.{tensor_name}" if module_fqn else tensor_name),
-                    module,
-                    tensor_name,
-                    step,
-                )
+        for tensor_name in module.parametrizations:
+            mask = mask_of(module, tensor_name)
+            if mask is not None:
+                yield join(module_fqn, tensor_name), module, tensor_name, mask
 
 
-def attach_masks(model: nn.Module, state_dict: Mapping[str, Tensor] | None = None) -> nn.Module:
-    """Gives a model live masks without knowing the method that made them.
-
-    Args:
-        model: changed in place.
-        state_dict: a checkpoint of a model with live masks: every weight that has one there gets
-        one
-            here, so that `model.load_state_dict(state_dict)` fits afterwards. None: every
-            `nn.Linear` and
-            `nn.Conv2d` weight with zeros keeps them as its mask, for fine-tuning that must not
-            undo them.
-
-    Returns:
-        The model.
-
-    Raises:
-        ValueError: a mask belongs to a parameter that the model does not have or has in another
-        shape; the
-            model is as it was.
-    """
-    found: list[tuple[nn.Module, str, Tensor]] = []
-    if state_dict is None:
-        for module in model.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d) and not parametrize.is_parametrized(
-                module, "weight"
-            ):
-                kept = module.weight.detach() != 0
-                if not bool(kept.all()):
-                    found.append((module, "weight", kept))
-    else:
-        modules = dict(model.named_modules())
-        for key, mask in state_dict.items():
-            path, _, last = key.rpartition(".")
-            module_fqn, marker, step = path.rpartition("parametrizations.")
-            if last != "mask" or not marker or step.count(".") != 1:
-                continue
-            module_fqn, tensor_name = module_fqn.rstrip("."), step.split(".")[0]
-            module_found = modules.get(module_fqn)
-            parameter = getattr(module_found, tensor_name, None)
-            if (
-                module_found is None
-                or not isinstance(parameter, Tensor)
-                or parameter.shape != mask.shape
-            ):
-                have = "nothing" if parameter is None else f"shape {list(parameter.shape)}"
-                raise ValueError(
-                    f"the checkpoint masks {module_fqn}.{tensor_name} with shape "
-                    f"{list(mask.shape)}, the model has "
-                    f"{have} there; build the architecture that was saved"
-                )
-            found.append((module_found, tensor_name, mask))
-    for module, tensor_name, mask in found:
-        attach(module, tensor_name, mask.to(getattr(module, tensor_name).device))
-    return model
+def join(module_fqn: str, tensor_name: str) -> str:
+    """The full name of a module's parameter."""
+    return f"{module_fqn}.{tensor_name}" if module_fqn else tensor_name
 
 
-def sparsity_report(model: nn.Module) -> dict[str, float]:
-    """The fraction of zeros of every weight with two or more dimensions, live masks applied."""
-    report = {}
-    for module_fqn, module in model.named_modules():
-        names = [name for name, _ in module.named_parameters(recurse=False)]
-        if parametrize.is_parametrized(module):
-            names += list(module.parametrizations)  # type: ignore[arg-type]
-        for name in names:
-            weight = getattr(module, name)
-            if isinstance(weight, Tensor) and weight.dim() >= 2 and weight.numel():
-                kept = torch.count_nonzero(weight.detach()).item()
-                report[f"{module_fqn}.{name}" if module_fqn else name] = 1.0 - kept / weight.numel()
-    return report
+def attach(masks: Iterable[tuple[Iterable[Place], Mask]]) -> None:
+    """Puts each mask on the parameters at its places; none on any where one refuses."""
+    done: list[Place] = []
+    try:
+        for places, mask in masks:
+            for module, tensor_name in places:
+                order = tuple(module._parameters)
+                parametrize.register_parametrization(module, tensor_name, mask)
+                done.append((module, tensor_name))
+                module.parametrizations[tensor_name].parameter_order = order  # type: ignore[index, union-attr]
+    except BaseException:
+        detach(done)
+        raise
+
+
+def detach(places: Iterable[Place]) -> None:
+    """Removes masks; the parameters come back as the objects they were, in their old order."""
+    for module, tensor_name in places:
+        chain = module.parametrizations[tensor_name]  # type: ignore[index]
+        order: tuple[str, ...] = getattr(chain, "parameter_order", (tensor_name,))
+        parametrize.remove_parametrizations(module, tensor_name, leave_parametrized=False)
+        # An optimizer's saved state knows parameters by their number, and the weight is last now.
+        for later in order[order.index(tensor_name) + 1 :]:
+            if later in module._parameters:
+                module._parameters[later] = module._parameters.pop(later)

@@ -4,79 +4,91 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gossamer.prune.groups import Group
+from gossamer.prune.pattern import CustomPattern, parse_pattern, pattern_at
 from gossamer.prune.schedule import cubic_sparsity
-from gossamer.prune.sparsifier import CustomPattern, Sparsifier, pattern_kind
+from gossamer.prune.sparsifier import Sparsifier
 
 __all__ = ["GradualMagnitude", "Magnitude", "Random"]
 
 
 class Magnitude(Sparsifier):
-    """Keeps the largest weights: score |w|."""
+    """Keeps the largest weights: the score is |w|."""
 
-    def score(self, weight: Tensor, group: dict[str, Any]) -> Tensor:
+    def score(self, weight: Tensor, group: Group) -> Tensor:
         """|w|."""
         return weight.abs()
 
 
 class Random(Sparsifier):
-    """Keeps weights at random, the same on every machine: uniform scores from seed, weight name and
-    step.
+    """Keeps weights at random: other ones at each step, the same ones in each run.
+
+    Scores follow from the seed, the weight's full name and the step alone. The global random state
+    is neither read nor moved.
 
     Args:
         pattern: as for `Sparsifier`.
         scope: as for `Sparsifier`.
-        seed: any integer. The global random state is neither read nor moved.
+        seed: any integer.
     """
 
     def __init__(self, pattern: str | CustomPattern, scope: str = "tensor", seed: int = 0) -> None:
         super().__init__(pattern, scope, seed=seed)
 
-    def score(self, weight: Tensor, group: dict[str, Any]) -> Tensor:
+    def check(self, settings: Mapping[str, Any]) -> None:
+        """The seed is an integer."""
+        super().check(settings)
+        _check_integer("seed", settings["seed"])
+
+    def score(self, weight: Tensor, group: Group) -> Tensor:
         """Uniform in [0, 1), float32."""
         text = f"{group['seed']}/{group['tensor_fqn']}/{self.step_count}"
-        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "little")
-        generator = torch.Generator().manual_seed(seed)
+        digest = hashlib.sha256(text.encode()).digest()
+        # 63 bits: a generator's seed is a signed 64-bit integer.
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
         return torch.rand(weight.shape, generator=generator)
 
 
 class GradualMagnitude(Magnitude):
-    """Magnitude pruning whose sparsity grows along the cubic schedule while the model trains.
+    """Magnitude pruning whose sparsity grows on the cubic schedule while the model trains.
 
-    Call `step()` once per optimizer step. Until `begin_step` nothing is dropped (or
-    `initial_sparsity` is); masks change every
-    `every` steps up to `end_step`, then stay.
+    Call `step()` after each step of the optimizer. Calls are counted from 1. At call `begin_step`,
+    every `every` calls from there, and at call `end_step`, masks are selected for the sparsity
+    `cubic_sparsity(initial_sparsity, S, begin_step, end_step, call)`; otherwise they stay as they
+    are. After `end_step` calls the pattern is reached, and frozen from then on.
 
-    `unstructured`, `block` and `fanin` patterns grow to their own sparsity. `N:M` keeps M, then
-    fewer, down to N of
-    every M: 4:4, 3:4, 2:4. `vnm` and patterns with `select` grow as `unstructured` and take their
-    shape at the last step.
+    `unstructured`, `block` and `fanin` patterns grow to their own sparsity S. `N:M` goes from M
+    down to N kept of every M (2:4 is 4:4, then 3:4, then 2:4), each as soon as the schedule allows;
+    S is 1 − N/M. `vnm` does the same, and is `unstructured` while it would keep more than 4 of M.
 
     Args:
-        pattern: as for `Sparsifier`.
-        begin_step: the first step that may drop weights.
+        pattern: a pattern's text.
+        begin_step: the first step that may drop weights; 0 or more.
         end_step: the step at which the pattern is reached; after `begin_step`.
-        every: steps between two changes.
-        initial_sparsity: fraction of zeros at `begin_step`.
+        every: steps between two changes; 1 or more.
+        initial_sparsity: fraction of zeros at `begin_step`; at most the pattern's.
         scope: as for `Sparsifier`.
+
+    Raises:
+        ValueError: the schedule cannot be, or the pattern is an object: only the patterns of the
+            grammar can grow.
     """
 
     def __init__(
         self,
-        pattern: str | CustomPattern,
+        pattern: str,
         begin_step: int,
         end_step: int,
         every: int = 1,
         initial_sparsity: float = 0.0,
         scope: str = "tensor",
     ) -> None:
-        if every < 1:
-            raise ValueError(f"every={every}: 1 or more steps between two changes are accepted")
-        cubic_sparsity(initial_sparsity, 1.0, begin_step, end_step, 0)  # refuses what cannot be
         super().__init__(
             pattern,
             scope,
@@ -86,32 +98,41 @@ class GradualMagnitude(Magnitude):
             initial_sparsity=initial_sparsity,
         )
 
-    def pattern_of(self, group: dict[str, Any]) -> str | CustomPattern | None:
+    def check(self, settings: Mapping[str, Any]) -> None:
+        """The pattern can grow from the initial sparsity, and the schedule has a length."""
+        super().check(settings)
+        pattern, initial = settings["pattern"], settings["initial_sparsity"]
+        if not isinstance(pattern, str):
+            raise ValueError(
+                f"pattern {pattern}: a text is accepted, e.g. 'unstructured:0.9'; an object has no "
+                "sparsity that could grow, so override pattern_of of Magnitude for it"
+            )
+        for key in ("begin_step", "end_step", "every"):
+            _check_integer(key, settings[key])
+        if settings["begin_step"] < 0 or settings["every"] < 1:
+            raise ValueError(
+                f"begin_step={settings['begin_step']}, every={settings['every']}: a begin_step "
+                "from 0 and an every from 1 are accepted"
+            )
+        final = parse_pattern(pattern).sparsity
+        cubic_sparsity(initial, final, settings["begin_step"], settings["end_step"], 0)
+        if initial > final:
+            raise ValueError(
+                f"initial_sparsity={initial} with pattern '{pattern}': at most the pattern's own "
+                f"sparsity, {final}, is accepted"
+            )
+
+    def pattern_of(self, group: Group) -> str | None:
         """The pattern at this step's sparsity; None between changes and outside the schedule."""
         step, begin, end = self.step_count, group["begin_step"], group["end_step"]
-        pattern: str | CustomPattern = group["pattern"]
-        if step == end:
-            return pattern
-        if step < begin or step > end or (step - begin) % group["every"]:
+        due = step == end or (begin <= step < end and (step - begin) % group["every"] == 0)
+        if not due:
             return None
-        if not isinstance(pattern, str):
-            return f"unstructured:{self._sparsity(group, 1.0)}"
-        kind = pattern_kind(pattern)
-        if kind == "nm":
-            n, m = (int(number) for number in pattern.split(":"))
-            kept = m - round(self._sparsity(group, 1.0 - n / m) * m)
-            return None if kept == m else f"{kept}:{m}"
-        head, _, final = pattern.rpartition(":")
-        if kind == "vnm":
-            n, m = (int(number) for number in pattern.split(":")[2:])
-            return f"unstructured:{self._sparsity(group, 1.0 - n / m)}"
-        return f"{head}:{self._sparsity(group, float(final))}"
+        final = parse_pattern(group["pattern"]).sparsity
+        sparsity = cubic_sparsity(group["initial_sparsity"], final, begin, end, step)
+        return pattern_at(group["pattern"], sparsity)
 
-    def _sparsity(self, group: dict[str, Any], final: float) -> float:
-        return cubic_sparsity(
-            min(group["initial_sparsity"], final),
-            final,
-            group["begin_step"],
-            group["end_step"],
-            self.step_count,
-        )
+
+def _check_integer(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{name}={value!r}: an integer is accepted")

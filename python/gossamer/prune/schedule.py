@@ -13,8 +13,8 @@ def cubic_sparsity(initial: float, final: float, begin: int, end: int, step: int
     `initial` before and `final` after (Zhu & Gupta 2017, arXiv:1710.01878, equation 1).
 
     Args:
-        initial: fraction of zeros until `begin`, 0 to 1.
-        final: fraction of zeros from `end` on, 0 to 1.
+        initial: fraction of zeros until `begin`, from 0 to 1.
+        final: fraction of zeros from `end` on, from 0 to 1.
         begin: first step of the ramp.
         end: last step of the ramp; greater than `begin`.
         step: the step asked for.
@@ -26,13 +26,16 @@ def cubic_sparsity(initial: float, final: float, begin: int, end: int, step: int
         ValueError: `end` is not after `begin`, or a fraction lies outside 0 to 1.
     """
     if end <= begin:
-        raise ValueError(f"the schedule ends at step {end}, which is not after its begin, {begin}")
+        raise ValueError(
+            f"the schedule ends at step {end}, which is not after its begin, {begin}: an end_step "
+            "greater than begin_step is accepted"
+        )
     for name, value in (("initial", initial), ("final", final)):
         if not 0.0 <= value <= 1.0:
-            raise ValueError(f"{name} sparsity {value}: a fraction between 0 and 1 is accepted")
+            raise ValueError(f"{name} sparsity {value}: a fraction from 0 to 1 is accepted")
     if step <= begin:
         return initial
     if step >= end:
         return final
-    left = 1.0 - (step - begin) / (end - begin)
-    return final + (initial - final) * left**3
+    rest = 1.0 - (step - begin) / (end - begin)
+    return final + (initial - final) * rest * rest * rest

@@ -4,428 +4,432 @@
 from __future__ import annotations
 
 import copy
-import difflib
-import fnmatch
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch.utils.hooks import RemovableHandle
 
-from gossamer import _ops as _ops
-from gossamer.prune.mask import attach, mask_of
-from gossamer.prune.matrix import from_matrix, to_matrix
+from gossamer.prune.groups import (
+    Group,
+    hyperparameters,
+    new_group,
+    plain,
+    saved_group,
+    sparse_params,
+)
+from gossamer.prune.mask import Mask, attach, detach, mask_of, masked_parameters, zeros_of
+from gossamer.prune.pattern import CustomPattern, parse_pattern
+from gossamer.prune.selection import Candidate, select
+from gossamer.prune.targets import Config, Target, choose, find_targets
 
-__all__ = ["CustomPattern", "Sparsifier"]
+__all__ = ["Sparsifier"]
 
-Config = Sequence[Mapping[str, Any]] | Mapping[str, Any] | None
-
-_GROUPED = ("nm", "vnm")
-_NOT_SAVED = ("module", "module_fqn", "tensor_name")
-
-
-@runtime_checkable
-class CustomPattern(Protocol):
-    """A pattern of one's own: anything that selects a mask from scores."""
-
-    def select(self, scores: Tensor) -> Tensor:
-        """Scores [out, in], float32 or float64 on the CPU, to a bool mask of that shape; True is
-        kept.
-        """
-
-
-def pattern_kind(pattern: str) -> str:
-    """The kind of a pattern's text: unstructured, nm, block, vnm or fanin.
-
-    ValueError for other texts.
-    """
-    try:
-        return str(json.loads(torch.ops.gossamer.parse_pattern(pattern))["kind"])
-    except RuntimeError as error:
-        raise ValueError(str(error).splitlines()[0]) from None
+_SCOPES = ("row", "tensor", "global")
 
 
 class Sparsifier:
     """Finds masks, over one or many steps.
 
-    The contract is that of `torch.ao.pruning.BaseSparsifier`.
-        `prepare` puts a live mask (all True) on each selected weight, `step` updates the masks,
-        `squash_mask` leaves plain weights
-        with zeros. A subclass that defines `score` is complete; one that needs more overrides
-        `_step` (all groups at
-        once) or `pattern_of` (a pattern that changes with the step).
+    `prepare` puts a live mask (nothing dropped) on each selected weight, `step` updates the masks,
+    `squash_mask` leaves plain weights with zeros: the contract of
+    `torch.ao.pruning.BaseSparsifier`. A subclass that defines `score` is complete. One that needs
+    more overrides `pattern_of` (a pattern that changes from step to step), `check` (its own
+    hyperparameters), `update_mask` (one weight at a time) or `_step` (all weights together).
 
-        Masks are buffers of the model, so the model's own `state_dict` carries them; the
-        sparsifier's `state_dict` adds the step.
-        Scores see the dense weight under the mask, so a weight that was dropped can come back.
+    Scores see the dense weight under the mask, so a weight that was dropped can come back. It gets
+    no gradient meanwhile; weight decay and momentum do act on it (see `attach_optimizer`).
+
+    Masks are buffers of the model, and so is the number of steps they have seen: a model's own
+    `state_dict` is enough to go on. `copy.deepcopy((model, sparsifier))` copies the two together.
+
+    Attributes:
+        defaults: the hyperparameters of weights for which `prepare` is told nothing else.
+        groups: one dict for each weight: its hyperparameters, and "tensor_fqn", "module_fqn",
+            "module", "tensor_name".
+        state: what a subclass remembers of each weight between steps, by full name: tensors and
+            plain data, saved by `state_dict`.
+        enable_mask_update: False leaves all masks as they are; steps are counted still.
+        model: the prepared model, None before `prepare` and after `squash_mask`.
 
     Args:
-            pattern: a pattern's text (docs/patterns.md), or an object with `select(scores)`.
-            scope: where scores compete: "row", "tensor" or "global".
-            **defaults: hyperparameters of a subclass; a config may set each of them per weight.
+        pattern: a pattern's text (docs/patterns.md), or an object with `select(scores)`.
+        scope: where scores compete: "row", "tensor" or "global".
+        **defaults: hyperparameters of a subclass; a config may set each of them for a weight.
 
     Raises:
-            ValueError: the pattern or scope cannot be read.
+        ValueError: a hyperparameter is not accepted.
     """
 
     def __init__(
         self, pattern: str | CustomPattern, scope: str = "tensor", **defaults: Any
     ) -> None:
         self.defaults: dict[str, Any] = {"pattern": pattern, "scope": scope, **defaults}
-        self._check(self.defaults, "the sparsifier")
-        self.groups: list[dict[str, Any]] = []
+        self.groups: list[Group] = []
+        self.state: defaultdict[str, dict[str, Any]] = defaultdict(dict)
         self.enable_mask_update = True
-        self.step_count = 0
         self.model: nn.Module | None = None
+        self._steps = 0
+        self._loaded: dict[str, Any] | None = None
+        self._check("defaults", self.defaults)
 
     # --- What a subclass overrides ----------------------------------------------------------------
 
-    def score(self, weight: Tensor, group: dict[str, Any]) -> Tensor:
-        """How much each element of `weight` (dense, unmasked) is worth keeping; same shape, higher
-        is kept first.
-        """
-        raise NotImplementedError(f"{type(self).__name__} defines no score(weight, group)")
+    def score(self, weight: Tensor, group: Group) -> Tensor:
+        """How much each element is worth keeping.
 
-    def pattern_of(self, group: dict[str, Any]) -> str | CustomPattern | None:
-        """The pattern of a group at this step; None leaves its mask as it is."""
+        Args:
+            weight: the dense parameter under the mask, with its `grad`; any rank and device.
+            group: its entry of `groups`.
+
+        Returns:
+            A tensor of the weight's shape; the highest are kept first. No NaN.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} defines no score(weight, group): return a tensor of the "
+            "weight's shape, or override update_mask or _step"
+        )
+
+    def pattern_of(self, group: Group) -> str | CustomPattern | None:
+        """The pattern of a weight at this step (`step_count`, from 1); None keeps its mask."""
         pattern: str | CustomPattern = group["pattern"]
         return pattern
 
-    def _step(self) -> None:
-        """Updates the masks of all groups.
+    def check(self, settings: Mapping[str, Any]) -> None:
+        """Refuses hyperparameters with a ValueError; called for the defaults and each weight."""
+        pattern, scope = settings["pattern"], settings["scope"]
+        if isinstance(pattern, str):
+            parse_pattern(pattern)
+        elif not isinstance(pattern, CustomPattern):
+            raise ValueError(
+                f"pattern {pattern!r}: a text such as '2:4' or 'unstructured:0.9', or an object "
+                "with select(scores) is accepted"
+            )
+        if scope not in _SCOPES:
+            raise ValueError(f"scope {scope!r}: 'row', 'tensor' or 'global' is accepted")
 
-        Weights of equal pattern and scope are selected together.
+    def update_mask(self, module: nn.Module, tensor_name: str, **group: Any) -> None:
+        """Selects the mask of one weight by itself, whatever its scope.
+
+        A subclass that overrides this has it called for each weight at each step, with the items of
+        its group.
         """
-        together: dict[tuple[str, str], list[tuple[dict[str, Any], Tensor]]] = {}
+        self._select([{"module": module, "tensor_name": tensor_name, **group}])
+
+    def _step(self) -> None:
+        """Updates all masks; weights of equal pattern and scope "global" compete together."""
+        if type(self).update_mask is Sparsifier.update_mask:
+            self._select(self.groups)
+            return
         for group in self.groups:
-            pattern = self.pattern_of(group)
-            if pattern is None:
-                continue
-            weight = self.dense_weight(group)
-            scores = self.score(weight, group)
-            if scores.shape != weight.shape:
-                raise ValueError(
-                    f"{type(self).__name__}.score returned shape {list(scores.shape)} for "
-                    f"{group['tensor_fqn']} of shape "
-                    f"{list(weight.shape)}; one score an element is accepted"
-                )
-            scores = scores.detach().to(
-                "cpu", torch.float64 if scores.dtype == torch.float64 else torch.float32
-            )
-            if isinstance(pattern, str):
-                matrix = to_matrix(scores, groups_along_input=pattern_kind(pattern) in _GROUPED)
-                together.setdefault((pattern, group["scope"]), []).append((group, matrix))
-            else:
-                self._write(
-                    group,
-                    self._select_custom(
-                        pattern, to_matrix(scores, groups_along_input=False), group
-                    ),
-                )
-        for (pattern, scope), members in together.items():
-            masks = torch.ops.gossamer.select_masks(
-                [matrix for _, matrix in members], pattern, scope
-            )
-            for (group, _), mask in zip(members, masks, strict=True):
-                self._write(group, mask)
+            self.update_mask(**group)
 
     # --- The contract -----------------------------------------------------------------------------
 
+    @property
+    def step_count(self) -> int:
+        """How many times `step` was called, a call in progress included."""
+        return int(self._mask(self.groups[0]).steps) if self.groups else self._steps
+
     def prepare(self, model: nn.Module, config: Config = None) -> nn.Module:
-        """Puts a live mask on each selected weight; on weights that have one already, it is kept.
+        """Puts a live mask on each selected weight.
+
+        A live mask that is there already is kept, with the steps it has seen. A parameter that
+        several modules share gets one mask in all of them. The masked weights come after the other
+        parameters of their module: to resume, make the optimizer on the same side of `prepare`.
 
         Args:
             model: changed in place; as it was where this raises.
-            config: None selects every `nn.Linear` and `nn.Conv2d` weight that is not parametrized.
-            A list holds
-                dicts with "tensor_fqn" (any parameter of two or more dimensions) and
-                hyperparameters. A dict maps
-                globs of names to a pattern, a dict of hyperparameters, or None (leave dense); the
-                first that
-                matches decides.
+            config: None selects the weights of all linear layers and 2-D convolutions that have no
+                other parametrization and that nothing else uses (a tied embedding does); after
+                `load_state_dict`, the weights that were saved. A list holds dicts with "tensor_fqn"
+                (any parameter of two or more dimensions) and hyperparameters. A dict maps names to
+                a pattern, a dict of hyperparameters, or None (leave dense); the first that matches
+                decides. A name is the full name of any parameter, or a glob of names of parameters
+                or modules, which takes the linear and convolution weights among its matches, and
+                all of them where there are none.
 
         Returns:
             The model.
 
         Raises:
             ValueError: a name does not exist (the nearest are named), a parameter cannot take a
-            mask, or a hyperparameter
-                is wrong.
+                mask, or a hyperparameter is not accepted.
+            RuntimeError: the sparsifier has a model already.
         """
-        groups = [self._group(model, fqn, own) for fqn, own in self._selected(model, config)]
-        if not groups:
-            raise ValueError(
-                "nothing to sparsify: the model has no nn.Linear or nn.Conv2d weight that is "
-                "selected; name parameters "
-                'with config=[{"tensor_fqn": …}]'
+        if self.groups:
+            raise RuntimeError(
+                "prepare: this sparsifier has a model already; call squash_mask() first, or make "
+                "another sparsifier"
             )
-        for group in groups:
-            weight = getattr(group["module"], group["tensor_name"])
-            if mask_of(group["module"], group["tensor_name"]) is None:
-                attach(
-                    group["module"], group["tensor_name"], torch.ones_like(weight, dtype=torch.bool)
-                )
-        self.model = model
-        self.groups = groups
+        if config is None and self._loaded is not None:
+            config = self._loaded["groups"]
+        chosen = choose(find_targets(model), config)
+        groups = [self._group(target, settings) for target, settings in chosen]
+        if self._loaded is not None:
+            self._check_loaded(groups, self._loaded, strict=True)
+        attach(
+            (target.places, Mask(torch.ones_like(target.weight, dtype=torch.bool)))
+            for target, _ in chosen
+            if target.mask is None and target.weight is not None
+        )
+        self.model, self.groups = model, groups
+        self._set_steps(max(int(self._mask(group).steps) for group in groups))
+        if self._loaded is not None:
+            self._take(self._loaded)
+            self._loaded = None
         return model
 
     def step(self) -> None:
-        """Counts one step and updates the masks, unless `enable_mask_update` is False."""
-        if not self.groups:
-            raise RuntimeError("step() before prepare(model): there is nothing to mask yet")
-        if self.enable_mask_update:
+        """Counts a step and updates the masks; call it after each step of the optimizer.
+
+        Where this raises, the step is not counted, and no mask has changed (unless a subclass
+        writes them one by one).
+
+        Raises:
+            RuntimeError: nothing is prepared.
+            ValueError: scores have another shape than their weight, or are NaN.
+        """
+        self._need_groups("step")
+        before = self.step_count
+        self._set_steps(before + 1)
+        if not self.enable_mask_update:
+            return
+        try:
             with torch.no_grad():
                 self._step()
-        self.step_count += 1
+        except BaseException:
+            self._set_steps(before)
+            raise
 
     def squash_mask(
         self,
         params_to_keep: Iterable[str] | None = None,
         params_to_keep_per_layer: Mapping[str, Iterable[str]] | None = None,
     ) -> None:
-        """Leaves plain weights with zeros.
+        """Writes the zeros into the weights and removes the masks.
 
-        Each stays the Parameter it was, so optimizers remain valid.
+        Each weight stays the Parameter that it was, so optimizers remain valid. The sparsifier can
+        prepare another model then.
 
         Args:
-                    params_to_keep: hyperparameters to leave on each module as
-                    `module.sparse_params`.
-                    params_to_keep_per_layer: the same for single modules, by the module's name.
-        """
-        for group in self.groups:
-            module, name = group["module"], group["tensor_name"]
-            step = mask_of(module, name)
-            if step is None:
-                continue
-            stack = module.parametrizations[name]
-            if len(stack) > 1:
-                raise ValueError(
-                    f"{group['tensor_fqn']} has {len(stack)} parametrizations, of which the mask "
-                    f"is one; remove the others "
-                    "with torch.nn.utils.parametrize.remove_parametrizations first"
-                )
-            with torch.no_grad():
-                stack.original.copy_(step(stack.original))
-            parametrize.remove_parametrizations(module, name, leave_parametrized=False)
-            wanted = [
-                *(params_to_keep or ()),
-                *(params_to_keep_per_layer or {}).get(group["module_fqn"], ()),
-            ]
-            if wanted:
-                module.sparse_params = {key: group[key] for key in wanted}
-        self.groups = []
+            params_to_keep: hyperparameters to leave in a dict `sparse_params` on each module.
+            params_to_keep_per_layer: the same for single modules, by the module's name.
 
-    @property
-    def state(self) -> dict[str, dict[str, Tensor]]:
-        """The mask of each weight, by the weight's name."""
-        return {group["tensor_fqn"]: {"mask": self.mask(group)} for group in self.groups}
+        Raises:
+            RuntimeError: nothing is prepared, or a mask is there no more.
+            ValueError: a hyperparameter or module does not exist. Nothing has changed then.
+        """
+        self._need_groups("squash_mask")
+        kept = sparse_params(self.groups, params_to_keep, params_to_keep_per_layer)
+        masks = [self._mask(group) for group in self.groups]
+        weights = [self.dense_weight(group) for group in self.groups]
+        steps = self.step_count
+        for mask, weight in zip(masks, weights, strict=True):
+            with torch.no_grad():
+                weight.masked_fill_(~mask.mask, 0)
+        own = {id(mask) for mask in masks}
+        assert self.model is not None
+        detach([(m, name) for _, m, name, mask in masked_parameters(self.model) if id(mask) in own])
+        for group, params in zip(self.groups, kept, strict=True):
+            if params:
+                group["module"].sparse_params = params
+        self.model, self.groups, self._steps = None, [], steps
+        self.state.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """Step, hyperparameters and masks, as plain data and tensors.
+        """Steps, hyperparameters and what subclasses remember, as plain data and tensors.
 
-        The model's own state has the masks too.
+        The masks are in the model's own `state_dict`. A pattern that is an object is saved as its
+        text. `torch.load(weights_only=True)` reads it.
         """
+        waiting = self._loaded or {"groups": self.groups, "state": self.state}
         return {
-            "step": self.step_count,
+            "steps": self.step_count,
             "enable_mask_update": self.enable_mask_update,
-            "state": {fqn: {"mask": own["mask"].clone()} for fqn, own in self.state.items()},
-            "groups": [
-                {key: _plain(value) for key, value in group.items() if key not in _NOT_SAVED}
-                for group in self.groups
-            ],
+            "groups": [saved_group(group) for group in waiting["groups"]],
+            "state": {fqn: dict(own) for fqn, own in waiting["state"].items()},
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> None:
-        """Takes up where `state_dict()` left off.
+        """Takes up where `state_dict()` left off; the argument is not changed.
 
-        Call `prepare` first; the argument is not changed.
+        Before `prepare`, what is loaded waits for it: `prepare(model)` then selects the weights
+        that were saved. The masks come with the model's own `load_state_dict`.
+
+        Args:
+            state_dict: what `state_dict()` returned.
+            strict: whether the saved weights must be those prepared. False takes those in common.
 
         Raises:
-                    ValueError: the weights are not those of this sparsifier (strict), or a mask
-                    has another shape. Nothing
-                        has changed then.
+            ValueError: the weights or hyperparameters are not those of this sparsifier. Nothing has
+                changed then.
         """
-        ours = {group["tensor_fqn"]: group for group in self.groups}
-        theirs: Mapping[str, Any] = state_dict["state"]
-        missing, unexpected = sorted(set(ours) - set(theirs)), sorted(set(theirs) - set(ours))
-        if strict and (missing or unexpected):
+        loaded = copy.deepcopy(dict(state_dict))
+        missing = {"steps", "enable_mask_update", "groups", "state"} - set(loaded)
+        if missing:
             raise ValueError(
-                f"the state belongs to other weights (missing: {missing}, unexpected: "
-                f"{unexpected}); call prepare() with the "
-                "same config, or pass strict=False"
+                f"the sparsifier's state lacks {sorted(missing)}: what state_dict() of a "
+                "sparsifier returned is accepted"
             )
-        shared = [fqn for fqn in ours if fqn in theirs]
-        for fqn in shared:
-            if theirs[fqn]["mask"].shape != self.mask(ours[fqn]).shape:
-                raise ValueError(
-                    f"the mask of {fqn} has shape {list(theirs[fqn]['mask'].shape)}, the weight "
-                    f"{list(self.mask(ours[fqn]).shape)}"
-                )
-        for fqn in shared:
-            self.mask(ours[fqn]).copy_(theirs[fqn]["mask"])
-        for saved in state_dict["groups"]:
-            group = ours.get(saved["tensor_fqn"], {})
-            for key, value in saved.items():
-                # A pattern object is saved as its text; the one that was prepared stays.
-                if key in group and not isinstance(group[key], CustomPattern):
-                    group[key] = copy.deepcopy(value)
-        self.step_count = int(state_dict["step"])
-        self.enable_mask_update = bool(state_dict.get("enable_mask_update", True))
+        for group in loaded["groups"]:
+            self._restore_pattern(group)
+        if self.groups:
+            self._check_loaded(self.groups, loaded, strict)
+            self._take(loaded)
+        else:
+            for group in loaded["groups"]:
+                self._settings(group["tensor_fqn"], hyperparameters(group), complete=True)
+            self._loaded = loaded
+            self.enable_mask_update = bool(loaded["enable_mask_update"])
+            self._steps = int(loaded["steps"])
 
-    # --- What subclasses may use ------------------------------------------------------------------
+    # --- What subclasses and optimizers may use ---------------------------------------------------
 
-    def dense_weight(self, group: dict[str, Any]) -> Tensor:
-        """The weight under the mask."""
+    def dense_weight(self, group: Group) -> Tensor:
+        """The parameter under the mask, which is what an optimizer holds."""
+        self._mask(group)
         weight: Tensor = group["module"].parametrizations[group["tensor_name"]].original
         return weight
 
-    def mask(self, group: dict[str, Any]) -> Tensor:
-        """The mask itself: bool, the weight's shape."""
-        step = mask_of(group["module"], group["tensor_name"])
-        if step is None:
-            raise RuntimeError(
-                f"{group['tensor_fqn']} has no live mask any more; call prepare(model) again"
-            )
-        return step.mask
+    def mask(self, group: Group) -> Tensor:
+        """The mask itself, a buffer of the model: bool, the weight's shape; True is kept."""
+        return self._mask(group).mask
+
+    def zero_pruned_state(self, optimizer: torch.optim.Optimizer) -> None:
+        """Zeroes an optimizer's state (momentum, second moments) of weights that are not kept.
+
+        Only state tensors of the weight's own shape are touched.
+        """
+        for group in self.groups:
+            dropped = ~self.mask(group)
+            for value in optimizer.state.get(self.dense_weight(group), {}).values():
+                if isinstance(value, Tensor) and value.shape == dropped.shape:
+                    value.masked_fill_(dropped, 0)
+
+    def attach_optimizer(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
+        """Calls `zero_pruned_state` after each step of an optimizer, until the handle is removed.
+
+        Without it, momentum from before a weight was dropped goes on moving the dense weight.
+        """
+        return optimizer.register_step_post_hook(lambda own, *_: self.zero_pruned_state(own))
 
     def __repr__(self) -> str:
-        lines = [
-            f"{type(self).__name__}({', '.join(f'{key}={_plain(value)!r}' for key, value in self.defaults.items())})"
-        ]
+        settings = ", ".join(f"{key}={plain(value)!r}" for key, value in self.defaults.items())
+        lines = [f"{type(self).__name__}({settings})"]
         for group in self.groups:
-            kept = self.mask(group)
-            lines.append(
-                f"  {group['tensor_fqn']}: {_plain(group['pattern'])}, "
-                f"{1 - kept.float().mean().item():.1%} zeros"
+            own = ", ".join(
+                f"{key}={plain(group[key])!r}"
+                for key, value in self.defaults.items()
+                if key == "pattern" or group[key] != value
             )
+            lines.append(f"  {group['tensor_fqn']}: {own}, {zeros_of(self.mask(group)):.2%} zeros")
         return "\n".join(lines)
 
-    # --- Inside -----------------------------------------------------------------------------------
+    # --- Selection --------------------------------------------------------------------------------
 
-    def _write(self, group: dict[str, Any], matrix: Tensor) -> None:
-        mask = self.mask(group)
-        mask.copy_(from_matrix(matrix, mask))
+    def _select(self, groups: Iterable[Group]) -> None:
+        """Finds the masks of all groups before it writes any."""
+        found: list[tuple[Group, Tensor]] = []
+        rivals: dict[str, list[tuple[Group, Candidate]]] = defaultdict(list)
+        for group in groups:
+            pattern = self.pattern_of(group)
+            if pattern is None:
+                continue
+            weight = self.dense_weight(group)
+            scores = self.score(weight, group)
+            fqn, scope = group["tensor_fqn"], group["scope"]
+            candidate = Candidate.of(fqn, group["module"], weight, scores, pattern)
+            if isinstance(pattern, str) and scope == "global":
+                rivals[pattern].append((group, candidate))
+            else:
+                found.append((group, select([candidate], pattern, scope)[0]))
+        for pattern, members in rivals.items():
+            masks = select([candidate for _, candidate in members], pattern, "global")
+            found += [(group, mask) for (group, _), mask in zip(members, masks, strict=True)]
+        for group, mask in found:
+            self.mask(group).copy_(mask)
 
-    @staticmethod
-    def _select_custom(pattern: CustomPattern, scores: Tensor, group: dict[str, Any]) -> Tensor:
-        mask = pattern.select(scores)
-        if mask.dtype != torch.bool or mask.shape != scores.shape:
-            raise ValueError(
-                f"pattern {pattern} selected {mask.dtype} of shape {list(mask.shape)} for "
-                f"{group['tensor_fqn']}; "
-                f"torch.bool of shape {list(scores.shape)} is accepted"
+    # --- Groups -----------------------------------------------------------------------------------
+
+    def _mask(self, group: Group) -> Mask:
+        mask = mask_of(group["module"], group["tensor_name"])
+        if mask is None:
+            raise RuntimeError(
+                f"'{group['tensor_fqn']}' has no live mask of its own any more; remove what was "
+                "put on the weight after prepare(), or make a new sparsifier"
             )
         return mask
 
-    @staticmethod
-    def _check(settings: Mapping[str, Any], owner: str) -> None:
-        pattern, scope = settings["pattern"], settings["scope"]
-        if isinstance(pattern, str):
-            pattern_kind(pattern)
-        elif not isinstance(pattern, CustomPattern):
-            raise ValueError(
-                f"{owner} has the pattern {pattern!r}: a text such as '2:4' or "
-                f"'unstructured:0.9', or an object with "
-                "select(scores) is accepted"
-            )
-        if scope not in ("row", "tensor", "global"):
-            raise ValueError(
-                f"{owner} has the scope {scope!r}: 'row', 'tensor' or 'global' is accepted"
-            )
+    def _need_groups(self, what: str) -> None:
+        if not self.groups:
+            raise RuntimeError(f"{what}: there are no masks; call prepare(model) first")
 
-    def _selected(self, model: nn.Module, config: Config) -> list[tuple[str, Mapping[str, Any]]]:
-        weights = _default_weights(model)
-        if config is None:
-            return [(fqn, {}) for fqn in weights]
-        if isinstance(config, Mapping):
-            chosen: list[tuple[str, Mapping[str, Any]]] = []
-            names = [*weights, *(fqn for fqn, _ in model.named_parameters() if fqn not in weights)]
-            unmatched = {
-                glob for glob in config if not any(fnmatch.fnmatchcase(fqn, glob) for fqn in names)
-            }
-            for glob in sorted(unmatched):
-                raise ValueError(f"no parameter matches {glob!r}{_nearest(glob, names)}")
-            for fqn in names:
-                glob = next((glob for glob in config if fnmatch.fnmatchcase(fqn, glob)), None)
-                # A glob selects default weights; a full name any parameter.
-                if glob is None or config[glob] is None or (fqn not in weights and glob != fqn):
-                    continue
-                own = config[glob]
-                chosen.append((fqn, own if isinstance(own, Mapping) else {"pattern": own}))
-            return chosen
-        for entry in config:
-            if "tensor_fqn" not in entry:
-                raise ValueError(
-                    f'config entry {dict(entry)!r} names no weight: "tensor_fqn" is required'
-                )
-        return [
-            (entry["tensor_fqn"], {k: v for k, v in entry.items() if k != "tensor_fqn"})
-            for entry in config
-        ]
+    def _set_steps(self, steps: int) -> None:
+        self._steps = steps
+        for group in self.groups:
+            self._mask(group).steps.fill_(steps)
 
-    def _group(self, model: nn.Module, fqn: str, own: Mapping[str, Any]) -> dict[str, Any]:
-        module_fqn, _, tensor_name = fqn.rpartition(".")
-        modules = dict(model.named_modules())
-        module = modules.get(module_fqn)
-        weight = getattr(module, tensor_name, None)
-        if module is None or not isinstance(weight, Tensor):
-            names = [name for name, _ in model.named_parameters()]
-            raise ValueError(f"the model has no parameter {fqn!r}{_nearest(fqn, names)}")
-        if weight.dim() < 2:
-            raise ValueError(
-                f"{fqn} has shape {list(weight.shape)}: patterns are defined for weights of two "
-                f"or more dimensions"
-            )
-        if not weight.is_floating_point():
-            raise ValueError(
-                f"{fqn} has dtype {weight.dtype}: a floating-point parameter is accepted"
-            )
-        if (
-            parametrize.is_parametrized(module, tensor_name)
-            and mask_of(module, tensor_name) is None
-        ):
-            raise ValueError(
-                f"{fqn} is parametrized already "
-                f"({type(module.parametrizations[tensor_name][0]).__name__}); remove that "
-                "with torch.nn.utils.parametrize.remove_parametrizations first"
-            )
+    def _group(self, target: Target, own: Mapping[str, Any]) -> Group:
+        obstacle = target.obstacle()
+        if obstacle:
+            raise ValueError(f"prepare: '{target.fqn}' {obstacle}")
+        return new_group(target, self._settings(target.fqn, own))
+
+    def _settings(
+        self, owner: str, own: Mapping[str, Any], complete: bool = False
+    ) -> dict[str, Any]:
+        """The defaults with a weight's own hyperparameters, checked."""
         unknown = sorted(set(own) - set(self.defaults))
-        if unknown:
+        missing = sorted(set(self.defaults) - set(own)) if complete else []
+        if unknown or missing:
+            fault = f"unknown hyperparameters {unknown}" if unknown else f"no {missing}"
             raise ValueError(
-                f"{fqn}: unknown hyperparameters {unknown}; {sorted(self.defaults)} are accepted"
+                f"'{owner}' has {fault}; {type(self).__name__} takes {sorted(self.defaults)}"
             )
-        group = {
-            "tensor_fqn": fqn,
-            "module_fqn": module_fqn,
-            "module": module,
-            "tensor_name": tensor_name,
-            **self.defaults,
-            **own,
-        }
-        self._check(group, fqn)
-        return group
+        settings = {**self.defaults, **own}
+        self._check(owner, settings)
+        return settings
 
+    def _check(self, owner: str, settings: Mapping[str, Any]) -> None:
+        try:
+            self.check(settings)
+        except ValueError as error:
+            raise ValueError(f"{type(self).__name__}, '{owner}': {error}") from None
 
-def _default_weights(model: nn.Module) -> list[str]:
-    """The weights that `prepare` selects by itself: of linear and 2-D convolution layers, masked
-    ones included.
-    """
-    names = []
-    for module_fqn, module in model.named_modules():
-        if not isinstance(module, nn.Linear | nn.Conv2d):
-            continue
-        if parametrize.is_parametrized(module, "weight") and mask_of(module, "weight") is None:
-            continue
-        names.append(f"{module_fqn}.weight" if module_fqn else "weight")
-    return names
+    # --- Saved state ------------------------------------------------------------------------------
 
+    def _restore_pattern(self, group: dict[str, Any]) -> None:
+        """Puts the object back where its text was saved."""
+        objects = [own["pattern"] for own in (self.defaults, *self.groups)]
+        for pattern in objects:
+            if not isinstance(pattern, str) and str(pattern) == group.get("pattern"):
+                group["pattern"] = pattern
 
-def _nearest(name: str, names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(names), n=3, cutoff=0.4)
-    return f"; the nearest names are {', '.join(close)}" if close else ""
+    def _check_loaded(self, groups: list[Group], loaded: Mapping[str, Any], strict: bool) -> None:
+        ours = {group["tensor_fqn"] for group in groups}
+        theirs = {group["tensor_fqn"] for group in loaded["groups"]}
+        if strict and ours != theirs:
+            raise ValueError(
+                f"the saved state is of other weights: not saved {sorted(ours - theirs)}, not "
+                f"prepared {sorted(theirs - ours)}; prepare with the same config, or pass "
+                "strict=False"
+            )
+        for group in loaded["groups"]:
+            if group["tensor_fqn"] in ours:
+                self._settings(group["tensor_fqn"], hyperparameters(group), complete=True)
 
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, CustomPattern) else value
+    def _take(self, loaded: Mapping[str, Any]) -> None:
+        ours = {group["tensor_fqn"]: group for group in self.groups}
+        theirs = {saved["tensor_fqn"]: saved for saved in loaded["groups"]}
+        theirs = {fqn: saved for fqn, saved in theirs.items() if fqn in ours}
+        for fqn, saved in theirs.items():
+            ours[fqn].update(hyperparameters(saved))
+        for fqn in theirs:
+            self.state.pop(fqn, None)
+            if fqn in loaded["state"]:
+                self.state[fqn] = loaded["state"][fqn]
+        self.enable_mask_update = bool(loaded["enable_mask_update"])
+        self._set_steps(int(loaded["steps"]))

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Live masks without the sparsifier that made them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from gossamer.prune.mask import Mask, attach
+from gossamer.prune.targets import Target, choose, find_targets
+
+__all__ = ["attach_masks"]
+
+_MASK_KEY = re.compile(r"(?:(?P<module>.+)\.)?parametrizations\.(?P<name>[^.]+)\.0\.mask")
+
+
+def attach_masks(model: nn.Module, state_dict: Mapping[str, Tensor] | None = None) -> nn.Module:
+    """Gives a model live masks without knowing the method that made them.
+
+    Live masks that are there stay. A sparsifier's `prepare` takes them over.
+
+    Args:
+        model: changed in place; as it was where this raises.
+        state_dict: a checkpoint of a model with live masks (of `torch.ao.pruning` too). Each weight
+            that has one there gets one here, with nothing dropped yet, so that
+            `model.load_state_dict(state_dict)` fits. None: the weights of linear layers and 2-D
+            convolutions that hold zeros keep them, for fine-tuning that must not undo them.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: a mask belongs to a parameter that the model does not have, that has another
+            shape, or that can take no mask.
+    """
+    targets = find_targets(model)
+    wanted = _with_zeros(targets) if state_dict is None else _in_checkpoint(targets, state_dict)
+    attach((target.places, Mask(kept)) for target, kept in wanted)
+    return model
+
+
+def _with_zeros(targets: Mapping[str, Target]) -> list[tuple[Target, Tensor]]:
+    weights = [t for t in targets.values() if t.is_layer_weight and t.mask is None]
+    found: dict[int, tuple[Target, Tensor]] = {}
+    for target in weights:
+        if target.obstacle() is None and target.weight is not None:
+            kept = target.weight.detach() != 0
+            if not bool(kept.all()):
+                found.setdefault(id(target.weight), (target, kept))
+    return list(found.values())
+
+
+def _in_checkpoint(
+    targets: Mapping[str, Target], state_dict: Mapping[str, Tensor]
+) -> list[tuple[Target, Tensor]]:
+    found: dict[int, tuple[Target, Tensor]] = {}
+    for key, mask in state_dict.items():
+        match = _MASK_KEY.fullmatch(key)
+        if match is None:
+            continue
+        fqn = ".".join(part for part in (match["module"], match["name"]) if part)
+        ((target, _),) = choose(targets, [{"tensor_fqn": fqn}])
+        obstacle = target.obstacle()
+        if obstacle is not None:
+            raise ValueError(f"attach_masks: '{fqn}' {obstacle}")
+        assert target.weight is not None
+        if target.weight.shape != mask.shape:
+            raise ValueError(
+                f"attach_masks: the checkpoint's mask of '{fqn}' is {list(mask.shape)}, the "
+                f"model's weight {list(target.weight.shape)}; build the architecture that was saved"
+            )
+        if target.mask is None:
+            kept = torch.ones_like(target.weight, dtype=torch.bool, requires_grad=False)
+            found.setdefault(id(target.weight), (target, kept))
+    return list(found.values())

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Groups: a weight under a mask with its hyperparameters, as a plain dict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from gossamer.prune.pattern import CustomPattern
+from gossamer.prune.targets import Target
+
+__all__ = ["Group", "hyperparameters", "new_group", "plain", "saved_group", "sparse_params"]
+
+Group: TypeAlias = "dict[str, Any]"
+"""Hyperparameters, and "tensor_fqn", "module_fqn", "module", "tensor_name"."""
+
+_PLACE = ("tensor_fqn", "module_fqn", "module", "tensor_name")
+
+
+def new_group(target: Target, settings: Mapping[str, Any]) -> Group:
+    """The group of a parameter."""
+    return {key: getattr(target, "fqn" if key == "tensor_fqn" else key) for key in _PLACE} | dict(
+        settings
+    )
+
+
+def hyperparameters(group: Mapping[str, Any]) -> dict[str, Any]:
+    """A group without what says where its weight is."""
+    return {key: value for key, value in group.items() if key not in _PLACE}
+
+
+def plain(value: Any) -> Any:
+    """A pattern that is an object as its text; other values as they are."""
+    is_object = not isinstance(value, str) and isinstance(value, CustomPattern)
+    return str(value) if is_object else value
+
+
+def saved_group(group: Group) -> dict[str, Any]:
+    """A group as plain data."""
+    own = {key: plain(value) for key, value in hyperparameters(group).items()}
+    return {"tensor_fqn": group["tensor_fqn"], **own}
+
+
+def sparse_params(
+    groups: Sequence[Group],
+    for_all: Iterable[str] | None,
+    per_layer: Mapping[str, Iterable[str]] | None,
+) -> list[dict[str, Any]]:
+    """What `squash_mask` leaves on the module of each group.
+
+    Raises:
+        ValueError: a hyperparameter or module does not exist.
+    """
+    common, per_layer = list(for_all or ()), per_layer or {}
+    modules = {group["module_fqn"] for group in groups}
+    unknown = sorted(set(per_layer) - modules)
+    if unknown:
+        raise ValueError(
+            f"params_to_keep_per_layer: {unknown} have no masks; the masked modules are "
+            f"{sorted(modules)}"
+        )
+    kept = []
+    for group in groups:
+        wanted = [*common, *per_layer.get(group["module_fqn"], ())]
+        missing = sorted(set(wanted) - set(group))
+        if missing:
+            raise ValueError(
+                f"params_to_keep: {missing} do not exist; there are "
+                f"{sorted(set(group) - {'module'})}"
+            )
+        kept.append({key: group[key] for key in wanted})
+    return kept

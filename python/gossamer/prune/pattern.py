@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Patterns as sparsifiers need them: read, checked, and at a lower sparsity than their own."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from gossamer import _ops  # noqa: F401  (loads the operators)
+
+__all__ = ["CustomPattern", "PatternFields", "parse_pattern", "pattern_at"]
+
+_VNM_LIVE_COLUMNS = 4
+
+
+@runtime_checkable
+class CustomPattern(Protocol):
+    """A pattern of one's own: anything that selects a mask from scores."""
+
+    def select(self, scores: Tensor) -> Tensor:
+        """Selects what is kept.
+
+        Args:
+            scores: [out, in] (stacked weights: [batch, out, in]), float32 or float64, on the CPU.
+
+        Returns:
+            A bool mask of that shape; True is kept.
+        """
+
+
+@dataclass(frozen=True)
+class PatternFields:
+    """What a pattern's text says; the fields that its kind does not have are 0.
+
+    Attributes:
+        text: the shortest text that reads back to the same pattern.
+        kind: "unstructured", "nm", "block", "vnm" or "fanin".
+        sparsity: fraction of zeros; for `N:M` and `vnm` it follows from the numbers.
+        n: kept of every M inputs.
+        m: inputs in a group.
+        v: rows in a panel.
+        block_rows: rows of a block.
+        block_cols: columns of a block.
+    """
+
+    text: str
+    kind: str
+    sparsity: float
+    n: int
+    m: int
+    v: int
+    block_rows: int
+    block_cols: int
+
+    @property
+    def grouped(self) -> bool:
+        """Whether it groups neighbouring inputs."""
+        return self.kind in ("nm", "vnm")
+
+
+@functools.lru_cache(maxsize=1024)
+def parse_pattern(text: str) -> PatternFields:
+    """Reads a pattern (docs/patterns.md).
+
+    Raises:
+        ValueError: the text is no pattern; the message says what would do.
+    """
+    return PatternFields(**json.loads(torch.ops.gossamer.parse_pattern(text)))
+
+
+def pattern_at(pattern: str, sparsity: float) -> str:
+    """The pattern of the same shape with fewer zeros, for a sparsity that is still growing.
+
+    `unstructured`, `block` and `fanin` take the sparsity as it is. `N:M` keeps the fewest of every
+    M that drop no more than the sparsity asks, and never fewer than N: 2:4 goes 4:4, 3:4, 2:4.
+    `vnm` does the same; while it would keep more than the 4 columns that its groups can hold, it
+    is `unstructured`.
+
+    Args:
+        pattern: a pattern's text.
+        sparsity: fraction of zeros at present, from 0 to the pattern's own.
+
+    Returns:
+        A pattern's text; `pattern` itself (in its shortest form) at its own sparsity.
+    """
+    fields = parse_pattern(pattern)
+    if sparsity >= fields.sparsity:
+        return fields.text
+    if fields.kind == "block":
+        return f"block:{fields.block_rows}x{fields.block_cols}:{sparsity}"
+    if not fields.grouped:
+        return f"{fields.kind}:{sparsity}"
+    kept = max(fields.n, fields.m - math.floor(sparsity * fields.m))
+    if fields.kind == "nm":
+        return f"{kept}:{fields.m}"
+    if kept > _VNM_LIVE_COLUMNS:
+        return f"unstructured:{sparsity}"
+    return f"vnm:{fields.v}:{kept}:{fields.m}"

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""From scores to masks: the core selects, here weights become matrices and masks weights again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from gossamer.prune.matrix import MatrixForm
+from gossamer.prune.pattern import CustomPattern, parse_pattern
+
+__all__ = ["Candidate", "select"]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A weight whose scores are in, before its mask is known.
+
+    Attributes:
+        fqn: its full name.
+        scores: [batch,] out, in, float32 or float64, on the CPU.
+        form: how the weight became that matrix.
+        grouped: whether the pattern groups neighbouring inputs.
+        shape: the weight's shape.
+    """
+
+    fqn: str
+    scores: Tensor
+    form: MatrixForm
+    grouped: bool
+    shape: torch.Size
+
+    @classmethod
+    def of(
+        cls,
+        fqn: str,
+        module: nn.Module,
+        weight: Tensor,
+        scores: Tensor,
+        pattern: str | CustomPattern,
+    ) -> Candidate:
+        """Checks and folds scores.
+
+        Raises:
+            ValueError: there is not one score for each element.
+        """
+        if not isinstance(scores, Tensor) or scores.shape != weight.shape:
+            got = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+            raise ValueError(
+                f"the scores of '{fqn}' are {got}: one score for each element, "
+                f"{list(weight.shape)}, is accepted"
+            )
+        dtype = torch.float64 if scores.dtype == torch.float64 else torch.float32
+        form = MatrixForm.of(module, weight)
+        grouped = isinstance(pattern, str) and parse_pattern(pattern).grouped
+        matrix = form.to_matrix(scores.detach().to("cpu", dtype), grouped=grouped)
+        return cls(fqn, matrix, form, grouped, weight.shape)
+
+    def unfold(self, mask: Tensor) -> Tensor:
+        """A mask of the matrix in the weight's shape."""
+        return self.form.from_matrix(mask, self.shape, grouped=self.grouped)
+
+
+def select(
+    candidates: Sequence[Candidate], pattern: str | CustomPattern, scope: str
+) -> list[Tensor]:
+    """The mask of each candidate, in its weight's shape.
+
+    Args:
+        candidates: weights that compete with each other where the scope is "global".
+        pattern: a pattern's text, or an object with `select(scores)`.
+        scope: "row", "tensor" or "global".
+
+    Raises:
+        ValueError: a score is NaN, or a pattern's `select` returned something else than a mask.
+    """
+    if isinstance(pattern, str):
+        masks = _select_by_core(candidates, pattern, scope)
+    else:
+        masks = [_select_by_object(candidate, pattern) for candidate in candidates]
+    return [candidate.unfold(mask) for candidate, mask in zip(candidates, masks, strict=True)]
+
+
+def _select_by_core(candidates: Sequence[Candidate], pattern: str, scope: str) -> list[Tensor]:
+    scores = [candidate.scores for candidate in candidates]
+    try:
+        masks: list[Tensor] = torch.ops.gossamer.select_masks(scores, pattern, scope)
+    except (ValueError, RuntimeError) as error:
+        text = str(error)
+        for index, candidate in enumerate(candidates):
+            text = text.replace(f"selection {index}:", f"'{candidate.fqn}':")
+        raise ValueError(text) from None
+    return masks
+
+
+def _select_by_object(candidate: Candidate, pattern: CustomPattern) -> Tensor:
+    mask = pattern.select(candidate.scores)
+    if mask.dtype != torch.bool or mask.shape != candidate.scores.shape:
+        raise ValueError(
+            f"pattern {pattern} selected {mask.dtype} {list(mask.shape)} for '{candidate.fqn}': "
+            f"torch.bool {list(candidate.scores.shape)} is accepted"
+        )
+    return mask

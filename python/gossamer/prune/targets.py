@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Which parameters of a model a config means, and whether they can take a mask."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, TypeAlias
+
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils import parametrize
+
+from gossamer.prune.mask import Mask, join, mask_of
+from gossamer.prune.matrix import is_conv1d
+from gossamer.weight import SparseWeight
+
+__all__ = ["Config", "Target", "choose", "find_targets"]
+
+Config: TypeAlias = "Sequence[Mapping[str, Any]] | Mapping[str, Any] | None"
+
+
+@dataclass
+class Target:
+    """One parameter of a model.
+
+    Attributes:
+        fqn: its full name.
+        module_fqn: the module's name.
+        module: who owns it.
+        tensor_name: its name in the module.
+        weight: the dense parameter, under the mask where one is live; None where the value is
+            computed by something else.
+        mask: the live mask.
+        places: every module and name that hold this parameter, itself included.
+    """
+
+    fqn: str
+    module_fqn: str
+    module: nn.Module
+    tensor_name: str
+    weight: Tensor | None
+    mask: Mask | None = None
+    places: list[tuple[nn.Module, str]] = field(default_factory=list)
+
+    @property
+    def is_layer_weight(self) -> bool:
+        """Whether it is the weight of a linear layer or a 2-D convolution."""
+        layer = isinstance(self.module, nn.Linear | nn.Conv2d) or is_conv1d(self.module)
+        return layer and self.tensor_name == "weight"
+
+    def obstacle(self) -> str | None:
+        """Why it cannot take a mask, with a remedy; None where it can."""
+        if self.weight is None:
+            chain = self.module.parametrizations[self.tensor_name]  # type: ignore[index]
+            names = ", ".join(type(step).__name__ for step in chain)
+            return (
+                f"is parametrized already ({names}); make it plain first: torch.nn.utils."
+                f"parametrize.remove_parametrizations(module, '{self.tensor_name}')"
+            )
+        if isinstance(self.weight, SparseWeight):
+            return (
+                "is packed; call gossamer.desparsify_(model) first, and sparsify_ when it is pruned"
+            )
+        if isinstance(self.weight, UninitializedParameter):
+            return "has no shape yet; run the model once on a batch first"
+        if not self.weight.is_floating_point():
+            return f"has dtype {self.weight.dtype}; floating-point parameters are accepted"
+        if self.weight.dim() < 2:
+            return (
+                f"has shape {list(self.weight.shape)}; patterns are defined for weights of two or "
+                "more dimensions"
+            )
+        if any(isinstance(module, nn.RNNBase) for module, _ in self.places):
+            return (
+                f"belongs to nn.{type(self.module).__name__}, which reads its weights past any "
+                "mask; build the recurrence from cells (nn.LSTMCell, nn.GRUCell, nn.RNNCell)"
+            )
+        return None
+
+
+def find_targets(model: nn.Module) -> dict[str, Target]:
+    """Every parameter of a model by its full name, in the order of `model.named_modules()`."""
+    found: dict[str, Target] = {}
+    places: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module_fqn, module in model.named_modules():
+        if isinstance(module, parametrize.ParametrizationList):
+            continue
+        for name, weight, mask in _parameters_of(module):
+            target = Target(join(module_fqn, name), module_fqn, module, name, weight, mask)
+            found[target.fqn] = target
+            target.places = places.setdefault(id(target if weight is None else weight), [])
+            target.places.append((module, name))
+    return found
+
+
+def _parameters_of(module: nn.Module) -> Iterable[tuple[str, Tensor | None, Mask | None]]:
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            yield name, parameter, None
+    if not parametrize.is_parametrized(module):
+        return
+    for name, chain in module.parametrizations.items():  # type: ignore[union-attr, operator]
+        mask = mask_of(module, name)
+        yield name, (None if mask is None else chain.original), mask
+
+
+def choose(targets: Mapping[str, Target], config: Config) -> list[tuple[Target, Mapping[str, Any]]]:
+    """The parameters that a config of `Sparsifier.prepare` means, each with its own settings.
+
+    Raises:
+        ValueError: a name does not exist, names a parameter twice, or nothing is chosen.
+        TypeError: the config is none of what is accepted.
+    """
+    if config is None:
+        chosen: list[tuple[Target, Mapping[str, Any]]] = [(t, {}) for t in _defaults(targets)]
+    elif isinstance(config, Mapping):
+        chosen = _by_glob(targets, config)
+    elif isinstance(config, Sequence) and not isinstance(config, str):
+        chosen = [_by_entry(targets, entry) for entry in config]
+    else:
+        raise TypeError(
+            f"config is {config!r}: None, a list of dicts with 'tensor_fqn', or a dict of names to "
+            'patterns is accepted, e.g. {"encoder.*": "2:4"}'
+        )
+    if not chosen:
+        raise ValueError(
+            "nothing to prune: the config selects no weight, or the model has no linear or 2-D "
+            'convolution layer with a plain weight; name parameters: config=[{"tensor_fqn": ...}]'
+        )
+    _refuse_twice(chosen)
+    return chosen
+
+
+def _defaults(targets: Mapping[str, Target]) -> list[Target]:
+    """Weights of linear layers and 2-D convolutions, shared ones once.
+
+    Parametrized ones are left out, and so are those that something else uses too, such as an
+    embedding.
+    """
+    weights = [t for t in targets.values() if t.is_layer_weight and t.weight is not None]
+    users = [t for t in targets.values() if not t.is_layer_weight and t.weight is not None]
+    seen = {id(t.weight) for t in users}
+    chosen = []
+    for target in weights:
+        if id(target.weight) not in seen:
+            seen.add(id(target.weight))
+            chosen.append(target)
+    return chosen
+
+
+def _by_entry(
+    targets: Mapping[str, Target], entry: Mapping[str, Any]
+) -> tuple[Target, Mapping[str, Any]]:
+    if not isinstance(entry, Mapping) or "tensor_fqn" not in entry:
+        raise ValueError(
+            f"config entry {entry!r} names no parameter: a dict with 'tensor_fqn' is accepted, "
+            'e.g. {"tensor_fqn": "0.weight", "pattern": "2:4"}'
+        )
+    fqn = entry["tensor_fqn"]
+    if fqn not in targets:
+        raise ValueError(f"config: the model has no parameter '{fqn}'{_nearest(fqn, targets)}")
+    return targets[fqn], {key: value for key, value in entry.items() if key != "tensor_fqn"}
+
+
+def _by_glob(
+    targets: Mapping[str, Target], config: Mapping[str, Any]
+) -> list[tuple[Target, Mapping[str, Any]]]:
+    wishes: dict[str, Any] = {}
+    defaults = _defaults(targets)
+    for glob, wish in config.items():
+        matches = [t.fqn for t in _matches(glob, targets, defaults)]
+        if not matches:
+            names = [*targets, *(t.module_fqn for t in defaults)]
+            raise ValueError(f"config: '{glob}' matches no parameter{_nearest(glob, names)}")
+        for fqn in matches:
+            wishes.setdefault(fqn, wish)
+    return [
+        (targets[fqn], wish if isinstance(wish, Mapping) else {"pattern": wish})
+        for fqn, wish in wishes.items()
+        if wish is not None
+    ]
+
+
+def _matches(glob: str, targets: Mapping[str, Target], defaults: list[Target]) -> list[Target]:
+    if glob in targets:
+        return [targets[glob]]
+    weights = [t for t in defaults if fnmatchcase(t.fqn, glob) or fnmatchcase(t.module_fqn, glob)]
+    return weights or [
+        t for t in targets.values() if fnmatchcase(t.fqn, glob) and t.obstacle() is None
+    ]
+
+
+def _refuse_twice(chosen: list[tuple[Target, Mapping[str, Any]]]) -> None:
+    seen: dict[int, str] = {}
+    for target, _ in chosen:
+        if target.weight is None:
+            continue
+        first = seen.setdefault(id(target.weight), target.fqn)
+        if first is not target.fqn or sum(t.fqn == first for t, _ in chosen) > 1:
+            other = "named twice" if first == target.fqn else f"the same parameter as '{first}'"
+            raise ValueError(f"config: '{target.fqn}' is {other}; name a parameter once")
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    names = [known for known in dict.fromkeys(names) if known]
+    close = difflib.get_close_matches(str(name), names, n=3, cutoff=0.4)
+    if close:
+        return "; the nearest names are " + ", ".join(f"'{known}'" for known in close)
+    shown = ", ".join(f"'{known}'" for known in names[:5]) + (", …" if len(names) > 5 else "")
+    return f"; its parameters are {shown}" if names else "; it has none"
