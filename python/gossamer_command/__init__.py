@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The `gossamer` command of the wheel: hands over to the binary in the package.
 
-A package of its own, because importing anything of `gossamer` imports torch, which takes longer than
+A package of its own, because importing anything of `gossamer` imports torch, which takes longer
+than
 most of what the command does.
 """
 
