@@ -2,8 +2,7 @@
 """The `gossamer` command of the wheel: hands over to the binary in the package.
 
 A package of its own, because importing anything of `gossamer` imports torch, which takes longer
-than
-most of what the command does.
+than most of what the command does.
 """
 
 from __future__ import annotations
