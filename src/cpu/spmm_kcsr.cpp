@@ -207,8 +207,8 @@ struct Cost {
 
 // Fitted on zen5-avx512 at 1024×1024, 50–95 % zeros, 1 to 256 tokens, 2026-11-23.
 constexpr Cost kGenericCost{2.0, 0.7, 16.0, 8.0};
-constexpr Cost kAvx2Cost{1.0, 0.5, 14.0, 9.0};
-constexpr Cost kAvx512Cost{1.0, 0.6, 14.0, 11.0};
+constexpr Cost kAvx2Cost{1.0, 0.5, 8.0, 9.0};
+constexpr Cost kAvx512Cost{1.0, 0.6, 8.0, 0.0};
 
 double seconds(const KcsrFunctions& functions, const Cost& cost, int vectors, std::int64_t block,
                const LinearDesc& desc, std::int64_t tokens, int threads) {
@@ -283,8 +283,6 @@ void register_spmm_kcsr() {
                                                           kIsaAvx512);
   add_row<avx512_spmm_kcsr_f32, kAvx512Cost, kKcsr256, 4>("avx512_spmm_kcsr256_f32_nv4",
                                                           kIsaAvx512);
-  add_row<avx512_spmm_kcsr_f32, kAvx512Cost, kKcsr128, 0>("avx512_spmv_kcsr128_f32", kIsaAvx512);
-  add_row<avx512_spmm_kcsr_f32, kAvx512Cost, kKcsr256, 0>("avx512_spmv_kcsr256_f32", kIsaAvx512);
 #endif
 }
 

@@ -79,20 +79,3 @@ void store_panel(const gossamer::cpu::KcsrStoreTask& task) {
     }
   }
 }
-
-/// Adds up the one vector of partial sums that each row has.
-template <int kLanes>
-void store_one_token(const gossamer::cpu::KcsrStoreTask& task) {
-  for (std::int64_t row = 0; row < task.rows; ++row) {
-    const float* part = task.sums + row * kLanes;
-    __m256 sum = _mm256_load_ps(part);
-    if constexpr (kLanes == 16) sum = _mm256_add_ps(sum, _mm256_load_ps(part + 8));
-    __m128 half = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1));
-    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
-    half = _mm_add_ss(half, _mm_movehdup_ps(half));
-    float result = _mm_cvtss_f32(half);
-    if (task.residual != nullptr) result += task.residual[row];
-    if (task.relu && result < 0.0f) result = 0.0f;
-    task.y[row] = result;
-  }
-}

@@ -56,6 +56,20 @@ void add_one_token(const gossamer::cpu::KcsrAddTask& task) {
   }
 }
 
+/// Adds up the one vector of partial sums that each row has.
+void store_one_token(const gossamer::cpu::KcsrStoreTask& task) {
+  for (std::int64_t row = 0; row < task.rows; ++row) {
+    const __m256 sum = _mm256_load_ps(task.sums + row * 8);
+    __m128 half = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1));
+    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    half = _mm_add_ss(half, _mm_movehdup_ps(half));
+    float result = _mm_cvtss_f32(half);
+    if (task.residual != nullptr) result += task.residual[row];
+    if (task.relu && result < 0.0f) result = 0.0f;
+    task.y[row] = result;
+  }
+}
+
 }  // namespace
 
 namespace gossamer::cpu {
@@ -66,6 +80,6 @@ const KcsrFunctions avx2_spmm_kcsr_f32 = {
     {add_block<1>, add_block<2>, add_block<3>, add_block<4>, add_block<6>, add_block<8>},
     store_panel,
     add_one_token,
-    store_one_token<kLanes>};
+    store_one_token};
 
 }  // namespace gossamer::cpu

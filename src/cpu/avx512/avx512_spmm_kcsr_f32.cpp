@@ -32,30 +32,6 @@ inline Vector multiply_add(Vector a, Vector b, Vector c) { return _mm512_fmadd_p
 #include "cpu/spmm_kcsr.inl"
 #include "cpu/transpose_f32.inl"
 
-/// One token: sixteen kept values at once, their inputs gathered from the block of X, which is in
-/// L1.
-void add_one_token(const gossamer::cpu::KcsrAddTask& task) {
-  for (std::int64_t row = task.row_begin; row < task.row_end; ++row) {
-    float* sums = task.sums + (row - task.row_begin) * kLanes;
-    Vector sum = task.first ? zero() : load(sums);
-    if (task.first && task.bias != nullptr) {
-      sum = _mm512_mask_broadcastss_ps(sum, 1, _mm_load_ss(task.bias + row));
-    }
-    const std::int64_t end = task.segments[row + 1];
-    for (std::int64_t i = task.segments[row]; i < end; i += 16) {
-      const std::int64_t left = end - i;
-      const auto mask = static_cast<__mmask16>(left >= 16 ? 0xffff : (1u << left) - 1);
-      const __m512i index =
-          _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(task.cols + i)));
-      // Values past the end belong to other rows and may be NaN or infinite: they are masked, not
-      // multiplied by zero.
-      const Vector x = _mm512_mask_i32gather_ps(zero(), mask, index, task.tile, 4);
-      sum = multiply_add(_mm512_maskz_loadu_ps(mask, task.values + i), x, sum);
-    }
-    store(sums, sum);
-  }
-}
-
 }  // namespace
 
 namespace gossamer::cpu {
@@ -65,7 +41,7 @@ const KcsrFunctions avx512_spmm_kcsr_f32 = {
     pack_tile,
     {add_block<1>, add_block<2>, add_block<3>, add_block<4>, add_block<6>, add_block<8>},
     store_panel,
-    add_one_token,
-    store_one_token<kLanes>};
+    nullptr,  // gathers of 16 are no faster than AVX2's of 8, whose rows run here too
+    nullptr};
 
 }  // namespace gossamer::cpu
