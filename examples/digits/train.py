@@ -20,7 +20,7 @@ from .network import PRUNED, SEED, Digits, accuracy, linear_at
 class Settings:
     """How long and how fast. Epochs of pruning include the fine-tuning after the last step."""
 
-    dense_epochs: int = 10
+    dense_epochs: int = 8
     prune_epochs: int = 12
     prune_until: float = 0.6
     """The fraction of the pruning run after which the sparsity stays."""
