@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Loads the operators of `torch.ops.gossamer` and gives them shapes and gradients.
 
 The operators themselves are C++ (`_C.so`, on PyTorch's stable ABI). Importing this module is all
@@ -51,8 +52,8 @@ def _load(path: Path) -> None:
     except OSError as error:
         raise ImportError(
             f"gossamer's operators could not be loaded from {path}: {error}. They need "
-            f"libgossamer.so beside "
-            f"them and torch >= 2.10 (this is {torch.__version__}); rebuild with `make install`"
+            f"libgossamer.so beside them and torch >= 2.10 (this is {torch.__version__}); rebuild "
+            "with `make install`"
         ) from error
 
 
@@ -188,8 +189,7 @@ def _reads_data(name: str) -> None:
     def fake(*args: object, **kwargs: object) -> NoReturn:
         raise RuntimeError(
             f"torch.ops.gossamer.{name} returns a Python value that depends on the tensor's data; "
-            f"call it "
-            "outside of torch.compile and torch.export"
+            "call it outside of torch.compile and torch.export"
         )
 
     torch.library.register_fake(f"gossamer::{name}", fake)
@@ -217,8 +217,7 @@ def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if needs_grad[8]:
         raise RuntimeError(
             "the dense copy of a packed weight has no gradient: train the dense weight under a "
-            "mask "
-            "(a gossamer.Sparsifier prepared on the model), or unpack the model with "
+            "mask (a gossamer.Sparsifier prepared on the model), or unpack the model with "
             "gossamer.desparsify_(model)"
         )
     if output is not None:

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What a `SparseWeight` answers below autograd: operators of aten."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import return_and_correct_aliasing
+
+from gossamer import _ops
+from gossamer._weight_facts import DTYPES
+from gossamer._weight_functions import addmm, linear_call, matmul
+from gossamer._weight_tables import operator
+from gossamer.weight import SparseWeight
+
+_aten = torch.ops.aten
+
+
+@operator(_aten.detach.default, _aten.alias.default, _aten.lift_fresh.default)
+def _dispatch_alias(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    weight = args[0]
+    alias = SparseWeight(weight.packed, weight._facts, weight.dense)
+    return return_and_correct_aliasing(func, args, kwargs, alias)
+
+
+@operator(_aten.view.default, _aten._unsafe_view.default)
+def _dispatch_view(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    weight, shape = args
+    if tuple(shape) != tuple(weight.shape):
+        raise NotImplementedError(
+            f"{func}: a packed weight {list(weight.shape)} cannot be viewed as {list(shape)}; take "
+            ".to_dense() first"
+        )
+    return _dispatch_alias(func, args, kwargs)
+
+
+@operator(_aten.t.default, _aten.transpose.int, _aten.permute.default)
+def _dispatch_transpose(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    weight = args[0]
+    order = list(range(weight.dim()))
+    if func is _aten.permute.default:
+        order = [dim % weight.dim() for dim in args[1]]
+    else:
+        first, second = args[1:] if func is _aten.transpose.int else (-1, -2)
+        order[first], order[second] = order[second], order[first]
+    kept = list(range(weight.dim()))
+    if order == kept:
+        return _dispatch_alias(func, args, kwargs)
+    if order != [*kept[:-2], kept[-1], kept[-2]]:
+        raise NotImplementedError(
+            f"{func}: only the last two dimensions of a packed weight can be swapped; take "
+            ".to_dense() first"
+        )
+    facts = weight._facts._replace(transposed=not weight.transposed)
+    flipped = SparseWeight(weight.packed, facts, weight.dense)
+    return return_and_correct_aliasing(func, args, kwargs, flipped)
+
+
+@operator(_aten.clone.default)
+def _dispatch_clone(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return args[0]._clone()
+
+
+@operator(_aten._to_copy.default)
+def _dispatch_to_copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    weight = args[0]
+    device = kwargs.get("device")
+    if device is not None and torch.device(device) != weight.device:
+        raise NotImplementedError(
+            f"a packed weight on {weight.device} cannot be moved to {device}: this build computes "
+            "packed weights on the CPU only; unpack the model first (gossamer.desparsify_) or "
+            "weight.to_dense()"
+        )
+    dtype = kwargs.get("dtype") or weight.dtype
+    if dtype == weight.dtype:
+        return weight._clone()
+    if dtype not in DTYPES.values():
+        raise ValueError(
+            f"a packed weight cannot be {dtype}; {', '.join(map(str, DTYPES.values()))} are "
+            "accepted"
+        )
+    return _cast(weight, dtype)
+
+
+def _cast(weight: SparseWeight, dtype: torch.dtype) -> SparseWeight:
+    """In another dtype, in its format: a layout may have kernels for one dtype only."""
+    values, mask = weight.to_dense(dtype), weight.mask()
+    return SparseWeight.from_dense(values, weight.pattern, mask=mask, transposed=weight.transposed)
+
+
+def _pack_like(
+    weight: SparseWeight, values: Tensor, mask: Tensor | None, pattern: str
+) -> SparseWeight:
+    """Packs values in `weight`'s orientation, and in its layout where that holds such a weight."""
+    formed = SparseWeight.from_dense(values, pattern, mask=mask, transposed=weight.transposed)
+    if formed.layout_name == weight.layout_name:
+        return formed
+    try:
+        return formed._replace(torch.ops.gossamer.convert(formed.packed, weight.layout_name))
+    except (ValueError, RuntimeError):
+        return formed  # an execution layout of another dtype or pattern; the format always computes
+
+
+@operator(_aten.copy_.default)
+def _dispatch_copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    target, source = args[0], args[1]
+    if not isinstance(target, SparseWeight):
+        return target.copy_(source.to_dense())
+    if tuple(source.shape) != tuple(target.shape):
+        raise ValueError(
+            f"copy_: the packed weight is {list(target.shape)}, the source {list(source.shape)}; "
+            "both must be the same"
+        )
+    if isinstance(source, SparseWeight):
+        new = _copy_packed(target, source)
+    else:
+        pattern = target.pattern
+        if pattern.startswith("unstructured"):
+            pattern = ""  # any number of non-zeros is one; the record says how many
+        values = source.detach().to(device=target.device, dtype=target.dtype)
+        new = _pack_like(target, values, None, pattern)
+        if new.layout_code == target.layout_code:
+            new = new._replace(_with_plan(new.packed, target.packed))
+    dense = None
+    if target.dense is not None:
+        dense = torch.ops.gossamer.unpack(new.packed, new._facts.logical_shape, new.dtype)
+    target._adopt(new.packed, new._facts, dense)
+    return target
+
+
+def _copy_packed(target: SparseWeight, source: SparseWeight) -> SparseWeight:
+    if source.transposed != target.transposed:
+        raise ValueError(
+            "copy_: source and target are stored in opposite orientations ([out, in] and [in, "
+            "out]); copy source.to_dense() instead"
+        )
+    if source.dtype != target.dtype:
+        source = _cast(source, target.dtype)
+    if source.layout_code == target.layout_code:
+        packed = source.packed.clone()
+        return source._replace(_with_plan(packed, target.packed))
+    try:
+        packed = torch.ops.gossamer.convert(source.packed, target.layout_name)
+    except (ValueError, RuntimeError):
+        return source._clone()  # of a pattern that the target's layout cannot hold
+    return source._replace(_with_plan(packed, target.packed))
+
+
+def _with_plan(packed: Tensor, planned: Tensor) -> Tensor:
+    """`packed` with the kernels that `planned`, a weight of the same layout, was given."""
+    kernels = _ops.info(planned)["plan"]
+    if not any(kernels):
+        return packed
+    return torch.ops.gossamer.with_plan(packed, json.dumps(kernels))
+
+
+@operator(_aten.mm.default, _aten.matmul.default, _aten.bmm.default)
+def _dispatch_matmul(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return matmul(*args)
+
+
+@operator(_aten.addmm.default)
+def _dispatch_addmm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return addmm(func, args, dict(kwargs))
+
+
+@operator(_aten.linear.default)
+def _dispatch_linear(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return linear_call(*args, **kwargs)
+
+
+@operator(_aten.is_same_size.default)
+def _dispatch_is_same_size(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    return tuple(args[0].shape) == tuple(args[1].shape)
+
+
+@operator(
+    _aten.empty_like.default,
+    _aten.zeros_like.default,
+    _aten.ones_like.default,
+    _aten.full_like.default,
+    _aten.rand_like.default,
+    _aten.randn_like.default,
+    _aten.new_empty.default,
+    _aten.new_zeros.default,
+    _aten.new_ones.default,
+    _aten.new_full.default,
+)
+def _dispatch_like(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Dense tensors made in the weight's image: only its shape, dtype and device matter."""
+    weight = args[0]
+    image = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
+    return func(image, *args[1:], **kwargs)

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What a packed weight is beside its bytes: enough to rebuild the tensor around other bytes."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gossamer import _ops
+
+DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        torch.float64,
+        torch.float32,
+        torch.float16,
+        torch.bfloat16,
+        torch.float8_e4m3fn,
+        torch.int8,
+    )
+}
+
+
+class Facts(NamedTuple):
+    """What does not change with the bytes."""
+
+    batch: int
+    out: int
+    inputs: int
+    dtype: torch.dtype
+    layout_code: int
+    transposed: bool
+
+    @property
+    def logical_shape(self) -> tuple[int, ...]:
+        """[out, in] or [batch, out, in], whatever the module stores."""
+        shape = (self.out, self.inputs)
+        return shape if self.batch == 1 else (self.batch, *shape)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The dense parameter's: [in, out] where it is transposed."""
+        shape = (self.inputs, self.out) if self.transposed else (self.out, self.inputs)
+        return shape if self.batch == 1 else (self.batch, *shape)
+
+
+def facts_of(packed: Tensor) -> Facts:
+    """What the header of `packed` (uint8 [bytes]) says; ValueError where it is not one."""
+    info = _ops.info(packed)
+    return Facts(
+        info["batch"],
+        info["out"],
+        info["in"],
+        DTYPES[info["dtype"]],
+        info["layout_code"],
+        info["transposed"],
+    )

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The products of a packed weight, and which operator computes each of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gossamer import _ops
+from gossamer.weight import SparseWeight
+
+_ACTIVATIONS = {None: 0, "relu": _ops.RELU}
+
+# Looked up once: a name in torch.ops costs as much as the call. `_linear_eager` is what calling
+# `_linear_op` calls, one Python frame earlier; Dynamo follows only the latter.
+_linear_op: Any = torch.ops.gossamer.linear.default
+_linear_autograd_op: Any = torch.ops.gossamer.linear_autograd.default
+_linear_dx_op: Any = torch.ops.gossamer.linear_dx.default
+_linear_eager: Any = _linear_op._op
+_is_grad_enabled = torch.is_grad_enabled
+_is_any_autocast_enabled = torch._C._is_any_autocast_enabled
+_is_dynamo_compiling = torch.compiler.is_dynamo_compiling
+
+
+def linear(
+    x: Tensor,
+    weight: SparseWeight,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """act(x·Wᵀ + bias + residual) in one operator.
+
+    Args:
+        x: [..., in], dtype of the weight; [batch, tokens, in] where the weight is a stack.
+        weight: [out, in], or a transposed [in, out].
+        bias: [out], or [batch, out] for a stack.
+        activation: None or "relu".
+        residual: shape of the result, added before the activation.
+
+    Returns:
+        [..., out], dtype of x.
+
+    Raises:
+        ValueError: shapes, dtypes or the activation do not fit.
+    """
+    if activation not in _ACTIVATIONS:
+        raise ValueError(f"activation {activation!r}: None and 'relu' are accepted")
+    return product(x, weight, bias, _ACTIVATIONS[activation], residual)
+
+
+def linear_as_torch(x: Tensor, weight: SparseWeight, bias: Tensor | None = None) -> Tensor:
+    """`F.linear`: x·weightᵀ + bias. What a model spends its calls on."""
+    if not weight._is_direct or _is_any_autocast_enabled() or type(x) is SparseWeight:
+        return _linear_general(x, weight, bias)
+    if _is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+        op = _linear_autograd_op
+    elif _is_dynamo_compiling():
+        op = _linear_op
+    else:
+        op = _linear_eager
+    # Every argument costs, None too.
+    return op(x, weight.packed, weight.layout_code, weight.out_features, None, bias)
+
+
+def _linear_general(x: Tensor, weight: SparseWeight, bias: Tensor | None) -> Tensor:
+    """`F.linear` under autocast, with a dense copy, or with a weight stored transposed."""
+    if isinstance(x, SparseWeight):
+        raise NotImplementedError(
+            "linear: x is a SparseWeight too; a product of two packed weights is not computed, use "
+            "x.to_dense()"
+        )
+    if weight.transposed:
+        y = times_logical(x, weight)
+        return y if bias is None else y + bias
+    return product(x, weight, bias, 0, None)
+
+
+def product(
+    x: Tensor,
+    weight: SparseWeight,
+    bias: Tensor | None,
+    activation: int,
+    residual: Tensor | None,
+) -> Tensor:
+    """act(x·Wᵀ + bias + residual) with W the logical [out, in], whatever the orientation."""
+    result_dtype = None
+    if torch.is_autocast_enabled("cpu"):
+        # F.linear would cast the weight; a packed weight keeps its dtype and the inputs follow,
+        # which is exact. The result has autocast's dtype, as the layers behind it expect.
+        result_dtype = torch.get_autocast_dtype("cpu")
+        x = x.to(weight.dtype)
+        bias = None if bias is None else bias.to(weight.dtype)
+        residual = None if residual is None else residual.to(weight.dtype)
+    operands = (x, bias, residual)
+    needs_grad = _is_grad_enabled() and any(t is not None and t.requires_grad for t in operands)
+    y = (_linear_autograd_op if needs_grad else _linear_op)(
+        x,
+        weight.packed,
+        weight.layout_code,
+        weight.out_features,
+        None,
+        bias,
+        activation,
+        residual,
+        weight.dense,
+    )
+    return y if result_dtype is None else y.to(result_dtype)
+
+
+def times_logical(x: Tensor, weight: SparseWeight) -> Tensor:
+    """x·W with W the logical [out, in]: the product that dX needs."""
+    return _linear_dx_op(x, weight.packed, weight.layout_code, weight.in_features, weight.dense)
