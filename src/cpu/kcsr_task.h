@@ -45,9 +45,9 @@ struct KcsrStoreTask {
   bool relu;
 };
 
-/// What a driver needs of an instruction set. `add_one` and `store_one` may be null. `add[i]` takes panels of kPanelVectors[i] vectors;
-/// `add_one` takes a single token and keeps one vector of partial sums a row, which `store_one`
-/// adds up.
+/// What a driver needs of an instruction set. `add_one` and `store_one` may be null. `add[i]` takes
+/// panels of kPanelVectors[i] vectors; `add_one` takes a single token and keeps one vector of
+/// partial sums a row, which `store_one` adds up.
 inline constexpr int kPanelVectors[] = {1, 2, 3, 4, 6, 8};
 inline constexpr int kPanelWidths = 6;
 struct KcsrFunctions {
