@@ -23,7 +23,11 @@ if [ "$goal" = test ]; then
   need_file /usr/include/gtest/gtest.h libgtest-dev
   need_file /usr/include/benchmark/benchmark.h libbenchmark-dev
   need_file /usr/include/rapidcheck.h librapidcheck-dev
-  # The versions differ between distributions; checks that need one skip with a line where it is missing.
+  # The versions differ between distributions; checks that need one skip with a line where it is
+  # missing. Without package lists (a fresh container) nothing would be found.
+  if [ "$(id -u)" = 0 ] && ! apt-cache pkgnames clang-format- 2>/dev/null | grep -q .; then
+    apt-get update -qq
+  fi
   llvm=$(apt-cache pkgnames clang-format- 2>/dev/null | grep -oE '^clang-format-[0-9]+$' |
     grep -oE '[0-9]+' | sort -n | awk '$1<=19' | tail -1 || true)
   if [ -n "$llvm" ]; then

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Benchmarks: `python -m gossamer.bench SUITE` measures this machine, beside its peers.
 
 The command checks every result before it times it, and writes one JSON line for each case

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """`python -m gossamer.bench SUITE [--quick] [--json OUT] [--threads 1,all] [--filter TEXT]`."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Suite `cpu-linear`: layers of well-known networks, float32, on the CPU."""
 
 from __future__ import annotations

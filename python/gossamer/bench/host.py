@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Suite `host`: what a call costs before anything is computed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """One case of a benchmark as one line of JSON."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The most that sparsity can gain in one layer on this machine.
 
 By the roofline model (Williams, Waterman, Patterson, CACM 52(4), 2009) a call takes at least

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """One layer made for measuring: pruned, packed, with its peers, checked before it is timed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """What every suite gets from the command."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The clock: contestants run in turn, so that what disturbs one disturbs all."""
 
 from __future__ import annotations

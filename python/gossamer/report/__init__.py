@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Parts of a report in one HTML file: pictures, plots and tables, with nothing to download.
 
 Everything is inline (SVG by hand, PNG as data URIs), follows the reader's light or dark preference,

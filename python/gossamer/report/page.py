@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The page itself: style sheet, sections, tables, tiles and figures."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Pictures of masks and of small images, as PNG inside HTML."""
 
 from __future__ import annotations

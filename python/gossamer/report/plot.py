@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Line and bar charts as inline SVG, coloured by the page's style sheet."""
 
 from __future__ import annotations

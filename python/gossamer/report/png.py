@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Just enough PNG to put a picture into a page."""
 
 from __future__ import annotations

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Y = act(X·Wᵀ + bias + residual), W in K-blocked CSR, float32, AVX2.
 //
-//        64 tokens = 8 vectors        One kept value costs a broadcast, an index and a multiply-add
-//        a vector whose
-//      ┌───────────────┐              other operand is loaded from the tile: two loads a cycle
-//      bound it, that is 32
-//  KC  │ tile, in L1   │              flops a cycle, as many as dense AVX2 code reaches. Ideal
-//  gain: 1 / density.
-//      └───────────────┘              Bytes: 5 a kept value, read once for every panel of tokens.
+//       64 tokens = 8 vectors
+//      ┌───────────────┐
+//  KC  │ tile, in L1   │
+//      └───────────────┘
+//
+// One kept value costs a broadcast, an index and a multiply-add a vector whose other operand is
+// loaded from the tile: two loads a cycle bound it, that is 32 flops a cycle, as many as dense AVX2
+// code reaches. Ideal gain: 1 / density. Bytes: 5 a kept value, read once for every panel of
+// tokens.
 //
 // Against torch's dense linear at 256 tokens, 768 of 3072 inputs, both transposes included, one
 // thread of a zen5-avx512 (2026-11-23): 1.8x / 2.8x / 3.8x / 6.5x at 50 / 70 / 80 / 90 %.

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Y = act(X·Wᵀ + bias + residual), W in K-blocked CSR, float32, AVX-512.
 //
-//   64 or 128 tokens = 4 or 8 vectors   As the AVX2 kernel with vectors of 16: two loads a cycle
-//   bound it at 64 flops a
-//      ┌───────────────┐                cycle. With 8 vectors a tile of 64 inputs fills L1, with 4
-//      one of 128, so
-//  KC  │ tile, in L1   │                the best block differs with the density.
-//      └───────────────┘                Bytes: 5 a kept value, read once for every panel of tokens.
+//       64 or 128 tokens = 4 or 8 vectors
+//      ┌───────────────┐
+//  KC  │ tile, in L1   │
+//      └───────────────┘
+//
+// As the AVX2 kernel with vectors of 16: two loads a cycle bound it at 64 flops a cycle. With 8
+// vectors a tile of 64 inputs fills L1, with 4 vectors one of 128, so the best block differs with
+// the density. Bytes: 5 a kept value, read once for every panel of tokens.
 //
 // Against torch's dense linear at 256 tokens, 768 of 3072 inputs, both transposes included, one
 // thread of a zen5-avx512 (2026-11-23): 2.7x / 4.1x / 5.3x / 8.5x at 50 / 70 / 80 / 90 %.

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Y = act(X·Wᵀ + bias + residual) for every format and value type, on any processor.
 //
-//   16 tokens of X, transposed and widened      A row's kept columns and values are decoded once,
-//   then each costs tile [in][16]                               16 multiply-adds that any compiler
-//   turns into vectors. float64 is
-//                                               computed in float64, everything else in float32.
+//       16 tokens
+//     ┌───────────┐
+//  in │ tile of X │  transposed and widened once for every 16 tokens
+//     └───────────┘
 //
-// What runs where no faster row does: an unknown processor, a dtype without a kernel of its own, a
-// file just loaded.
+// A row's kept columns and values are decoded once; each then costs 16 multiply-adds, which any
+// compiler turns into vectors. float64 is computed in float64, everything else in float32. This
+// runs where no faster row does: an unknown processor, a dtype without a kernel of its own, a file
+// just loaded.
 #include <algorithm>
 #include <cstdint>
 #include <string>
