@@ -46,7 +46,9 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
         return product(a, b, None, 0, None) if b.transposed else times_logical(a, b)
     assert isinstance(a, SparseWeight)
     # A·b = (bᵀ·Aᵀ)ᵀ; a vector is its own transpose.
-    return matmul(b, a.mT) if b.dim() == 1 else matmul(b.mT, a.mT).mT
+    rows = b if b.dim() == 1 else b.mT
+    y = times_logical(rows, a) if a.transposed else product(rows, a, None, 0, None)
+    return y if b.dim() == 1 else y.mT
 
 
 @function(

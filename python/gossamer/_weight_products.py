@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from gossamer import _ops
 from gossamer.weight import SparseWeight
@@ -22,6 +23,7 @@ _linear_eager: Any = _linear_op._op
 _is_grad_enabled = torch.is_grad_enabled
 _is_any_autocast_enabled = torch._C._is_any_autocast_enabled
 _is_dynamo_compiling = torch.compiler.is_dynamo_compiling
+_is_functorch_active = torch._C._are_functorch_transforms_active
 
 
 def linear(
@@ -54,20 +56,25 @@ def linear(
 
 def linear_as_torch(x: Tensor, weight: SparseWeight, bias: Tensor | None = None) -> Tensor:
     """`F.linear`: x·weightᵀ + bias. What a model spends its calls on."""
-    if not weight._is_direct or _is_any_autocast_enabled() or type(x) is SparseWeight:
+    is_compiling = _is_dynamo_compiling()
+    if (
+        not weight._is_direct
+        or _is_any_autocast_enabled()
+        or type(x) is SparseWeight
+        or forward_ad._current_level >= 0
+        or (not is_compiling and _is_functorch_active())
+    ):
         return _linear_general(x, weight, bias)
     if _is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
         op = _linear_autograd_op
-    elif _is_dynamo_compiling():
-        op = _linear_op
     else:
-        op = _linear_eager
+        op = _linear_op if is_compiling else _linear_eager
     # Every argument costs, None too.
     return op(x, weight.packed, weight.layout_code, weight.out_features, None, bias)
 
 
 def _linear_general(x: Tensor, weight: SparseWeight, bias: Tensor | None) -> Tensor:
-    """`F.linear` under autocast, with a dense copy, or with a weight stored transposed."""
+    """`F.linear` with a dense copy or a weight stored transposed, under autocast or a transform."""
     if isinstance(x, SparseWeight):
         raise NotImplementedError(
             "linear: x is a SparseWeight too; a product of two packed weights is not computed, use "
@@ -95,22 +102,64 @@ def product(
         x = x.to(weight.dtype)
         bias = None if bias is None else bias.to(weight.dtype)
         residual = None if residual is None else residual.to(weight.dtype)
-    operands = (x, bias, residual)
-    needs_grad = _is_grad_enabled() and any(t is not None and t.requires_grad for t in operands)
-    y = (_linear_autograd_op if needs_grad else _linear_op)(
-        x,
-        weight.packed,
-        weight.layout_code,
-        weight.out_features,
-        None,
-        bias,
-        activation,
-        residual,
-        weight.dense,
-    )
+    if _is_transformed():
+        y = _dense_product(x, weight, bias, activation, residual)
+    else:
+        operands = (x, bias, residual)
+        needs_grad = _is_grad_enabled() and any(t is not None and t.requires_grad for t in operands)
+        y = (_linear_autograd_op if needs_grad else _linear_op)(
+            x,
+            weight.packed,
+            weight.layout_code,
+            weight.out_features,
+            None,
+            bias,
+            activation,
+            residual,
+            weight.dense,
+        )
     return y if result_dtype is None else y.to(result_dtype)
 
 
 def times_logical(x: Tensor, weight: SparseWeight) -> Tensor:
     """x·W with W the logical [out, in]: the product that dX needs."""
+    if _is_transformed():
+        return x @ _logical_values(weight)
     return _linear_dx_op(x, weight.packed, weight.layout_code, weight.in_features, weight.dense)
+
+
+# --- Under transforms -----------------------------------------------------------------------------
+
+
+def _is_transformed() -> bool:
+    """Inside torch.func (vmap, grad, jvp, ...) or forward-mode differentiation.
+
+    A custom operator has no forward-mode formula and torch.func does not take its gradient: the
+    tangents and gradients of the packed operators would be zero there without a word.
+    """
+    if forward_ad._current_level >= 0:
+        return True
+    return not _is_dynamo_compiling() and _is_functorch_active()
+
+
+def _logical_values(weight: SparseWeight) -> Tensor:
+    """[[batch,] out, in], whatever the orientation: the dense copy, or unpacked for this call."""
+    if weight.dense is not None:
+        return weight.dense
+    return torch.ops.gossamer.unpack(weight.packed, weight._facts.logical_shape, weight.dtype)
+
+
+def _dense_product(
+    x: Tensor,
+    weight: SparseWeight,
+    bias: Tensor | None,
+    activation: int,
+    residual: Tensor | None,
+) -> Tensor:
+    """The same as `product`, of operators that every transform knows."""
+    y = x @ _logical_values(weight).mT
+    if bias is not None:
+        y = y + (bias if weight.dim() == 2 else bias.unsqueeze(-2))
+    if residual is not None:
+        y = y + residual
+    return y.relu() if activation == _ops.RELU else y
