@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from gossamer.weight import SparseWeight
 
 LIMIT_MICROSECONDS = 3.0
-ROUNDS, CALLS, ATTEMPTS = 21, 500, 3
+ROUNDS, CALLS, ATTEMPTS = 21, 500, 5
 
 
 def microseconds(call: Callable[[], object]) -> float:
@@ -34,6 +34,7 @@ def median_difference(weight: SparseWeight) -> float:
     return statistics.median(differences)
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_a_packed_call_costs_at_most_three_microseconds_more(mode: type) -> None:
     w = torch.randn(16, 16) * (torch.rand(16, 16) < 0.1)
@@ -42,7 +43,7 @@ def test_a_packed_call_costs_at_most_three_microseconds_more(mode: type) -> None
     torch.set_num_threads(1)
     try:
         with mode():
-            # A busy machine adds time and never takes any away.
+            # A busy machine adds time and never takes any away: the best attempt counts.
             costs = []
             for _ in range(ATTEMPTS):
                 costs.append(median_difference(weight))
