@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
+#include <array>
+#include <cstddef>
+#include <cstdint>
 #include <cstring>
 
 #include "core/fail.h"
@@ -48,6 +51,20 @@ void check_arrays(const PackedHeader& h, const detail::LayoutSpec& spec) {
   }
 }
 
+/// What decides whether a header is in order: all of it but the plan, which may name anything.
+using CheckedBytes = std::array<std::byte, offsetof(PackedHeader, plan)>;
+
+// A thread keeps the headers that it last found in order, because a call opens the same weight
+// again and again. They are compared byte by byte: an address proves nothing about memory that
+// somebody else owns. Slots that hold nothing yet have no magic. Power of two; 13 KiB a thread.
+constexpr int kSlotBits = 6;
+
+CheckedBytes& slot_of(const std::byte* data) {
+  thread_local constinit std::array<CheckedBytes, std::size_t{1} << kSlotBits> slots{};
+  const std::uint64_t hash = reinterpret_cast<std::uintptr_t>(data) * 0x9e3779b97f4a7c15u;
+  return slots[static_cast<std::size_t>(hash >> (64 - kSlotBits))];
+}
+
 }  // namespace
 
 PackedView PackedView::open(const std::byte* data, std::int64_t bytes) {
@@ -58,16 +75,19 @@ PackedView PackedView::open(const std::byte* data, std::int64_t bytes) {
     refuse(
         fmt::format("version {}, this library reads {}", header->version, PackedHeader::kVersion));
   }
-  if (header->transposed > 1) refuse(fmt::format("transposed is {}", header->transposed));
   if (header->total_bytes != bytes) {
     refuse(fmt::format("{} bytes given, the header says {}", bytes, header->total_bytes));
   }
+  CheckedBytes& known = slot_of(data);
+  if (std::memcmp(data, known.data(), known.size()) == 0) return PackedView(header);
+  if (header->transposed > 1) refuse(fmt::format("transposed is {}", header->transposed));
   try {
     check_arrays(*header, detail::layout_spec(detail::info_of(*header), header->kept));
   } catch (const Error& error) {
     if (error.code() == ErrorCode::kMalformedData) throw;
     refuse(error.what());
   }
+  std::memcpy(known.data(), data, known.size());
   return PackedView(header);
 }
 
