@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: BSD-3-Clause
-# Style and structure: clang-format, clang-tidy on the core, ruff, mypy, the direction of includes.
-#   scripts/lint.sh [--fix]
+# Style and structure: clang-format, ruff, mypy, the direction of includes.
+#   scripts/lint.sh            checks
+#   scripts/lint.sh --fix      formats in place
+#   scripts/lint.sh --tidy     checks, and clang-tidy on the core (minutes; needs build/test)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/llvm.sh
@@ -32,6 +34,7 @@ echo "lint: ruff"
 .venv/bin/python -m mypy --no-error-summary
 echo "lint: mypy"
 .venv/bin/python scripts/check_structure.py
+[ "$fix" = --tidy ] || exit 0
 tidy=$(llvm_tool clang-tidy)
 if [ -n "$tidy" ] && [ -f build/test/compile_commands.json ]; then
   git ls-files 'src/core/*.cpp' 'src/prune/*.cpp' 'src/plan/*.cpp' 'src/io/*.cpp' |

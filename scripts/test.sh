@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: BSD-3-Clause
-# `make test`: everything this machine can check, in the order in which a fault is cheapest to find.
-#   GOSSAMER_FUZZ_SECONDS   how long each fuzz target runs (default 10)
+# `make test`: builds and tests everything, in the order in which a fault is cheapest to find.
+#   scripts/test.sh all       also clang-tidy, sanitizers, fuzzing and the consumers (make test-all)
+#   GOSSAMER_FUZZ_SECONDS     how long each fuzz target runs (default 10)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/llvm.sh
@@ -32,6 +33,14 @@ section "Python tests"
 export GOSSAMER_BIN=$PWD/.venv/bin/gossamer
 .venv/bin/python -m pytest -q -n "$(nproc)" --dist loadfile -m "not timing"
 .venv/bin/python -m pytest -q -m timing
+
+if [ "${1:-}" != all ]; then
+  section "done"
+  exit 0
+fi
+
+section "clang-tidy"
+scripts/lint.sh --tidy
 
 section "C++ tests under AddressSanitizer and UBSan"
 cmake --preset asan >/dev/null
