@@ -3,15 +3,18 @@
 
 #include <cstdint>
 
-// The steps of K-blocked CSR kernels, as plain data: instruction-set folders include nothing else.
+#include "cpu/finish_task.h"
+
+// The steps of K-blocked kernels, as plain data: instruction-set folders include nothing else.
 // A panel is `lanes` tokens, a whole number of vectors; a tile is one block of inputs for one
-// panel, transposed.
+// panel, transposed. X, Y, bias, residual and the kept values have the element type of the
+// functions; tiles and sums are float32.
 namespace gossamer::cpu {
 
 /// tile[k][t] = x[t][k] for `columns` inputs; tokens past the last are zero. The tile has room for
 /// `columns` rounded up to 8.
 struct KcsrPackTask {
-  const float* x;
+  const void* x;
   std::int64_t x_stride;
   std::int64_t tokens;  ///< 1 to lanes
   std::int64_t columns;
@@ -19,35 +22,29 @@ struct KcsrPackTask {
   std::int64_t lanes;
 };
 
-/// sums[row][:] += Σ value · tile[col][:] over the row's kept values in one block of inputs.
+/// sums[row][:] += Σ value · tile[col][:] over the rows' kept values in one block of inputs. Row r
+/// keeps values [begins[r], ends[r]).
 struct KcsrAddTask {
-  const float* values;            ///< of the block
-  const std::uint8_t* cols;       ///< of the block
-  const std::uint32_t* segments;  ///< [out + 1] of the block
-  std::int64_t row_begin;
-  std::int64_t row_end;
-  const float* tile;  ///< [KC][lanes]; for a single token, X itself
-  float* sums;        ///< [row_end − row_begin][lanes]
-  bool first;         ///< sums hold nothing yet
-  const float* bias;  ///< [out] or null; enters with the first block
+  const void* values;
+  const std::uint8_t* cols;
+  const std::uint32_t* begins;
+  const std::uint32_t* ends;
+  std::int64_t rows;
+  const void* tile;  ///< float [KC][lanes]; for a single token, X itself
+  float* sums;       ///< [rows][lanes]
+  bool first;        ///< sums hold nothing yet
 };
 
-/// y[t][row] = act(sums[row][t] + residual[t][row]).
+/// `out.y` from sums[row][t]: `out.sums` is not read.
 struct KcsrStoreTask {
   const float* sums;
-  std::int64_t rows;
   std::int64_t lanes;
-  std::int64_t tokens;
-  float* y;  ///< of the first row and token
-  std::int64_t y_stride;
-  const float* residual;  ///< likewise, or null
-  std::int64_t residual_stride;
-  bool relu;
+  FinishTask out;
 };
 
-/// What a driver needs of an instruction set. `add_one` and `store_one` may be null. `add[i]` takes
-/// panels of kPanelVectors[i] vectors; `add_one` takes a single token and keeps one vector of
-/// partial sums a row, which `store_one` adds up.
+/// What a driver needs of an instruction set and an element type. `add_one` and `store_one` may be
+/// null. `add[i]` takes panels of kPanelVectors[i] vectors; `add_one` takes a single token and
+/// keeps one vector of partial sums a row, which `store_one` adds up.
 inline constexpr int kPanelVectors[] = {1, 2, 3, 4, 6, 8};
 inline constexpr int kPanelWidths = 6;
 struct KcsrFunctions {
@@ -59,8 +56,27 @@ struct KcsrFunctions {
   void (*store_one)(const KcsrStoreTask&);
 };
 
-extern const KcsrFunctions generic_spmm_kcsr_f32;
-extern const KcsrFunctions avx2_spmm_kcsr_f32;
-extern const KcsrFunctions avx512_spmm_kcsr_f32;
+extern const KcsrFunctions generic_spmm_f32;
+extern const KcsrFunctions avx2_spmm_f32;
+extern const KcsrFunctions avx2_spmm_bf16;
+extern const KcsrFunctions avx2_spmm_f16;
+extern const KcsrFunctions avx512_spmm_f32;
+extern const KcsrFunctions avx512_spmm_bf16;
+extern const KcsrFunctions avx512_spmm_f16;
+
+/// Turns the bits of some rows into what KcsrAddTask reads: cols[i] is the column, inside its block
+/// of inputs, of the i-th kept value of these rows; segments[k·rows + r] says where block k of row
+/// r begins, and segments[(k + 1)·rows + r] where it ends.
+struct BitmaskIndexTask {
+  const std::uint8_t* bits;  ///< of the first row; every row takes ceil(in / 8) bytes
+  std::int64_t rows;
+  std::int64_t in;
+  std::int64_t block;         ///< a multiple of 64, at most 256
+  std::uint8_t* cols;         ///< room for 64 more than the rows keep
+  std::uint32_t* segments;    ///< [ceil(in / block) + 1][rows]
+};
+
+void avx2_bitmask_index(const BitmaskIndexTask& task);
+void avx512vbmi2_bitmask_index(const BitmaskIndexTask& task);
 
 }  // namespace gossamer::cpu
