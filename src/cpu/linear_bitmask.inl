@@ -12,7 +12,8 @@
 //   load_input(x)
 //   multiply_add(weights, inputs, mask, sum)   what is pruned must not reach the sum
 
-/// R rows × T tokens. Values are read far ahead of their use: rows follow each other in memory.
+/// R rows × T tokens. Rows follow each other in memory, so the values to be fetched next lie as far
+/// behind the last row as has been used of all of them.
 template <typename Step, int R, int T>
 inline void decode_rows(const gossamer::cpu::BitmaskDecodeTask& task, std::int64_t row) {
   using Value = typename Step::Value;
@@ -32,6 +33,7 @@ inline void decode_rows(const gossamer::cpu::BitmaskDecodeTask& task, std::int64
     }
   }
   const Input* x = static_cast<const Input*>(task.x);
+  const Value* const first = values[0];
 
   const auto step = [&](auto&& mask_of, std::int64_t column, int chain) __attribute__((always_inline)) {
     typename Step::Mask mask[R];
@@ -40,8 +42,12 @@ inline void decode_rows(const gossamer::cpu::BitmaskDecodeTask& task, std::int64
     for (int r = 0; r < R; ++r) {
       mask[r] = mask_of(bits[r] + column / 8);
       weights[r] = Step::expand(values[r], mask[r]);
-      __builtin_prefetch(reinterpret_cast<const char*>(values[r]) + kAheadBytes);
       values[r] += Step::count(mask[r]);
+    }
+    const Value* ahead = values[R - 1] + (R == 1 ? 0 : values[0] - first);
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      __builtin_prefetch(reinterpret_cast<const char*>(ahead) + kAheadBytes + 64 * r);
     }
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) {
