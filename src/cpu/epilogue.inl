@@ -46,8 +46,7 @@ inline Vector gelu(Vector x) {
   p = multiply_add(p, t, repeat(0.1221342613f));
   p = multiply_add(p, t, repeat(0.1411051477f));
   p = multiply_add(p, t, repeat(0.1410480873f));
-  const Vector tail =
-      times(times(p, t), exponential(times(times(x, x), repeat(-0.5f))));
+  const Vector tail = times(times(p, t), exponential(times(times(x, x), repeat(-0.5f))));
   const Vector upper = add(repeat(1.0f), times(tail, repeat(-1.0f)));
   return times(x, where_less(x, zero(), tail, upper));
 }

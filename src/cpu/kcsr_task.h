@@ -71,9 +71,9 @@ struct BitmaskIndexTask {
   const std::uint8_t* bits;  ///< of the first row; every row takes ceil(in / 8) bytes
   std::int64_t rows;
   std::int64_t in;
-  std::int64_t block;         ///< a multiple of 64, at most 256
-  std::uint8_t* cols;         ///< room for 64 more than the rows keep
-  std::uint32_t* segments;    ///< [ceil(in / block) + 1][rows]
+  std::int64_t block;       ///< a multiple of 64, at most 256
+  std::uint8_t* cols;       ///< room for 64 more than the rows keep
+  std::uint32_t* segments;  ///< [ceil(in / block) + 1][rows]
 };
 
 void avx2_bitmask_index(const BitmaskIndexTask& task);

@@ -79,7 +79,8 @@ class Group {
       } else {
         functions_.widen(x, weight_.in, reinterpret_cast<float*>(row));
       }
-      std::memset(row + weight_.in * bytes, 0, static_cast<std::size_t>((padded - weight_.in) * bytes));
+      std::memset(row + weight_.in * bytes, 0,
+                  static_cast<std::size_t>((padded - weight_.in) * bytes));
       finite = finite && functions_.is_finite(x, weight_.in);
     }
     return finite;
@@ -158,14 +159,14 @@ double seconds(const LinearDesc& desc, const Machine& machine, std::int64_t toke
   const double positions = static_cast<double>(desc.batch) * static_cast<double>(desc.out) *
                            static_cast<double>(desc.in);
   const double groups = static_cast<double>(ceil_div(tokens, kDecodeTokens));
-  const double compute =
-      positions / cost.columns * (cost.per_step * groups + cost.per_token * static_cast<double>(tokens));
+  const double compute = positions / cost.columns *
+                         (cost.per_step * groups + cost.per_token * static_cast<double>(tokens));
   const double bytes =
       positions * (desc.density * static_cast<double>(dtype_bytes(desc.weight_dtype)) + 0.125);
-  const double rate = bytes > static_cast<double>(machine.l3_bytes) ? kMemoryBytesPerCycle
-                                                                    : kCacheBytesPerCycle;
-  const double used =
-      std::clamp(positions / static_cast<double>(kMinPositionsPerThread), 1.0, std::max(threads, 1) * 1.0);
+  const double rate =
+      bytes > static_cast<double>(machine.l3_bytes) ? kMemoryBytesPerCycle : kCacheBytesPerCycle;
+  const double used = std::clamp(positions / static_cast<double>(kMinPositionsPerThread), 1.0,
+                                 std::max(threads, 1) * 1.0);
   return std::max(compute, groups * bytes / rate) / (kHertz * used);
 }
 
@@ -191,10 +192,12 @@ void register_linear_bitmask() {
   add_row<avx2_linear_bitmask_f32, kAvx2Cost>("avx2_linear_bitmask_f32", kIsaAvx2, kFloat32);
   add_row<avx2_linear_bitmask_bf16, kAvx2HalfCost>("avx2_linear_bitmask_bf16", kIsaAvx2, kBFloat16);
   add_row<avx2_linear_bitmask_f16, kAvx2HalfCost>("avx2_linear_bitmask_f16", kIsaAvx2, kFloat16);
-  add_row<avx512_linear_bitmask_f32, kAvx512Cost>("avx512_linear_bitmask_f32", kIsaAvx512, kFloat32);
+  add_row<avx512_linear_bitmask_f32, kAvx512Cost>("avx512_linear_bitmask_f32", kIsaAvx512,
+                                                  kFloat32);
   add_row<avx512_linear_bitmask_bf16, kAvx512Cost>("avx512_linear_bitmask_bf16", kIsaAvx512,
                                                    kBFloat16);
-  add_row<avx512_linear_bitmask_f16, kAvx512Cost>("avx512_linear_bitmask_f16", kIsaAvx512, kFloat16);
+  add_row<avx512_linear_bitmask_f16, kAvx512Cost>("avx512_linear_bitmask_f16", kIsaAvx512,
+                                                  kFloat16);
   add_row<avx512bf16_linear_bitmask_bf16, kBf16Cost>(
       "avx512bf16_linear_bitmask_bf16", kIsaAvx512 | kIsaAvx512Vbmi2 | kIsaAvx512Bf16, kBFloat16);
 #endif

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The loop nest of *_linear_bitmask_*: weights are loaded sparse and computed dense. Included
 // inside an anonymous namespace behind vector.inl and epilogue.inl, after the instruction set has
-// defined `sum_lanes`, `kMaxSums` (vectors of sums that fit the registers) and, for each element type, a Step:
+// defined `sum_lanes`, `kMaxSums` (vectors of sums that fit the registers) and, for each element
+// type, a Step:
 //
 //   Value, Input         element types of the weight and of X
 //   kColumns             inputs of one step
@@ -35,7 +36,8 @@ inline void decode_rows(const gossamer::cpu::BitmaskDecodeTask& task, std::int64
   const Input* x = static_cast<const Input*>(task.x);
   const Value* const first = values[0];
 
-  const auto step = [&](auto&& mask_of, std::int64_t column, int chain) __attribute__((always_inline)) {
+  const auto step = [&](auto&& mask_of, std::int64_t column,
+                        int chain) __attribute__((always_inline)) {
     typename Step::Mask mask[R];
     typename Step::Weights weights[R];
 #pragma GCC unroll 4
@@ -58,7 +60,8 @@ inline void decode_rows(const gossamer::cpu::BitmaskDecodeTask& task, std::int64
       }
     }
   };
-  const auto whole = [](const std::uint8_t* p) __attribute__((always_inline)) { return Step::load_mask(p); };
+  const auto whole = [](const std::uint8_t* p)
+                         __attribute__((always_inline)) { return Step::load_mask(p); };
 
   std::int64_t column = 0;
   for (; column + kColumns * kChains <= task.in; column += kColumns * kChains) {

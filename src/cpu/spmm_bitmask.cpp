@@ -99,9 +99,8 @@ void add_row(std::string_view name, std::uint32_t needs, DType dtype) {
     return spmm_seconds(functions.vector_lanes, cost, vectors, block, desc, tokens, threads);
   };
   kernel.run = [](const LinearArgs& args) {
-    run_spmm(functions, vectors, args, [&](std::int64_t batch) {
-      return BitmaskSource(args.weight, batch, block, index);
-    });
+    run_spmm(functions, vectors, args,
+             [&](std::int64_t batch) { return BitmaskSource(args.weight, batch, block, index); });
   };
   register_linear_kernel(kernel);
 }
@@ -144,8 +143,8 @@ void register_spmm_bitmask() {
                                                             kVbmi2, kFloat32);
   add_row<avx512_spmm_bf16, kVbmi2Cost, by_compress, 64, 8>("avx512vbmi2_spmm_bitmask64_bf16_nv8",
                                                             kVbmi2, kBFloat16);
-  add_row<avx512_spmm_bf16, kVbmi2Cost, by_compress, 256, 4>(
-      "avx512vbmi2_spmm_bitmask256_bf16_nv4", kVbmi2, kBFloat16);
+  add_row<avx512_spmm_bf16, kVbmi2Cost, by_compress, 256, 4>("avx512vbmi2_spmm_bitmask256_bf16_nv4",
+                                                             kVbmi2, kBFloat16);
   add_row<avx512_spmm_f16, kVbmi2Cost, by_compress, 64, 8>("avx512vbmi2_spmm_bitmask64_f16_nv8",
                                                            kVbmi2, kFloat16);
   add_row<avx512_spmm_f16, kVbmi2Cost, by_compress, 256, 4>("avx512vbmi2_spmm_bitmask256_f16_nv4",

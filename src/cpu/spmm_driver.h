@@ -45,8 +45,8 @@ class SpmmCall {
     x_ = at(args.x, batch * args.x_batch_stride);
     y_ = const_cast<std::byte*>(at(args.y, batch * args.y_batch_stride));
     bias_ = args.bias == nullptr ? nullptr : at(args.bias, batch * args.weight.out());
-    residual_ = args.residual == nullptr ? nullptr
-                                         : at(args.residual, batch * args.residual_batch_stride);
+    residual_ =
+        args.residual == nullptr ? nullptr : at(args.residual, batch * args.residual_batch_stride);
   }
 
   const std::byte* x(std::int64_t token, std::int64_t k) const {

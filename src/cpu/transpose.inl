@@ -51,10 +51,9 @@ void pack_tile(const gossamer::cpu::KcsrPackTask& task) {
         for (int j = 0; j < 8; ++j) r[j] = load_eight(Element{}, x + j * task.x_stride + k);
       } else {
         for (int j = 0; j < 8; ++j) {
-          r[j] = j >= tokens ? _mm256_setzero_ps()
-                 : columns >= 8
-                     ? load_eight(Element{}, x + j * task.x_stride + k)
-                     : load_up_to_eight<Element>(x + j * task.x_stride + k, columns);
+          r[j] = j >= tokens    ? _mm256_setzero_ps()
+                 : columns >= 8 ? load_eight(Element{}, x + j * task.x_stride + k)
+                                : load_up_to_eight<Element>(x + j * task.x_stride + k, columns);
         }
       }
       transpose_8x8(r);

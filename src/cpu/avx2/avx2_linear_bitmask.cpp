@@ -64,8 +64,7 @@ struct Step {
   }
   static Weights expand(const Value* values, Mask mask) {
     const __m256 rank = ranks(mask);
-    const Vector moved =
-        _mm256_permutevar8x32_ps(Element::load(values), _mm256_castps_si256(rank));
+    const Vector moved = _mm256_permutevar8x32_ps(Element::load(values), _mm256_castps_si256(rank));
     return _mm256_blendv_ps(zero(), moved, rank);
   }
   static Vector load_input(const float* x) { return load(x); }
