@@ -146,10 +146,10 @@ struct Cost {
 };
 
 // Fitted on zen5-avx512 at 1024×1024 and 4096×4096, 50–95 % zeros, 2026-11-23.
-constexpr Cost kAvx2Cost{8.0, 2.4, 0.7};
-constexpr Cost kAvx2HalfCost{8.0, 3.0, 0.7};
-constexpr Cost kAvx512Cost{16.0, 2.2, 0.8};
-constexpr Cost kBf16Cost{32.0, 2.4, 0.8};
+constexpr Cost kAvx2Cost{8.0, 1.8, 0.42};
+constexpr Cost kAvx2HalfCost{8.0, 1.9, 0.42};
+constexpr Cost kAvx512Cost{16.0, 2.4, 0.4};
+constexpr Cost kBf16Cost{32.0, 2.8, 0.5};
 
 double seconds(const LinearDesc& desc, const Machine& machine, std::int64_t tokens, int threads,
                const Cost& cost) {

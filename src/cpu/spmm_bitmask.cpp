@@ -81,10 +81,16 @@ struct BitmaskSource {
   }
 };
 
-// Fitted on zen5-avx512 at 1024×1024, 50–95 % zeros, 9 to 256 tokens, 2026-11-23.
-constexpr SpmmCost kAvx2Cost{1.0, 0.5, 8.0, 9.0, 0.25};
-constexpr SpmmCost kAvx512Cost{1.0, 0.6, 8.0, 0.0, 0.25};
-constexpr SpmmCost kVbmi2Cost{1.0, 0.6, 8.0, 0.0, 0.08};
+// Fitted on zen5-avx512 at 1024×1024, 50–95 % zeros, 9 to 256 tokens, 2026-11-23; the fits are
+// within 15 % of the times.
+constexpr SpmmCost kAvx2Cost128{1.18, 0.51, 1.1, 1.20, 0.26};
+constexpr SpmmCost kAvx2Cost256{0.66, 0.63, 15.5, 0.50, 0.22};
+constexpr SpmmCost kAvx512Cost128{1.33, 0.58, 2.1, 0.98, 0.27};
+constexpr SpmmCost kVbmi2Cost64{1.58, 0.57, 16.4, 0.86, 0.13};
+constexpr SpmmCost kVbmi2HalfCost64{2.18, 0.47, 18.1, 0.73, 0.10};
+constexpr SpmmCost kVbmi2Cost128{1.32, 0.58, 2.7, 0.94, 0.05};
+constexpr SpmmCost kVbmi2Cost256{0.84, 0.83, 8.9, 0.51, 0.02};
+constexpr SpmmCost kVbmi2HalfCost256{1.62, 0.59, 5.6, 0.70, 0.01};
 
 template <const KcsrFunctions& functions, const SpmmCost& cost, IndexFunction index, int block,
           int vectors>
@@ -113,42 +119,40 @@ void register_spmm_bitmask() {
   constexpr std::uint32_t kVbmi2 = kIsaAvx512 | kIsaAvx512Vbmi2;
   constexpr IndexFunction by_table = avx2_bitmask_index;
   constexpr IndexFunction by_compress = avx512vbmi2_bitmask_index;
-  add_row<avx2_spmm_f32, kAvx2Cost, by_table, 128, 8>("avx2_spmm_bitmask128_f32_nv8", kIsaAvx2,
-                                                      kFloat32);
-  add_row<avx2_spmm_f32, kAvx2Cost, by_table, 256, 8>("avx2_spmm_bitmask256_f32_nv8", kIsaAvx2,
-                                                      kFloat32);
-  add_row<avx2_spmm_bf16, kAvx2Cost, by_table, 128, 8>("avx2_spmm_bitmask128_bf16_nv8", kIsaAvx2,
-                                                       kBFloat16);
-  add_row<avx2_spmm_bf16, kAvx2Cost, by_table, 256, 8>("avx2_spmm_bitmask256_bf16_nv8", kIsaAvx2,
-                                                       kBFloat16);
-  add_row<avx2_spmm_f16, kAvx2Cost, by_table, 128, 8>("avx2_spmm_bitmask128_f16_nv8", kIsaAvx2,
-                                                      kFloat16);
-  add_row<avx2_spmm_f16, kAvx2Cost, by_table, 256, 8>("avx2_spmm_bitmask256_f16_nv8", kIsaAvx2,
-                                                      kFloat16);
+  add_row<avx2_spmm_f32, kAvx2Cost128, by_table, 128, 8>("avx2_spmm_bitmask128_f32_nv8", kIsaAvx2,
+                                                         kFloat32);
+  add_row<avx2_spmm_f32, kAvx2Cost256, by_table, 256, 8>("avx2_spmm_bitmask256_f32_nv8", kIsaAvx2,
+                                                         kFloat32);
+  add_row<avx2_spmm_bf16, kAvx2Cost128, by_table, 128, 8>("avx2_spmm_bitmask128_bf16_nv8", kIsaAvx2,
+                                                          kBFloat16);
+  add_row<avx2_spmm_bf16, kAvx2Cost256, by_table, 256, 8>("avx2_spmm_bitmask256_bf16_nv8", kIsaAvx2,
+                                                          kBFloat16);
+  add_row<avx2_spmm_f16, kAvx2Cost128, by_table, 128, 8>("avx2_spmm_bitmask128_f16_nv8", kIsaAvx2,
+                                                         kFloat16);
+  add_row<avx2_spmm_f16, kAvx2Cost256, by_table, 256, 8>("avx2_spmm_bitmask256_f16_nv8", kIsaAvx2,
+                                                         kFloat16);
 
-  add_row<avx512_spmm_f32, kAvx512Cost, by_table, 128, 4>("avx512_spmm_bitmask128_f32_nv4",
-                                                          kIsaAvx512, kFloat32);
-  add_row<avx512_spmm_bf16, kAvx512Cost, by_table, 128, 4>("avx512_spmm_bitmask128_bf16_nv4",
-                                                           kIsaAvx512, kBFloat16);
-  add_row<avx512_spmm_f16, kAvx512Cost, by_table, 128, 4>("avx512_spmm_bitmask128_f16_nv4",
-                                                          kIsaAvx512, kFloat16);
+  add_row<avx512_spmm_f32, kAvx512Cost128, by_table, 128, 4>("avx512_spmm_bitmask128_f32_nv4",
+                                                             kIsaAvx512, kFloat32);
+  add_row<avx512_spmm_bf16, kAvx512Cost128, by_table, 128, 4>("avx512_spmm_bitmask128_bf16_nv4",
+                                                              kIsaAvx512, kBFloat16);
+  add_row<avx512_spmm_f16, kAvx512Cost128, by_table, 128, 4>("avx512_spmm_bitmask128_f16_nv4",
+                                                             kIsaAvx512, kFloat16);
 
-  add_row<avx512_spmm_f32, kVbmi2Cost, by_compress, 64, 8>("avx512vbmi2_spmm_bitmask64_f32_nv8",
-                                                           kVbmi2, kFloat32);
-  add_row<avx512_spmm_f32, kVbmi2Cost, by_compress, 128, 8>("avx512vbmi2_spmm_bitmask128_f32_nv8",
-                                                            kVbmi2, kFloat32);
-  add_row<avx512_spmm_f32, kVbmi2Cost, by_compress, 128, 4>("avx512vbmi2_spmm_bitmask128_f32_nv4",
-                                                            kVbmi2, kFloat32);
-  add_row<avx512_spmm_f32, kVbmi2Cost, by_compress, 256, 4>("avx512vbmi2_spmm_bitmask256_f32_nv4",
-                                                            kVbmi2, kFloat32);
-  add_row<avx512_spmm_bf16, kVbmi2Cost, by_compress, 64, 8>("avx512vbmi2_spmm_bitmask64_bf16_nv8",
-                                                            kVbmi2, kBFloat16);
-  add_row<avx512_spmm_bf16, kVbmi2Cost, by_compress, 256, 4>("avx512vbmi2_spmm_bitmask256_bf16_nv4",
-                                                             kVbmi2, kBFloat16);
-  add_row<avx512_spmm_f16, kVbmi2Cost, by_compress, 64, 8>("avx512vbmi2_spmm_bitmask64_f16_nv8",
-                                                           kVbmi2, kFloat16);
-  add_row<avx512_spmm_f16, kVbmi2Cost, by_compress, 256, 4>("avx512vbmi2_spmm_bitmask256_f16_nv4",
-                                                            kVbmi2, kFloat16);
+  add_row<avx512_spmm_f32, kVbmi2Cost64, by_compress, 64, 8>("avx512vbmi2_spmm_bitmask64_f32_nv8",
+                                                             kVbmi2, kFloat32);
+  add_row<avx512_spmm_f32, kVbmi2Cost128, by_compress, 128, 4>(
+      "avx512vbmi2_spmm_bitmask128_f32_nv4", kVbmi2, kFloat32);
+  add_row<avx512_spmm_f32, kVbmi2Cost256, by_compress, 256, 4>(
+      "avx512vbmi2_spmm_bitmask256_f32_nv4", kVbmi2, kFloat32);
+  add_row<avx512_spmm_bf16, kVbmi2HalfCost64, by_compress, 64, 8>(
+      "avx512vbmi2_spmm_bitmask64_bf16_nv8", kVbmi2, kBFloat16);
+  add_row<avx512_spmm_bf16, kVbmi2HalfCost256, by_compress, 256, 4>(
+      "avx512vbmi2_spmm_bitmask256_bf16_nv4", kVbmi2, kBFloat16);
+  add_row<avx512_spmm_f16, kVbmi2HalfCost64, by_compress, 64, 8>(
+      "avx512vbmi2_spmm_bitmask64_f16_nv8", kVbmi2, kFloat16);
+  add_row<avx512_spmm_f16, kVbmi2HalfCost256, by_compress, 256, 4>(
+      "avx512vbmi2_spmm_bitmask256_f16_nv4", kVbmi2, kFloat16);
 #endif
 }
 

@@ -171,13 +171,14 @@ void run_spmm(const KcsrFunctions& functions, int vectors, const LinearArgs& arg
   });
 }
 
-/// Cycles that the model charges, by instruction set and element type.
+/// Cycles that the model charges, by table row: what the caches cost is in per_vector.
 struct SpmmCost {
-  double per_value;      ///< broadcast, index, loop
-  double per_vector;     ///< multiply-add with a load from the tile
-  double per_segment;    ///< a row in a block: offsets and one mispredicted branch
-  double one_per_group;  ///< a vector of gathered inputs
-  double per_position;   ///< of the dense weight, to index it; 0 where the layout has columns
+  double per_value;          ///< broadcast, index, loop
+  double per_vector;         ///< multiply-add with a load from the tile
+  double per_segment;        ///< a row in a block: offsets and one mispredicted branch
+  double per_transposed;     ///< an element of X or Y
+  double per_position = 0;   ///< of the dense weight, to index it; 0 where columns lie ready
+  double one_per_group = 0;  ///< a vector of gathered inputs
 };
 
 /// Predicted seconds of one call.
@@ -200,11 +201,8 @@ inline double spmm_seconds(std::int64_t vector_lanes, const SpmmCost& cost, int 
     for (std::int64_t left = tokens; left > 0;) {
       const int width = panel_width(left, vector_lanes, vectors);
       const double used = kPanelVectors[width];
-      // A tile beyond 32 KB no longer fits beside the sums in L1.
-      const double tile = static_cast<double>(block) * used * lanes * 4.0;
-      const double spill = tile > 32768.0 ? 1.3 : 1.0;
-      const double transposes = (in + out) * used * lanes * batch * 0.5;
-      cycles += kept * (cost.per_value + cost.per_vector * used * spill) +
+      const double transposes = (in + out) * used * lanes * batch * cost.per_transposed;
+      cycles += kept * (cost.per_value + cost.per_vector * used) +
                 segments * (cost.per_segment + used) + transposes;
       left -= kPanelVectors[width] * vector_lanes;
     }

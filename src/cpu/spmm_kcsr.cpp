@@ -79,10 +79,17 @@ struct KcsrSource {
   }
 };
 
-// Fitted on zen5-avx512 at 1024×1024, 50–95 % zeros, 1 to 256 tokens, 2026-11-23.
-constexpr SpmmCost kGenericCost{2.0, 0.7, 16.0, 8.0, 0.0};
-constexpr SpmmCost kAvx2Cost{1.0, 0.5, 8.0, 9.0, 0.0};
-constexpr SpmmCost kAvx512Cost{1.0, 0.6, 8.0, 0.0, 0.0};
+// Fitted on zen5-avx512 at 1024×1024, 50–95 % zeros, 9 to 256 tokens, 2026-11-23; the fits are
+// within 15 % of the times.
+constexpr SpmmCost kGenericCost{2.0, 0.7, 16.0, 1.0, 0.0, 8.0};
+constexpr SpmmCost kAvx2Cost128{1.14, 0.48, 0.0, 1.27};
+constexpr SpmmCost kAvx2Cost256{0.64, 0.60, 1.8, 0.72};
+constexpr SpmmCost kAvx2CostNarrow{0.89, 0.50, 0.6, 0.83};
+constexpr SpmmCost kAvx2CostOne{0.0, 0.0, 0.0, 0.0, 0.0, 9.0};
+constexpr SpmmCost kAvx512Cost64{1.57, 0.54, 13.9, 0.96};
+constexpr SpmmCost kAvx512Cost128{1.00, 0.71, 0.2, 1.09};
+constexpr SpmmCost kAvx512CostNarrow128{1.25, 0.54, 0.5, 1.02};
+constexpr SpmmCost kAvx512CostNarrow256{0.83, 0.80, 0.7, 0.67};
 
 /// One row of the table: an instruction set, a block of inputs, a widest panel.
 template <const KcsrFunctions& functions, const SpmmCost& cost, Layout layout, int vectors>
@@ -112,16 +119,18 @@ void register_spmm_kcsr() {
   add_row<generic_spmm_f32, kGenericCost, kKcsr128, 8>("generic_spmm_kcsr128_f32", kIsaGeneric);
   add_row<generic_spmm_f32, kGenericCost, kKcsr256, 8>("generic_spmm_kcsr256_f32", kIsaGeneric);
 #if defined(__x86_64__)
-  add_row<avx2_spmm_f32, kAvx2Cost, kKcsr128, 8>("avx2_spmm_kcsr128_f32_nv8", kIsaAvx2);
-  add_row<avx2_spmm_f32, kAvx2Cost, kKcsr256, 8>("avx2_spmm_kcsr256_f32_nv8", kIsaAvx2);
-  add_row<avx2_spmm_f32, kAvx2Cost, kKcsr256, 4>("avx2_spmm_kcsr256_f32_nv4", kIsaAvx2);
-  add_row<avx2_spmm_f32, kAvx2Cost, kKcsr128, 0>("avx2_spmv_kcsr128_f32", kIsaAvx2);
-  add_row<avx2_spmm_f32, kAvx2Cost, kKcsr256, 0>("avx2_spmv_kcsr256_f32", kIsaAvx2);
+  constexpr const KcsrFunctions& avx2 = avx2_spmm_f32;
+  constexpr const KcsrFunctions& avx512 = avx512_spmm_f32;
+  add_row<avx2, kAvx2Cost128, kKcsr128, 8>("avx2_spmm_kcsr128_f32_nv8", kIsaAvx2);
+  add_row<avx2, kAvx2Cost256, kKcsr256, 8>("avx2_spmm_kcsr256_f32_nv8", kIsaAvx2);
+  add_row<avx2, kAvx2CostNarrow, kKcsr256, 4>("avx2_spmm_kcsr256_f32_nv4", kIsaAvx2);
+  add_row<avx2, kAvx2CostOne, kKcsr128, 0>("avx2_spmv_kcsr128_f32", kIsaAvx2);
+  add_row<avx2, kAvx2CostOne, kKcsr256, 0>("avx2_spmv_kcsr256_f32", kIsaAvx2);
 
-  add_row<avx512_spmm_f32, kAvx512Cost, kKcsr64, 8>("avx512_spmm_kcsr64_f32_nv8", kIsaAvx512);
-  add_row<avx512_spmm_f32, kAvx512Cost, kKcsr128, 8>("avx512_spmm_kcsr128_f32_nv8", kIsaAvx512);
-  add_row<avx512_spmm_f32, kAvx512Cost, kKcsr128, 4>("avx512_spmm_kcsr128_f32_nv4", kIsaAvx512);
-  add_row<avx512_spmm_f32, kAvx512Cost, kKcsr256, 4>("avx512_spmm_kcsr256_f32_nv4", kIsaAvx512);
+  add_row<avx512, kAvx512Cost64, kKcsr64, 8>("avx512_spmm_kcsr64_f32_nv8", kIsaAvx512);
+  add_row<avx512, kAvx512Cost128, kKcsr128, 8>("avx512_spmm_kcsr128_f32_nv8", kIsaAvx512);
+  add_row<avx512, kAvx512CostNarrow128, kKcsr128, 4>("avx512_spmm_kcsr128_f32_nv4", kIsaAvx512);
+  add_row<avx512, kAvx512CostNarrow256, kKcsr256, 4>("avx512_spmm_kcsr256_f32_nv4", kIsaAvx512);
 #endif
 }
 
