@@ -42,18 +42,21 @@ struct KcsrStoreTask {
   FinishTask out;
 };
 
-/// What a driver needs of an instruction set and an element type. `add_one` and `store_one` may be
-/// null. `add[i]` takes panels of kPanelVectors[i] vectors; `add_one` takes a single token and
-/// keeps one vector of partial sums a row, which `store_one` adds up.
+/// What a driver needs of an instruction set and an element type. `pack` returns whether `add` may
+/// be called on the tile; where it may not, because a product with a pruned weight would not be
+/// zero, `add_careful` is. `add[i]` takes panels of kPanelVectors[i] vectors; `add_one` takes a
+/// single token and keeps one vector of partial sums a row, which `store_one` adds up. The last
+/// three may be null.
 inline constexpr int kPanelVectors[] = {1, 2, 3, 4, 6, 8};
 inline constexpr int kPanelWidths = 6;
 struct KcsrFunctions {
   std::int64_t vector_lanes;
-  void (*pack)(const KcsrPackTask&);
+  bool (*pack)(const KcsrPackTask&);
   void (*add[kPanelWidths])(const KcsrAddTask&);
   void (*store)(const KcsrStoreTask&);
   void (*add_one)(const KcsrAddTask&);
   void (*store_one)(const KcsrStoreTask&);
+  void (*add_careful[kPanelWidths])(const KcsrAddTask&);
 };
 
 extern const KcsrFunctions generic_spmm_f32;
@@ -63,6 +66,9 @@ extern const KcsrFunctions avx2_spmm_f16;
 extern const KcsrFunctions avx512_spmm_f32;
 extern const KcsrFunctions avx512_spmm_bf16;
 extern const KcsrFunctions avx512_spmm_f16;
+/// Values are pairs of bfloat16 in 32 bits, tiles hold pairs of inputs likewise, columns count
+/// pairs. What is pruned of a pair is +0; a kept zero is -0.
+extern const KcsrFunctions avx512bf16_spmm_pairs;
 
 /// Turns the bits of some rows into what KcsrAddTask reads: cols[i] is the column, inside its block
 /// of inputs, of the i-th kept value of these rows; segments[k·rows + r] says where block k of row
@@ -78,5 +84,19 @@ struct BitmaskIndexTask {
 
 void avx2_bitmask_index(const BitmaskIndexTask& task);
 void avx512vbmi2_bitmask_index(const BitmaskIndexTask& task);
+
+/// The same for pairs of bfloat16: a pair is listed where either of its two inputs is kept.
+struct BitmaskPairTask {
+  const std::uint8_t* bits;
+  const std::uint16_t* values;  ///< of the first row
+  std::int64_t rows;
+  std::int64_t in;
+  std::int64_t block;       ///< inputs, a multiple of 32, at most 512
+  std::uint32_t* pairs;     ///< room for 16 more than the rows have
+  std::uint8_t* cols;       ///< likewise
+  std::uint32_t* segments;  ///< [ceil(in / block) + 1][rows], counting pairs
+};
+
+void avx512bf16_bitmask_pairs(const BitmaskPairTask& task);
 
 }  // namespace gossamer::cpu

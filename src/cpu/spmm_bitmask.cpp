@@ -81,6 +81,68 @@ struct BitmaskSource {
   }
 };
 
+/// The same as pairs of bfloat16, values and all: 5 bytes a pair in scratch memory.
+struct BitmaskPairSource {
+  static constexpr std::int64_t kPairsAtOnce = std::int64_t{1} << 18;
+
+  BitmaskRows weight;
+  std::int64_t out;
+  std::int64_t in;
+  std::int64_t block;
+  std::int64_t block_count;
+  const std::uint32_t* pairs = nullptr;  ///< of the indexed rows
+  const std::uint8_t* cols = nullptr;
+  const std::uint32_t* segments = nullptr;
+  std::int64_t rows = 0;
+
+  BitmaskPairSource(const PackedView& packed, std::int64_t batch, std::int64_t block_inputs)
+      : weight(packed, batch),
+        out(packed.out()),
+        in(packed.in()),
+        block(block_inputs),
+        block_count(ceil_div(in, block)) {}
+
+  std::int64_t balanced_row(std::int64_t part, std::int64_t parts) const {
+    return weight.balanced_row(part, parts, 16);
+  }
+
+  std::int64_t rows_at_once(std::int64_t row, std::int64_t wanted) const {
+    while (wanted > 1 && weight.kept(row, wanted) > kPairsAtOnce) wanted /= 2;
+    return wanted;
+  }
+
+  /// At most as many pairs as kept values.
+  std::int64_t pair_bytes(std::int64_t row, std::int64_t count) const {
+    return 4 * (weight.kept(row, count) + 16);
+  }
+
+  std::int64_t scratch_bytes(std::int64_t row, std::int64_t count) const {
+    return (block_count + 1) * count * 4 + pair_bytes(row, count) + weight.kept(row, count) + 16;
+  }
+
+  void index(std::int64_t row, std::int64_t count, std::byte* memory) {
+    auto* first_segment = reinterpret_cast<std::uint32_t*>(memory);
+    auto* first_pair = first_segment + (block_count + 1) * count;
+    auto* first_col = reinterpret_cast<std::uint8_t*>(first_pair) + pair_bytes(row, count);
+    avx512bf16_bitmask_pairs({weight.bits + row * weight.row_bytes,
+                              reinterpret_cast<const std::uint16_t*>(weight.row_values(row)), count,
+                              in, block, first_pair, first_col, first_segment});
+    pairs = first_pair;
+    cols = first_col;
+    segments = first_segment;
+    rows = count;
+  }
+
+  KcsrAddTask add_task(std::int64_t k) const {
+    KcsrAddTask task{};
+    task.values = pairs;
+    task.cols = cols;
+    task.begins = segments + k * rows;
+    task.ends = task.begins + rows;
+    return task;
+  }
+};
+
 // Fitted on zen5-avx512 at 1024×1024, 50–95 % zeros, 9 to 256 tokens, 2026-11-23; the fits are
 // within 15 % of the times.
 constexpr SpmmCost kAvx2Cost128{1.18, 0.51, 1.1, 1.20, 0.26};
@@ -90,6 +152,9 @@ constexpr SpmmCost kVbmi2Cost64{1.58, 0.57, 16.4, 0.86, 0.13};
 constexpr SpmmCost kVbmi2HalfCost64{2.18, 0.47, 18.1, 0.73, 0.10};
 constexpr SpmmCost kVbmi2Cost128{1.32, 0.58, 2.7, 0.94, 0.05};
 constexpr SpmmCost kVbmi2Cost256{0.84, 0.83, 8.9, 0.51, 0.02};
+constexpr SpmmCost kPairCost128{1.58, 0.57, 16.4, 0.86, 0.3};
+constexpr SpmmCost kPairCost256{1.32, 0.58, 2.7, 0.94, 0.3};
+constexpr SpmmCost kPairCost512{0.84, 0.83, 8.9, 0.51, 0.3};
 constexpr SpmmCost kVbmi2HalfCost256{1.62, 0.59, 5.6, 0.70, 0.01};
 
 template <const KcsrFunctions& functions, const SpmmCost& cost, IndexFunction index, int block,
@@ -107,6 +172,34 @@ void add_row(std::string_view name, std::uint32_t needs, DType dtype) {
   kernel.run = [](const LinearArgs& args) {
     run_spmm(functions, vectors, args,
              [&](std::int64_t batch) { return BitmaskSource(args.weight, batch, block, index); });
+  };
+  register_linear_kernel(kernel);
+}
+
+/// Pairs cost as much as values; of density d there are 1 - (1 - d)² of half as many.
+double pair_seconds(const SpmmCost& cost, int vectors, std::int64_t block, const LinearDesc& desc,
+                    std::int64_t tokens, int threads) {
+  LinearDesc pairs = desc;
+  const double pruned = 1.0 - desc.density;
+  pairs.in = ceil_div(desc.in, 2);
+  pairs.density = 1.0 - pruned * pruned;
+  return spmm_seconds(16, cost, vectors, block / 2, pairs, tokens, threads);
+}
+
+template <const SpmmCost& cost, int block, int vectors>
+void add_pair_row(std::string_view name) {
+  LinearKernel kernel;
+  kernel.name = name;
+  kernel.needs = kIsaAvx512 | kIsaAvx512Vbmi2 | kIsaAvx512Bf16;
+  kernel.layout = Layout::kBitmask;
+  kernel.weight_dtype = DType::kBFloat16;
+  kernel.activation_dtype = DType::kBFloat16;
+  kernel.seconds = [](const LinearDesc& desc, const Machine&, std::int64_t tokens, int threads) {
+    return pair_seconds(cost, vectors, block, desc, tokens, threads);
+  };
+  kernel.run = [](const LinearArgs& args) {
+    run_spmm(avx512bf16_spmm_pairs, vectors, args,
+             [&](std::int64_t batch) { return BitmaskPairSource(args.weight, batch, block); });
   };
   register_linear_kernel(kernel);
 }
@@ -153,6 +246,9 @@ void register_spmm_bitmask() {
       "avx512vbmi2_spmm_bitmask64_f16_nv8", kVbmi2, kFloat16);
   add_row<avx512_spmm_f16, kVbmi2HalfCost256, by_compress, 256, 4>(
       "avx512vbmi2_spmm_bitmask256_f16_nv4", kVbmi2, kFloat16);
+  add_pair_row<kPairCost128, 128, 8>("avx512bf16_spmm_bitmask128_bf16_nv8");
+  add_pair_row<kPairCost256, 256, 4>("avx512bf16_spmm_bitmask256_bf16_nv4");
+  add_pair_row<kPairCost512, 512, 4>("avx512bf16_spmm_bitmask512_bf16_nv4");
 #endif
 }
 

@@ -99,13 +99,13 @@ void run_panel(const KcsrFunctions& functions, const Source& source, const SpmmC
   for (std::int64_t k = 0; k < source.block_count; ++k) {
     const std::int64_t columns = std::min(source.block, source.in - k * source.block);
     const std::byte* x = call.x(token, k * source.block);
-    if (!one) functions.pack({x, call.x_stride(), tokens, columns, tile, lanes});
+    const bool plain = one || functions.pack({x, call.x_stride(), tokens, columns, tile, lanes});
     KcsrAddTask task = source.add_task(k);
     task.rows = rows;
     task.tile = one ? static_cast<const void*>(x) : tile;
     task.sums = sums;
     task.first = k == 0;
-    one ? functions.add_one(task) : functions.add[width](task);
+    (one ? functions.add_one : plain ? functions.add[width] : functions.add_careful[width])(task);
   }
   const KcsrStoreTask store{sums, lanes, call.finish(token, tokens, row, rows)};
   one ? functions.store_one(store) : functions.store(store);

@@ -40,7 +40,7 @@ inline __m256 load_up_to_eight(const typename Element::Type* p, std::int64_t cou
 }
 
 template <typename Element>
-void pack_tile(const gossamer::cpu::KcsrPackTask& task) {
+bool pack_tile(const gossamer::cpu::KcsrPackTask& task) {
   for (std::int64_t t = 0; t < task.lanes; t += 8) {
     const std::int64_t tokens = task.tokens - t;
     const auto* x = static_cast<const typename Element::Type*>(task.x) + t * task.x_stride;
@@ -60,6 +60,7 @@ void pack_tile(const gossamer::cpu::KcsrPackTask& task) {
       for (int j = 0; j < 8; ++j) _mm256_store_ps(task.tile + (k + j) * task.lanes + t, r[j]);
     }
   }
+  return true;
 }
 
 /// Some rows of 8 tokens are transposed to a buffer in L1, which is then finished token by token.

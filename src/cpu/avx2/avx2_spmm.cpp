@@ -75,7 +75,8 @@ constexpr gossamer::cpu::KcsrFunctions functions_for() {
            add_block<Element, 4>, add_block<Element, 6>, add_block<Element, 8>},
           store_panel<Element>,
           nullptr,
-          nullptr};
+          nullptr,
+          {}};
 }
 
 constexpr gossamer::cpu::KcsrFunctions with_one_token() {

@@ -36,7 +36,8 @@ constexpr gossamer::cpu::KcsrFunctions functions_for() {
            add_block<Element, 4>, add_block<Element, 6>, add_block<Element, 8>},
           store_panel<Element>,
           nullptr,
-          nullptr};
+          nullptr,
+          {}};
 }
 
 }  // namespace

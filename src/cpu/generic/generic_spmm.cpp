@@ -14,13 +14,14 @@ namespace {
 #include "cpu/epilogue.inl"
 #include "cpu/spmm_kcsr.inl"
 
-void pack_tile(const gossamer::cpu::KcsrPackTask& task) {
+bool pack_tile(const gossamer::cpu::KcsrPackTask& task) {
   const auto* x = static_cast<const float*>(task.x);
   for (std::int64_t k = 0; k < task.columns; ++k) {
     float* to = task.tile + k * task.lanes;
     for (std::int64_t t = 0; t < task.tokens; ++t) to[t] = x[t * task.x_stride + k];
     for (std::int64_t t = task.tokens; t < task.lanes; ++t) to[t] = 0.0f;
   }
+  return true;
 }
 
 void store_panel(const gossamer::cpu::KcsrStoreTask& task) {
@@ -80,6 +81,7 @@ constinit const KcsrFunctions generic_spmm_f32 = {
      add_block<Float32, 6>, add_block<Float32, 8>},
     store_panel,
     add_one_token,
-    store_one_token};
+    store_one_token,
+    {}};
 
 }  // namespace gossamer::cpu
