@@ -30,9 +30,17 @@ struct KcsrAddTask {
   const std::uint32_t* begins;
   const std::uint32_t* ends;
   std::int64_t rows;
-  const void* tile;  ///< float [KC][lanes]; for a single token, X itself
-  float* sums;       ///< [rows][lanes]
-  bool first;        ///< sums hold nothing yet
+  const void* tile;      ///< float [KC][lanes]; for a single token, X itself
+  float* sums;           ///< [rows][lanes]
+  bool first;            ///< sums hold nothing yet
+  std::int64_t columns;  ///< of the tile
+
+  // Blocks only: begins and ends count blocks, one pair for every block row; `values` are
+  // [blocks][block_rows][block_cols] and `cols` is null.
+  const std::int32_t* block_col;  ///< of every block, counting from input 0
+  std::int64_t block_rows;
+  std::int64_t block_cols;
+  std::int64_t first_input;  ///< of the tile
 };
 
 /// `out.y` from sums[row][t]: `out.sums` is not read.
@@ -69,6 +77,16 @@ extern const KcsrFunctions avx512_spmm_f16;
 /// Values are pairs of bfloat16 in 32 bits, tiles hold pairs of inputs likewise, columns count
 /// pairs. What is pruned of a pair is +0; a kept zero is -0.
 extern const KcsrFunctions avx512bf16_spmm_pairs;
+/// Blocks of at most kMaxBlockRows rows; sums have room for whole blocks.
+inline constexpr std::int64_t kMaxBlockRows = 256;
+extern const KcsrFunctions avx2_spmm_blocks_f32;
+extern const KcsrFunctions avx2_spmm_blocks_bf16;
+extern const KcsrFunctions avx2_spmm_blocks_f16;
+extern const KcsrFunctions avx512_spmm_blocks_f32;
+extern const KcsrFunctions avx512_spmm_blocks_bf16;
+extern const KcsrFunctions avx512_spmm_blocks_f16;
+/// Blocks of an even number of columns.
+extern const KcsrFunctions avx512bf16_spmm_block_pairs;
 
 /// Turns the bits of some rows into what KcsrAddTask reads: cols[i] is the column, inside its block
 /// of inputs, of the i-th kept value of these rows; segments[k·rows + r] says where block k of row
@@ -98,5 +116,19 @@ struct BitmaskPairTask {
 };
 
 void avx512bf16_bitmask_pairs(const BitmaskPairTask& task);
+
+/// Where blocks of one row and two columns lie, tile by tile: cols[i] is the place in its tile of
+/// the i-th block of these rows; segments as above, counting blocks.
+struct BlockIndexTask {
+  const std::int64_t* offsets;  ///< [rows + 1] into block_col
+  const std::int32_t* block_col;
+  std::int64_t rows;
+  std::int64_t tiles;
+  std::int64_t blocks_per_tile;  ///< a power of two, at most 256
+  std::uint8_t* cols;            ///< room for 16 more than there are blocks
+  std::uint32_t* segments;       ///< [tiles + 1][rows]
+};
+
+void avx512bf16_block_index(const BlockIndexTask& task);
 
 }  // namespace gossamer::cpu

@@ -7,6 +7,7 @@ namespace gossamer::cpu {
 void register_generic_linear();
 void register_spmm_kcsr();
 void register_spmm_bitmask();
+void register_spmm_blocks();
 void register_linear_nm24();
 void register_linear_bitmask();
 

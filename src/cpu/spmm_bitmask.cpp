@@ -152,9 +152,8 @@ constexpr SpmmCost kVbmi2Cost64{1.58, 0.57, 16.4, 0.86, 0.13};
 constexpr SpmmCost kVbmi2HalfCost64{2.18, 0.47, 18.1, 0.73, 0.10};
 constexpr SpmmCost kVbmi2Cost128{1.32, 0.58, 2.7, 0.94, 0.05};
 constexpr SpmmCost kVbmi2Cost256{0.84, 0.83, 8.9, 0.51, 0.02};
-constexpr SpmmCost kPairCost128{1.58, 0.57, 16.4, 0.86, 0.3};
-constexpr SpmmCost kPairCost256{1.32, 0.58, 2.7, 0.94, 0.3};
-constexpr SpmmCost kPairCost512{0.84, 0.83, 8.9, 0.51, 0.3};
+constexpr SpmmCost kPairCost128{1.44, 0.54, 0.0, 1.50, 0.32};
+constexpr SpmmCost kPairCost256{1.50, 0.49, 0.0, 0.90, 0.29};
 constexpr SpmmCost kVbmi2HalfCost256{1.62, 0.59, 5.6, 0.70, 0.01};
 
 template <const KcsrFunctions& functions, const SpmmCost& cost, IndexFunction index, int block,
@@ -248,7 +247,6 @@ void register_spmm_bitmask() {
       "avx512vbmi2_spmm_bitmask256_f16_nv4", kVbmi2, kFloat16);
   add_pair_row<kPairCost128, 128, 8>("avx512bf16_spmm_bitmask128_bf16_nv8");
   add_pair_row<kPairCost256, 256, 4>("avx512bf16_spmm_bitmask256_bf16_nv4");
-  add_pair_row<kPairCost512, 512, 4>("avx512bf16_spmm_bitmask512_bf16_nv4");
 #endif
 }
 

@@ -105,6 +105,7 @@ void run_panel(const KcsrFunctions& functions, const Source& source, const SpmmC
     task.tile = one ? static_cast<const void*>(x) : tile;
     task.sums = sums;
     task.first = k == 0;
+    task.columns = columns;
     (one ? functions.add_one : plain ? functions.add[width] : functions.add_careful[width])(task);
   }
   const KcsrStoreTask store{sums, lanes, call.finish(token, tokens, row, rows)};

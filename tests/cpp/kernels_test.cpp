@@ -239,20 +239,32 @@ class Call {
 };
 
 /// Patterns that the layout of a kernel holds.
-std::vector<Pattern> patterns_of(const LinearKernel& kernel) {
+std::vector<Pattern> layout_patterns(const LinearKernel& kernel) {
   switch (kernel.layout) {
     case Layout::kNm:
       return {Pattern::nm(2, 4), Pattern::nm(1, 4), Pattern::nm(8, 16)};
     case Layout::kNm24Pairs:
       return {Pattern::nm(2, 4)};
     case Layout::kBsr:
-      return {Pattern::block(4, 4, 0.5), Pattern::block(16, 1, 0.7)};
+      return {Pattern::block(4, 4, 0.5), Pattern::block(1, 2, 0.5), Pattern::block(6, 32, 0.4),
+              Pattern::block(32, 2, 0.7), Pattern::block(4, 1, 0.6), Pattern::block(16, 1, 0.7)};
     case Layout::kFanIn:
       return {Pattern::fan_in(0.75), Pattern::fan_in(0.0)};
     default:
       return {Pattern::unstructured(0.0), Pattern::unstructured(0.5), Pattern::unstructured(0.9),
               Pattern::unstructured(1.0)};
   }
+}
+
+/// And that the kernel does not refuse.
+std::vector<Pattern> patterns_of(const LinearKernel& kernel) {
+  std::vector<Pattern> patterns = layout_patterns(kernel);
+  std::erase_if(patterns, [&](const Pattern& pattern) {
+    LinearDesc desc;
+    desc.pattern = pattern;
+    return kernel.refuses != nullptr && !kernel.refuses(desc).empty();
+  });
+  return patterns;
 }
 
 class KernelTest : public testing::TestWithParam<const LinearKernel*> {

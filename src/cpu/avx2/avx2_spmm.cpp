@@ -29,6 +29,9 @@ namespace {
 #include "cpu/spmm_kcsr.inl"
 #include "cpu/transpose.inl"
 
+constexpr int kRegisters = 16;
+#include "cpu/spmm_blocks.inl"
+
 /// One token: eight kept values at once, their inputs gathered from the block of X, which is in L1.
 void add_one_token(const gossamer::cpu::KcsrAddTask& task) {
   const auto* values = static_cast<const float*>(task.values);
@@ -86,6 +89,19 @@ constexpr gossamer::cpu::KcsrFunctions with_one_token() {
   return functions;
 }
 
+template <typename Element>
+constexpr gossamer::cpu::KcsrFunctions block_functions_for() {
+  using Unit = ElementUnit<Element>;
+  return {kLanes,
+          pack_tile<Element>,
+          {add_blocks<Unit, 1>, add_blocks<Unit, 2>, add_blocks<Unit, 3>, add_blocks<Unit, 4>,
+           add_blocks<Unit, 6>, add_blocks<Unit, 8>},
+          store_panel<Element>,
+          nullptr,
+          nullptr,
+          {}};
+}
+
 }  // namespace
 
 namespace gossamer::cpu {
@@ -93,5 +109,9 @@ namespace gossamer::cpu {
 constinit const KcsrFunctions avx2_spmm_f32 = with_one_token();
 constinit const KcsrFunctions avx2_spmm_bf16 = functions_for<BFloat16>();
 constinit const KcsrFunctions avx2_spmm_f16 = functions_for<Float16>();
+
+constinit const KcsrFunctions avx2_spmm_blocks_f32 = block_functions_for<Float32>();
+constinit const KcsrFunctions avx2_spmm_blocks_bf16 = block_functions_for<BFloat16>();
+constinit const KcsrFunctions avx2_spmm_blocks_f16 = block_functions_for<Float16>();
 
 }  // namespace gossamer::cpu

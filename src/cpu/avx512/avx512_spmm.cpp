@@ -27,6 +27,9 @@ namespace {
 #include "cpu/spmm_kcsr.inl"
 #include "cpu/transpose.inl"
 
+constexpr int kRegisters = 32;
+#include "cpu/spmm_blocks.inl"
+
 // Gathers of 16 are no faster than AVX2's of 8, whose rows for a single token run here too.
 template <typename Element>
 constexpr gossamer::cpu::KcsrFunctions functions_for() {
@@ -40,6 +43,19 @@ constexpr gossamer::cpu::KcsrFunctions functions_for() {
           {}};
 }
 
+template <typename Element>
+constexpr gossamer::cpu::KcsrFunctions block_functions_for() {
+  using Unit = ElementUnit<Element>;
+  return {kLanes,
+          pack_tile<Element>,
+          {add_blocks<Unit, 1>, add_blocks<Unit, 2>, add_blocks<Unit, 3>, add_blocks<Unit, 4>,
+           add_blocks<Unit, 6>, add_blocks<Unit, 8>},
+          store_panel<Element>,
+          nullptr,
+          nullptr,
+          {}};
+}
+
 }  // namespace
 
 namespace gossamer::cpu {
@@ -47,5 +63,9 @@ namespace gossamer::cpu {
 constinit const KcsrFunctions avx512_spmm_f32 = functions_for<Float32>();
 constinit const KcsrFunctions avx512_spmm_bf16 = functions_for<BFloat16>();
 constinit const KcsrFunctions avx512_spmm_f16 = functions_for<Float16>();
+
+constinit const KcsrFunctions avx512_spmm_blocks_f32 = block_functions_for<Float32>();
+constinit const KcsrFunctions avx512_spmm_blocks_bf16 = block_functions_for<BFloat16>();
+constinit const KcsrFunctions avx512_spmm_blocks_f16 = block_functions_for<Float16>();
 
 }  // namespace gossamer::cpu

@@ -24,6 +24,9 @@ namespace {
 #include "cpu/spmm_kcsr.inl"
 #include "cpu/transpose.inl"
 
+constexpr int kRegisters = 32;
+#include "cpu/spmm_blocks.inl"
+
 inline __m512i load_pairs(const float* p) { return _mm512_loadu_si512(p); }
 
 template <int NV>
@@ -47,6 +50,9 @@ void add_pairs(const gossamer::cpu::KcsrAddTask& task) {
     for (int n = 0; n < NV; ++n) sum[n] = task.first ? zero() : load(sums + n * kLanes);
     std::int64_t i = task.begins[row];
     const std::int64_t end = task.ends[row];
+    if (row + kRowsAhead < task.rows) {
+      prefetch_row(task, pairs, task.begins[row + kRowsAhead], end - i);
+    }
     if constexpr (NV < 8) {
       Vector odd[NV];
       for (int n = 0; n < NV; ++n) odd[n] = zero();
@@ -122,6 +128,18 @@ bool pack_pairs(const gossamer::cpu::KcsrPackTask& task) {
   return _mm256_testz_si256(above, above) != 0;
 }
 
+/// A pair of a block: both halves are kept, so no tile needs care.
+struct PairUnit {
+  using Type = std::uint32_t;
+  static constexpr std::int64_t kInputs = 2;
+  static Vector broadcast(const std::uint32_t* p) {
+    return _mm512_castsi512_ps(_mm512_set1_epi32(static_cast<std::int32_t>(*p)));
+  }
+  static Vector multiply_add(Vector w, Vector x, Vector sum) {
+    return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(x), reinterpret_cast<__m512bh>(w));
+  }
+};
+
 inline std::uint32_t load_bits(const std::uint8_t* bits, std::int64_t bytes) {
   std::uint32_t word = 0;
   if (bytes >= 4) {
@@ -168,6 +186,17 @@ constinit const KcsrFunctions avx512bf16_spmm_pairs = {
     {add_pairs_careful<1>, add_pairs_careful<2>, add_pairs_careful<3>, add_pairs_careful<4>,
      add_pairs_careful<6>, add_pairs_careful<8>}};
 
+constinit const KcsrFunctions avx512bf16_spmm_block_pairs = {
+    kLanes,
+    pack_pairs,
+    {add_blocks<PairUnit, 1>, add_blocks<PairUnit, 2>, add_blocks<PairUnit, 3>,
+     add_blocks<PairUnit, 4>, add_blocks<PairUnit, 6>, add_blocks<PairUnit, 8>},
+    store_panel<BFloat16>,
+    nullptr,
+    nullptr,
+    {add_blocks<PairUnit, 1>, add_blocks<PairUnit, 2>, add_blocks<PairUnit, 3>,
+     add_blocks<PairUnit, 4>, add_blocks<PairUnit, 6>, add_blocks<PairUnit, 8>}};
+
 void avx512bf16_bitmask_pairs(const BitmaskPairTask& task) {
   constexpr std::uint32_t kEven = 0x55555555u;
   const __m128i first = _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
@@ -199,6 +228,34 @@ void avx512bf16_bitmask_pairs(const BitmaskPairTask& task) {
       }
     }
     *segment = static_cast<std::uint32_t>(count);
+  }
+}
+
+void avx512bf16_block_index(const BlockIndexTask& task) {
+  const std::int64_t base = task.offsets[0];
+  const std::int32_t* cols = task.block_col + base;
+  const std::int64_t count = task.offsets[task.rows] - base;
+  const __m512i place = _mm512_set1_epi32(static_cast<std::int32_t>(task.blocks_per_tile - 1));
+  for (std::int64_t i = 0; i < count; i += 16) {
+    const __m512i sixteen = _mm512_maskz_loadu_epi32(first_lanes(count - i), cols + i);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(task.cols + i),
+                     _mm512_cvtepi32_epi8(_mm512_and_si512(sixteen, place)));
+  }
+  for (std::int64_t row = 0; row < task.rows; ++row) {
+    std::int64_t i = task.offsets[row] - base;
+    const std::int64_t end = task.offsets[row + 1] - base;
+    for (std::int64_t tile = 0; tile < task.tiles; ++tile) {
+      task.segments[tile * task.rows + row] = static_cast<std::uint32_t>(i);
+      const __m512i limit =
+          _mm512_set1_epi32(static_cast<std::int32_t>((tile + 1) * task.blocks_per_tile));
+      // Columns ascend: whole vectors below the limit, then the first that is not.
+      for (int below = 16; below == 16 && i < end; i += below) {
+        const __mmask16 live = first_lanes(end - i);
+        const __m512i sixteen = _mm512_maskz_loadu_epi32(live, cols + i);
+        below = __builtin_popcount(_mm512_mask_cmplt_epi32_mask(live, sixteen, limit));
+      }
+    }
+    task.segments[task.tiles * task.rows + row] = static_cast<std::uint32_t>(end);
   }
 }
 
