@@ -11,8 +11,10 @@
 // functions; tiles and sums are float32.
 namespace gossamer::cpu {
 
-/// tile[k][t] = x[t][k] for `columns` inputs; tokens past the last are zero. The tile has room for
-/// `columns` rounded up to 8.
+/// What a tile's inputs are rounded up to: it has room for as many.
+inline constexpr std::int64_t kTileRounding = 16;
+
+/// tile[k][t] = x[t][k] for `columns` inputs; tokens past the last are zero.
 struct KcsrPackTask {
   const void* x;
   std::int64_t x_stride;

@@ -120,7 +120,8 @@ void run_part(const KcsrFunctions& functions, Source& source, const SpmmCall& ca
   const int widest =
       one ? 0 : panel_width(part.token_end - part.token_begin, functions.vector_lanes, vectors);
   const std::int64_t lanes = functions.vector_lanes * (one ? 1 : kPanelVectors[widest]);
-  const std::int64_t tile_floats = source.block * lanes;
+  const std::int64_t tile_floats =
+      detail::ceil_div(source.block, kTileRounding) * kTileRounding * lanes;
   for (std::int64_t row = part.row_begin; row < part.row_end;) {
     const std::int64_t rows =
         source.rows_at_once(row, std::min(part.row_end - row, kSumsFloats / lanes));

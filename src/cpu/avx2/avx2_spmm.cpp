@@ -24,10 +24,11 @@
 namespace {
 
 #include "cpu/avx2/vector.inl"
-//
+// Each builds on those above.
 #include "cpu/epilogue.inl"
+//
+#include "cpu/avx2/transpose.inl"
 #include "cpu/spmm_kcsr.inl"
-#include "cpu/transpose.inl"
 
 constexpr int kRegisters = 16;
 #include "cpu/spmm_blocks.inl"

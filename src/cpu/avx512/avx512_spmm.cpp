@@ -22,10 +22,11 @@
 namespace {
 
 #include "cpu/avx512/vector.inl"
-//
+// Each builds on those above.
 #include "cpu/epilogue.inl"
+//
+#include "cpu/avx512/transpose.inl"
 #include "cpu/spmm_kcsr.inl"
-#include "cpu/transpose.inl"
 
 constexpr int kRegisters = 32;
 #include "cpu/spmm_blocks.inl"

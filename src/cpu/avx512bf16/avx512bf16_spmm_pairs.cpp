@@ -19,10 +19,11 @@
 namespace {
 
 #include "cpu/avx512/vector.inl"
-//
+// Each builds on those above.
 #include "cpu/epilogue.inl"
+//
+#include "cpu/avx512/transpose.inl"
 #include "cpu/spmm_kcsr.inl"
-#include "cpu/transpose.inl"
 
 constexpr int kRegisters = 32;
 #include "cpu/spmm_blocks.inl"
@@ -98,34 +99,33 @@ void add_pairs_careful(const gossamer::cpu::KcsrAddTask& task) {
   }
 }
 
-/// Eight pairs of a row of X, zeros behind the last of `columns` inputs.
-inline __m256i load_eight_pairs(const std::uint16_t* x, std::int64_t columns) {
-  if (columns >= 16) return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
-  return _mm256_maskz_loadu_epi16(first_lanes(columns), x);
+/// 16 pairs of a row of X, zeros behind the last of `columns` inputs.
+inline __m512i load_sixteen_pairs(const std::uint16_t* x, std::int64_t columns) {
+  if (columns >= 32) return _mm512_loadu_si512(x);
+  return _mm512_maskz_loadu_epi16((__mmask32{1} << columns) - 1u, x);
 }
 
 bool pack_pairs(const gossamer::cpu::KcsrPackTask& task) {
   const auto* x = static_cast<const std::uint16_t*>(task.x);
-  const __m256i magnitude = _mm256_set1_epi16(0x7fff);
-  __m256i largest = _mm256_setzero_si256();
-  for (std::int64_t t = 0; t < task.lanes; t += 8) {
+  const __m512i magnitude = _mm512_set1_epi16(0x7fff);
+  __m512i largest = _mm512_setzero_si512();
+  for (std::int64_t t = 0; t < task.lanes; t += 16) {
     const std::int64_t tokens = task.tokens - t;
-    for (std::int64_t k = 0; 2 * k < task.columns; k += 8) {
-      __m256 r[8];
-      for (int j = 0; j < 8; ++j) {
-        const __m256i pairs =
-            j < tokens ? load_eight_pairs(x + (t + j) * task.x_stride + 2 * k, task.columns - 2 * k)
-                       : _mm256_setzero_si256();
-        largest = _mm256_max_epu16(largest, _mm256_and_si256(pairs, magnitude));
-        r[j] = _mm256_castsi256_ps(pairs);
+    for (std::int64_t k = 0; 2 * k < task.columns; k += 16) {
+      __m512 r[16];
+      for (int j = 0; j < 16; ++j) {
+        const __m512i pairs = j < tokens ? load_sixteen_pairs(x + (t + j) * task.x_stride + 2 * k,
+                                                              task.columns - 2 * k)
+                                         : _mm512_setzero_si512();
+        largest = _mm512_max_epu16(largest, _mm512_and_si512(pairs, magnitude));
+        r[j] = _mm512_castsi512_ps(pairs);
       }
-      transpose_8x8(r);
-      for (int j = 0; j < 8; ++j) _mm256_store_ps(task.tile + (k + j) * task.lanes + t, r[j]);
+      transpose_16x16(r);
+      for (int j = 0; j < 16; ++j) store(task.tile + (k + j) * task.lanes + t, r[j]);
     }
   }
   // 0x7f80 and more are infinite or NaN.
-  const __m256i above = _mm256_subs_epu16(largest, _mm256_set1_epi16(0x7f7f));
-  return _mm256_testz_si256(above, above) != 0;
+  return _mm512_cmpge_epu16_mask(largest, _mm512_set1_epi16(0x7f80)) == 0;
 }
 
 /// A pair of a block: both halves are kept, so no tile needs care.

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // 8×8 transposes of floats and the two steps of K-blocked kernels that are made of them. Included
-// inside an anonymous namespace behind vector.inl and epilogue.inl by translation units that may
-// use AVX2.
+// inside an anonymous namespace behind vector.inl and epilogue.inl.
 
 inline void transpose_8x8(__m256 (&r)[8]) {
   __m256 a[8];
@@ -22,23 +21,6 @@ inline void transpose_8x8(__m256 (&r)[8]) {
   }
 }
 
-inline __m256 load_eight(Float32, const float* p) { return _mm256_loadu_ps(p); }
-inline __m256 load_eight(BFloat16, const std::uint16_t* p) {
-  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
-}
-inline __m256 load_eight(Float16, const std::uint16_t* p) {
-  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-}
-
-/// The first `count` elements, zeros behind them.
-template <typename Element>
-inline __m256 load_up_to_eight(const typename Element::Type* p, std::int64_t count) {
-  typename Element::Type all[8] = {};
-  for (std::int64_t i = 0; i < count && i < 8; ++i) all[i] = p[i];
-  return load_eight(Element{}, all);
-}
-
 template <typename Element>
 bool pack_tile(const gossamer::cpu::KcsrPackTask& task) {
   for (std::int64_t t = 0; t < task.lanes; t += 8) {
@@ -48,12 +30,10 @@ bool pack_tile(const gossamer::cpu::KcsrPackTask& task) {
       const std::int64_t columns = task.columns - k;
       __m256 r[8];
       if (tokens >= 8 && columns >= 8) {
-        for (int j = 0; j < 8; ++j) r[j] = load_eight(Element{}, x + j * task.x_stride + k);
+        for (int j = 0; j < 8; ++j) r[j] = Element::load(x + j * task.x_stride + k);
       } else {
         for (int j = 0; j < 8; ++j) {
-          r[j] = j >= tokens    ? _mm256_setzero_ps()
-                 : columns >= 8 ? load_eight(Element{}, x + j * task.x_stride + k)
-                                : load_up_to_eight<Element>(x + j * task.x_stride + k, columns);
+          r[j] = j < tokens ? Element::load_first(x + j * task.x_stride + k, columns) : zero();
         }
       }
       transpose_8x8(r);
