@@ -47,8 +47,8 @@ PackedWeight random_weight(const LinearKernel& kernel, const Pattern& pattern, s
   magnitude_mask(view, pattern, Scope::kTensor, mask_view);
   for (std::size_t i = 0; i < values.size(); ++i) values[i] = mask[i] != 0 ? values[i] : 0.0f;
   const std::vector<std::byte> elements = elements_of(values, kernel.weight_dtype);
-  return pack(read_only(contiguous_view(elements.data(), kernel.weight_dtype, out, in)), nullptr,
-              pattern, kernel.layout);
+  return pack(contiguous_view(elements.data(), kernel.weight_dtype, out, in), nullptr, pattern,
+              kernel.layout);
 }
 
 void run_kernel(benchmark::State& state, const LinearKernel& kernel, const Pattern& pattern) {
