@@ -42,7 +42,8 @@ class Group {
   /// Rows [begin, end), on the calling thread.
   void run(std::int64_t begin, std::int64_t end) const {
     if (begin >= end) return;
-    const std::int64_t padded = ceil_div(weight_.in, kDecodePadding) * kDecodePadding + 16;
+    // A row more than whole vectors, and not a power of two.
+    const std::int64_t padded = (ceil_div(weight_.in, kDecodePadding) + 1) * kDecodePadding;
     constexpr std::int64_t kTokens = kDecodeTokens + 1;
     float* memory = scratch(kTokens * (padded + kRowsAtOnce));
     float* sums = memory + kTokens * padded;
