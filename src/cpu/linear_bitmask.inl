@@ -53,7 +53,7 @@ inline void decode_rows(const gossamer::cpu::BitmaskDecodeTask& task, std::int64
     for (int r = 0; r < R; ++r) {
       __builtin_prefetch(reinterpret_cast<const char*>(ahead) + kAheadBytes + 64 * r);
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int t = 0; t < T; ++t) {
       const auto inputs = Step::load_input(x + t * task.x_stride + column);
 #pragma GCC unroll 4

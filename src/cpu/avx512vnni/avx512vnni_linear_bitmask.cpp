@@ -21,7 +21,7 @@ namespace {
 //
 #include "cpu/avx512/dequantize.inl"
 
-constexpr int kMaxSums = 18;
+constexpr int kMaxSums = 12;
 
 inline float sum_lanes(Vector v) { return _mm512_reduce_add_ps(v); }
 
