@@ -466,6 +466,47 @@ TEST_P(KernelTest, NonFiniteInputsReachKeptPositionsOnly) {
   }
 }
 
+// A zero that a mask keeps is a weight like any other: zero times NaN is NaN.
+TEST_P(KernelTest, KeptZerosPassNanOn) {
+  if (kernel().activation_dtype == DType::kInt8) GTEST_SKIP() << "int8 has no NaN";
+  const bool any_mask = kernel().layout == Layout::kBitmask || !is_format(kernel().layout);
+  if (!any_mask || kernel().layout == Layout::kNm24Pairs) {
+    GTEST_SKIP() << layout_name(kernel().layout) << " keeps what its pattern says";
+  }
+  constexpr std::int64_t kOut = 5;
+  constexpr std::int64_t kIn = 70;
+  constexpr std::int64_t kColumn = 33;  // row r keeps it as a zero where r is even
+  Matrix weight = zeros(kernel().weight_dtype, kOut, kIn);
+  Matrix mask = zeros(DType::kBool, kOut, kIn);
+  for (std::int64_t r = 0; r < kOut; ++r) {
+    for (std::int64_t k = r % 3; k < kIn; k += 3) {
+      if (k == kColumn) continue;
+      mask.bytes[static_cast<std::size_t>(r * kIn + k)] = std::byte{1};
+      set_element(weight, r * kIn + k, 1.0);
+    }
+    if (r % 2 == 0) mask.bytes[static_cast<std::size_t>(r * kIn + kColumn)] = std::byte{1};
+  }
+  const ConstMatrixView mask_view = mask.const_view();
+  const PackedWeight packed =
+      pack(weight.const_view(), &mask_view, Pattern::unstructured(0.0), kernel().layout);
+  for (const std::int64_t tokens : {1, 4, 33}) {
+    Matrix x = random_matrix(random_, kernel().activation_dtype, tokens, kIn);
+    for (std::int64_t t = 0; t < tokens; ++t) set_element(x, t * kIn + kColumn, kNan);
+    Matrix y = zeros(kernel().activation_dtype, tokens, kOut);
+    LinearArgs args{.weight = packed};
+    args.tokens = tokens;
+    args.x = x.bytes.data();
+    args.x_stride = kIn;
+    args.y = y.bytes.data();
+    args.y_stride = kOut;
+    kernel().run(args);
+    for (std::int64_t i = 0; i < tokens * kOut; ++i) {
+      EXPECT_EQ(std::isnan(element(y, i)), i % kOut % 2 == 0)
+          << kernel().name << " token " << i / kOut << " row " << i % kOut;
+    }
+  }
+}
+
 TEST_P(KernelTest, ReluKeepsNan) {
   if (kernel().activation_dtype == DType::kInt8) GTEST_SKIP() << "int8 has no NaN";
   const Case c{.pattern = patterns_of(kernel()).front(),
