@@ -61,7 +61,8 @@ class GradualMagnitude(Magnitude):
     Call `step()` after each step of the optimizer. Calls are counted from 1. At call `begin_step`,
     every `every` calls from there, and at call `end_step`, masks are selected for the sparsity
     `cubic_sparsity(initial_sparsity, S, begin_step, end_step, call)`; otherwise they stay as they
-    are. After `end_step` calls the pattern is reached, and frozen from then on.
+    are. After `end_step` calls the pattern is reached, and frozen from then on. Where updates were
+    disabled at call `end_step`, the first call after it that may update reaches the pattern.
 
     `unstructured`, `block` and `fanin` patterns grow to their own sparsity S. `N:M` goes from M
     down to N kept of every M (2:4 is 4:4, then 3:4, then 2:4), each as soon as the schedule allows;
@@ -125,7 +126,10 @@ class GradualMagnitude(Magnitude):
     def pattern_of(self, group: Group) -> str | None:
         """The pattern at this step's sparsity; None between changes and outside the schedule."""
         step, begin, end = self.step_count, group["begin_step"], group["end_step"]
-        due = step == end or (begin <= step < end and (step - begin) % group["every"] == 0)
+        if step < end:
+            due = step >= begin and (step - begin) % group["every"] == 0
+        else:
+            due = self.last_update(group) < end
         if not due:
             return None
         final = parse_pattern(group["pattern"]).sparsity

@@ -287,6 +287,10 @@ class Sparsifier:
         """The mask itself, a buffer of the model: bool, the weight's shape; True is kept."""
         return self._mask(group).mask
 
+    def last_update(self, group: Group) -> int:
+        """The step that selected the mask, 0 where none did yet; kept in the model's buffers."""
+        return int(self._mask(group).updated)
+
     def zero_pruned_state(self, optimizer: torch.optim.Optimizer) -> None:
         """Zeroes an optimizer's state (momentum, second moments) of weights that are not kept.
 
@@ -333,7 +337,9 @@ class Sparsifier:
             rivals.append(Rival(candidate, pattern, group["scope"]))
             chosen.append(group)
         for group, mask in zip(chosen, select_all(rivals), strict=True):
-            self.mask(group).copy_(mask)
+            live = self._mask(group)
+            live.mask.copy_(mask)
+            live.updated.fill_(self.step_count)
 
     # --- Groups -----------------------------------------------------------------------------------
 
