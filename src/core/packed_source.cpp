@@ -180,10 +180,10 @@ class Nm24Source final : public PackedSource {
     const auto* meta = packed().array<std::uint8_t>(Nm24Arrays::kMeta) + line;
     const std::int64_t bytes = dtype_bytes(dtype());
     const std::byte* stored = packed().array(Nm24Arrays::kValues) + line * 4 * bytes;
-    const auto half = static_cast<int>(row % 2);
+    const std::int64_t half = row % 2;
     std::int64_t count = 0;
     for (std::int64_t g = 0; g * 4 < in(); ++g) {
-      for (int slot = 0; slot < 2; ++slot) {
+      for (std::int64_t slot = 0; slot < 2; ++slot) {
         const std::int64_t col = g * 4 + ((meta[g] >> (4 * half + 2 * slot)) & 3);
         if (col >= in()) break;
         cols[count] = static_cast<std::int32_t>(col);
