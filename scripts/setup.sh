@@ -36,6 +36,7 @@ if [ "$goal" = test ]; then
     need_tool "clang++-$llvm" "clang-$llvm"
     compgen -G "/usr/lib/llvm-$llvm/lib/clang/*/lib/linux/libclang_rt.fuzzer*" >/dev/null ||
       needed+=("libclang-rt-$llvm-dev")
+    need_file "/usr/lib/llvm-$llvm/lib/libomp.so" "libomp-$llvm-dev"
   fi
 fi
 if [ ${#needed[@]} -gt 0 ]; then
