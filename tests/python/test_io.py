@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 import gossamer as gs
 from io_helpers import FORMATS, Conv1D, equal, metadata, network, packed, pruned, values
@@ -141,6 +141,64 @@ def test_meta_models_get_their_memory(tmp_path: Path) -> None:
     x = torch.randn(3, 64)
     assert torch.equal(empty(x), model(x))
     assert isinstance(empty[0].weight, gs.SparseWeight)
+
+
+class OwnForward(nn.Linear):
+    """Reads its weight itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight.mT + self.bias
+
+
+def holding_every_obstacle() -> nn.ModuleDict:
+    model = nn.ModuleDict(
+        {
+            "free": nn.Linear(64, 64),
+            "own": OwnForward(64, 64),
+            "attention": nn.MultiheadAttention(64, 2),
+            "conv1d": Conv1D(64, 64),
+            "tied": nn.Linear(64, 64),
+            "reader": OwnForward(64, 64),
+        }
+    )
+    model["reader"].weight = model["tied"].weight
+    return model
+
+
+def test_what_stands_in_the_way_counts_on_the_meta_device_too(tmp_path: Path) -> None:
+    """The file was packed by somebody who did not know the modules, as the command does."""
+    path = tmp_path / "m.safetensors"
+    source = holding_every_obstacle()
+    weights = {
+        name: parameter
+        for name, parameter in source.named_parameters()
+        if name.endswith("weight") and "in_proj" not in name
+    }
+    for name, parameter in weights.items():
+        with torch.no_grad():
+            parameter.mul_(torch.rand_like(parameter) < 0.1)
+        owner, _, key = name.rpartition(".")
+        packed_weight = gs.SparseWeight.from_dense(parameter)
+        source.get_submodule(owner)._parameters[key] = nn.Parameter(packed_weight, False)
+    source["reader"].weight = source["tied"].weight
+    gs.save(source, path)
+    material = holding_every_obstacle()
+    with torch.device("meta"):
+        empty = holding_every_obstacle()
+    for model in (material, empty):
+        gs.load_into(model, path, layout="format")
+        for name, want in weights.items():
+            loaded = model.get_parameter(name)
+            assert isinstance(loaded, gs.SparseWeight) == (name == "free.weight"), name
+            values = loaded.to_dense() if isinstance(loaded, gs.SparseWeight) else loaded
+            assert torch.equal(values, want), name
+        assert model["reader"].weight is model["tied"].weight
+        model["own"](torch.randn(2, 64))
+        model["attention"](*[torch.randn(3, 64)] * 3)
+    reasons = [
+        [(layer.name, layer.reason) for layer in gs.explain(model)] for model in (material, empty)
+    ]
+    assert reasons[0] == reasons[1]
 
 
 def test_conv1d_keeps_its_orientation(tmp_path: Path) -> None:

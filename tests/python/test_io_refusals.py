@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import gossamer as gs
@@ -79,6 +80,7 @@ def test_options_are_checked(tmp_path: Path) -> None:
     gs.save(network(), tmp_path / "m.safetensors")
     refused(network(), tmp_path / "m.safetensors", "plan='fast'", plan="fast")
     refused(network(), tmp_path / "m.safetensors", "memory='low'", memory="low")
+    refused(network(), tmp_path / "m.safetensors", "cast='round'", cast="round")
 
 
 def test_what_a_file_cannot_hold(tmp_path: Path) -> None:
@@ -96,6 +98,85 @@ def test_what_a_file_cannot_hold(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"'s' is torch.sparse_coo.*to_dense"):
         gs.save(sparse, path)
     assert not path.exists()
+
+
+def with_dtype(path: Path, name: str, dtype: torch.dtype) -> None:
+    def change(tensors: dict[str, Tensor], notes: dict[str, str]) -> None:
+        tensors[name] = (tensors[name] * 3).to(dtype)
+
+    rewrite(path, change)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("4.weight", torch.float64),
+        ("4.weight", torch.int64),
+        ("4.weight", torch.int8),
+        ("4.bias", torch.complex64),
+        ("5.num_batches_tracked", torch.float32),
+        ("5.num_batches_tracked", torch.bool),
+    ],
+)
+def test_dtypes_that_would_lose_values_are_refused(
+    tmp_path: Path, name: str, dtype: torch.dtype
+) -> None:
+    path = tmp_path / "m.safetensors"
+    gs.save(packed(network()), path)
+    with_dtype(path, name, dtype)
+    model = network()
+    held = str(model.state_dict()[name].dtype).removeprefix("torch.")
+    text = rf"would lose values: {name} \(file {str(dtype)[6:]}, model {held}\).*cast='any'"
+    refused(model, path, text)
+    if not dtype.is_complex:
+        gs.load_into(model, path, layout="format", cast="any")
+        assert torch.equal(model.state_dict()[name], load_file(path)[name].to(getattr(torch, held)))
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        (torch.float64, torch.float32),
+        (torch.float32, torch.bfloat16),
+        (torch.float16, torch.bfloat16),
+        (torch.bfloat16, torch.float16),
+    ],
+)
+def test_packed_weights_are_not_rounded_unasked(
+    tmp_path: Path, source: torch.dtype, target: torch.dtype
+) -> None:
+    path = tmp_path / "m.safetensors"
+    model = packed(network(source))
+    gs.save(model, path)
+    refused(network(target), path, "dtypes would lose values: 0.weight")
+    with torch.device("meta"):
+        empty = network(target)
+    with pytest.raises(ValueError, match=r"dtypes would lose values: 0\.weight"):
+        gs.load_into(empty, path)
+    rounded = network(target)
+    gs.load_into(rounded, path, layout="format", cast="any")
+    assert torch.equal(rounded[0].weight.to_dense(), model[0].weight.to_dense().to(target))
+    assert rounded[0].weight.dtype == target
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        (torch.float16, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float64),
+    ],
+)
+def test_wider_dtypes_take_every_value(
+    tmp_path: Path, source: torch.dtype, target: torch.dtype
+) -> None:
+    path = tmp_path / "m.safetensors"
+    model = packed(network(source))
+    gs.save(model, path)
+    wider = network(target)
+    gs.load_into(wider, path, layout="format")
+    want = {name: v.to(target) if v.is_floating_point() else v for name, v in values(model).items()}
+    assert equal(wider, want)
 
 
 # --- Damaged files --------------------------------------------------------------------------------

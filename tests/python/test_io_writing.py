@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -54,10 +56,32 @@ def test_an_interrupted_write_leaves_the_old_file(
     def interrupted(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gossamer.io.os.replace", interrupted)
+    monkeypatch.setattr("os.replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         gs.save(network(), path)
     assert path.read_bytes() == before
+    assert not leftovers(tmp_path)
+
+
+def test_a_folder_that_cannot_be_synced_is_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new file is in its place by then: nothing may say that the old one is."""
+    path = tmp_path / "m.safetensors"
+    gs.save(nn.Linear(4, 4), path)
+    sync = os.fsync
+
+    def fails_on_folders(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EIO, "Input/output error")
+        sync(descriptor)
+
+    monkeypatch.setattr("os.fsync", fails_on_folders)
+    with pytest.raises(OSError, match=r"is written and whole, but its folder") as refusal:
+        gs.save(nn.Linear(5, 5), path)
+    assert "unchanged" not in str(refusal.value)
+    assert refusal.value.errno == errno.EIO
+    assert load_file(path)["weight"].shape == (5, 5)
     assert not leftovers(tmp_path)
 
 

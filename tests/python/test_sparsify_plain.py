@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
 import gossamer as gs
-from sparsify_helpers import GENERIC, close, is_packed, mlp, prune_, reason_of
+from sparsify_helpers import GENERIC, Conv1D, close, is_packed, mlp, prune_, reason_of
 
 # --- What stays plain, and why --------------------------------------------------------------------
 
@@ -164,6 +164,22 @@ def test_live_masks_stay_plain_with_the_remedy() -> None:
     gs.sparsify_(layer, layout=GENERIC)
     assert "squash_mask()" in reason_of(layer, "")
     assert torch.equal(layer(x), want)
+
+
+def test_a_masked_conv1d_of_gpt2_is_a_linear_layer_with_a_live_mask() -> None:
+    model = nn.Sequential(Conv1D(96, 64))
+    pruner = gs.Magnitude("2:4")
+    pruner.prepare(model)
+    pruner.step()
+    gs.sparsify_(model, layout=GENERIC)
+    report = gs.explain(model)["0"]
+    assert report.type == "Conv1D"
+    assert not report.packed
+    assert "its mask is live (Mask): call squash_mask()" in report.reason
+    pruner.squash_mask()
+    gs.sparsify_(model, layout=GENERIC)
+    assert is_packed(model[0])
+    assert model[0].weight.transposed
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
