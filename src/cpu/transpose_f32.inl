@@ -28,7 +28,7 @@ inline __m256i first_lanes(std::int64_t count) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(limit), lane);
 }
 
-void pack_tile(const gossamer::cpu::KcsrPackTask& task) {
+inline void pack_tile(const gossamer::cpu::KcsrPackTask& task) {
   for (std::int64_t t = 0; t < task.lanes; t += 8) {
     const std::int64_t tokens = task.tokens - t;
     const float* x = task.x + t * task.x_stride;
@@ -50,7 +50,7 @@ void pack_tile(const gossamer::cpu::KcsrPackTask& task) {
   }
 }
 
-void store_panel(const gossamer::cpu::KcsrStoreTask& task) {
+inline void store_panel(const gossamer::cpu::KcsrStoreTask& task) {
   const __m256 zero = _mm256_setzero_ps();
   for (std::int64_t row = 0; row < task.rows; row += 8) {
     const std::int64_t rows = task.rows - row;
