@@ -3,13 +3,7 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,12 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import gossamer as gs
+from cli_helpers import gossamer, report
 
-BINARY = (
-    os.environ.get("GOSSAMER_BIN")
-    or shutil.which("gossamer", path=str(Path(sys.executable).parent))
-    or "gossamer"
-)
 PATTERNS = [
     "unstructured:0.7",
     "2:4",
@@ -31,17 +21,6 @@ PATTERNS = [
     "fanin:0.6",
     "vnm:4:2:8",
 ]
-
-
-def gossamer(*arguments: object) -> dict[str, Any]:
-    run = subprocess.run(
-        [BINARY, *map(str, arguments), "--json"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    return json.loads(run.stdout)
 
 
 def network() -> nn.ModuleDict:
@@ -84,8 +63,8 @@ def test_verify_and_inspect_read_blocks_across_taps(tmp_path: Path) -> None:
     pruner.step()
     pruner.squash_mask()
     save_file(model.state_dict(), path)
-    assert gossamer("verify", path, "-p", "block:16x16:0.5")["ok"]
-    (row,) = gossamer("inspect", path)["tensors"]
+    assert report("verify", path, "-p", "block:16x16:0.5")["ok"]
+    (row,) = report("inspect", path)["tensors"]
     assert row["pattern"] == "block:16x16:0.5"
 
 
@@ -96,10 +75,10 @@ def test_inspect_names_no_groups_that_cross_taps(tmp_path: Path) -> None:
     matrix[:, ::4] = 1.0
     weight = matrix.view(8, 2, 2, 6).permute(0, 3, 1, 2).contiguous()
     save_file({"conv.weight": weight}, path)
-    (row,) = gossamer("inspect", path)["tensors"]
+    (row,) = report("inspect", path)["tensors"]
     assert row["pattern"] == "unstructured:0.75"
     per_tap = torch.zeros(8, 8, 2, 2)
     per_tap[:, ::4] = 1.0
     save_file({"conv.weight": per_tap}, path)
-    (row,) = gossamer("inspect", path)["tensors"]
+    (row,) = report("inspect", path)["tensors"]
     assert row["pattern"] == "1:4"

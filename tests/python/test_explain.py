@@ -60,6 +60,71 @@ def test_rich_table() -> None:
     assert "2 of 2 weights packed" in console.export_text()
 
 
+# --- What has changed since a weight was planned --------------------------------------------------
+
+
+def planned() -> nn.Sequential:
+    model = gs.sparsify_(mlp(VERY_SPARSE, sizes=(512, 512)), plan="model")
+    report = gs.explain(model)["0"]
+    assert report.speedup is not None
+    assert report.speedup > 1
+    return model
+
+
+@pytest.mark.parametrize("pack_first", [False, True])
+def test_figures_of_other_values_are_not_shown(pack_first: bool) -> None:
+    model, source = planned(), mlp("unstructured:0.5", sizes=(512, 512))
+    dense = source[0].weight.detach().clone()
+    if pack_first:
+        gs.sparsify_(source, layout="bitmask")
+    model.load_state_dict(source.state_dict())
+    assert torch.equal(model[0].weight.to_dense(), dense)
+    report = gs.explain(model)["0"]
+    assert report.density == 0.5
+    assert report.speedup is None
+    assert report.plan == ()
+    assert "other values than it was planned for (2.00% kept then, 50.00% now)" in report.reason
+    assert "sparsify_ plan it again" in report.reason
+
+
+def test_equally_many_other_values_keep_their_figures() -> None:
+    model = planned()
+    before = gs.explain(model)["0"]
+    model.load_state_dict(mlp(VERY_SPARSE, sizes=(512, 512)).state_dict())
+    after = gs.explain(model)["0"]
+    assert (after.plan, after.reason) == (before.plan, before.reason)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_cast_is_planned_anew_or_said_to_be_unplanned(dtype: torch.dtype) -> None:
+    model = planned()
+    plain = gs.desparsify_(copy.deepcopy(model)).to(dtype)
+    model.to(dtype)
+    report = gs.explain(model)["0"]
+    assert report.speedup is None
+    assert report.plan == ()
+    assert f"cast from float32 to {str(dtype).removeprefix('torch.')}" in report.reason
+    # The model plans a dense weight of the new dtype alike, or leaves it dense.
+    wanted = gs.explain(gs.sparsify_(plain, plan="model"))["0"]
+    if wanted.packed:
+        assert "the cost model chose its kernels anew" in report.reason
+        assert model[0].weight.plan == [bucket.kernel for bucket in wanted.plan]
+        assert report.kernel == wanted.kernel
+    else:
+        assert not any(model[0].weight.plan)
+        assert "found faster than dense, and it runs unplanned in layout bitmask" in report.reason
+
+
+def test_a_layout_that_was_asked_for_and_is_gone_is_named() -> None:
+    model = gs.sparsify_(mlp(sizes=(512, 512)), layout="kcsr128").double()
+    reason = gs.explain(model)["0"].reason
+    assert "cast from float32 to float64" in reason
+    assert "in layout bitmask now and was not compared with dense" in reason
+    fixed = gs.sparsify_(mlp("2:4", sizes=(512, 512)), layout="nm24_pairs")
+    fixed.load_state_dict(gs.sparsify_(mlp(sizes=(512, 512)), layout="format").state_dict())
+    assert "packed in layout nm24_pairs and is in bitmask now" in gs.explain(fixed)["0"].reason
+
+
 # --- The machine, the old names, the package ------------------------------------------------------
 
 
