@@ -3,7 +3,8 @@
 // tile of shifted views.
 //
 //   for each panel of output pixels, each block of filters (their sums stay in L2):
-//     for each block of KC inputs (taps × channels): copy the pixels that those taps see from X
+//     for each block of KC inputs (a few channels, all their taps): copy the pixels that those taps
+//     see from X
 //       into a tile (L1), add every kept value of the filters
 //     store the sums to Y, with residual and activation
 //
@@ -69,8 +70,7 @@ void store_planar(const Variant& variant, const Conv2dArgs& args, const ConvPane
 void run_panel(const Variant& variant, const KcsrWeight& weight, const Conv2dArgs& args, int width,
                const ConvPanel& panel, std::int64_t row_begin, std::int64_t row_end) {
   const std::int64_t lanes = variant.sums.vector_lanes * kPanelVectors[width];
-  // Transposes write whole blocks of eight channels: the last may reach behind the tile's rows.
-  const std::int64_t tile_floats = (weight.block + 8) * lanes;
+  const std::int64_t tile_floats = weight.block * lanes;
   float* tile = scratch(tile_floats + kSumsFloats);
   float* sums = tile + tile_floats;
   const std::int64_t rows_at_once = kSumsFloats / lanes;
@@ -96,11 +96,12 @@ void run_panel(const Variant& variant, const KcsrWeight& weight, const Conv2dArg
 void run_part(const Variant& variant, const KcsrWeight& weight, const Conv2dArgs& args,
               std::int64_t row_begin, std::int64_t row_end, std::int64_t begin, std::int64_t end) {
   if (row_begin >= row_end) return;
+  ConvPanel panel(args);
   for (std::int64_t pixel = begin; pixel < end;) {
     const int width = panel_width(end - pixel, variant.sums.vector_lanes, variant.vectors);
     const std::int64_t lanes = variant.sums.vector_lanes * kPanelVectors[width];
     const std::int64_t count = std::min(end - pixel, lanes);
-    const ConvPanel panel(args, pixel, count, lanes);
+    panel.move_to(pixel, count, lanes);
     run_panel(variant, weight, args, width, panel, row_begin, row_end);
     pixel += count;
   }

@@ -10,109 +10,110 @@ namespace {
 
 using detail::ceil_div;
 
-/// The part of a run whose input columns `first + i·stride` lie in [0, width).
-struct Inside {
-  std::int64_t begin;
-  std::int64_t end;
+/// ceil((a - b) / c) for a, c > 0, never negative.
+std::int64_t first_at_least(std::int64_t a, std::int64_t b, std::int64_t c) {
+  return a <= b ? 0 : ceil_div(a - b, c);
+}
 
-  Inside(std::int64_t first, std::int64_t stride, std::int64_t length, std::int64_t width)
-      : begin(first < 0 ? std::min(ceil_div(-first, stride), length) : 0),
-        end(first >= width ? begin : std::clamp(ceil_div(width - first, stride), begin, length)) {}
-};
-
-void clear(float* tile, std::int64_t lanes, std::int64_t channels, std::int64_t count) {
+void clear(float* tile, std::int64_t stride, std::int64_t channels, std::int64_t count) {
   if (count <= 0) return;
-  for (std::int64_t c = 0; c < channels; ++c) std::fill_n(tile + c * lanes, count, 0.0f);
+  for (std::int64_t c = 0; c < channels; ++c) std::fill_n(tile + c * stride, count, 0.0f);
 }
 
 }  // namespace
 
-ConvPanel::ConvPanel(const Conv2dArgs& args, std::int64_t pixel, std::int64_t count,
-                     std::int64_t lanes)
-    : args_(args), pixel_(pixel), count_(count), lanes_(lanes) {
-  const std::int64_t width = args.shape.out_width();
-  const std::int64_t plane = args.shape.out_height() * width;
-  for (std::int64_t done = 0; done < count;) {
-    const std::int64_t at = pixel + done;
-    const std::int64_t length = std::min(count - done, width - at % width);
-    rows_[row_count_++] = {at / plane, at % plane / width, at % width, length, done};
-    done += length;
-  }
+ConvPanel::ConvPanel(const Conv2dArgs& args)
+    : args_(args), taps_(args.shape.kernel_h * args.shape.kernel_w) {}
+
+void ConvPanel::move_to(std::int64_t pixel, std::int64_t count, std::int64_t lanes) {
+  pixel_ = pixel;
+  count_ = count;
+  lanes_ = lanes;
+  image_count_ = 0;
+  const std::int64_t plane = args_.shape.out_height() * args_.shape.out_width();
   for (std::int64_t done = 0; done < count;) {
     const std::int64_t at = pixel + done;
     const std::int64_t length = std::min(count - done, plane - at % plane);
     images_[image_count_++] = {at / plane, at % plane, length, done};
     done += length;
   }
+  runs_.clear();
+  for (std::int64_t tap = 0; tap < taps_; ++tap) find_runs(tap, runs_);
+  runs_of_tap_ = runs_.size() / static_cast<std::size_t>(taps_);
 }
 
-ConvPanel::Tap ConvPanel::tap(std::int64_t index) const {
+void ConvPanel::find_runs(std::int64_t tap, std::vector<RowRun>& runs) const {
   const Conv2dShape& s = args_.shape;
-  return {index / s.kernel_w * s.dilation_h - s.pad_top,
-          index % s.kernel_w * s.dilation_w - s.pad_left};
+  const ImageStrides& strides = args_.x_strides;
+  const std::int64_t tap_y = tap / s.kernel_w * s.dilation_h - s.pad_top;
+  const std::int64_t tap_x = tap % s.kernel_w * s.dilation_w - s.pad_left;
+  const std::int64_t width = s.out_width();
+  for (const ImageRun& image : image_runs()) {
+    std::int64_t row = image.pixel / width;
+    std::int64_t column = image.pixel % width;
+    for (std::int64_t done = 0; done < image.length; ++row, column = 0) {
+      const std::int64_t length = std::min(image.length - done, width - column);
+      RowRun run{0, image.lane + done, length, 0, 0};
+      const std::int64_t y = row * s.stride_h + tap_y;
+      const std::int64_t x = column * s.stride_w + tap_x;
+      if (y >= 0 && y < s.height) {
+        run.before = std::min(first_at_least(0, x, s.stride_w), length);
+        run.inside = std::min(first_at_least(s.width, x, s.stride_w), length) - run.before;
+        run.behind = length - run.before - run.inside;
+        run.offset = image.image * strides.image + y * strides.row +
+                     (x + run.before * s.stride_w) * strides.column;
+      }
+      runs.push_back(run);
+      done += length;
+    }
+  }
 }
 
 void ConvPanel::fill(const ConvFunctions& steps, std::int64_t begin, std::int64_t end,
                      float* tile) const {
-  const std::int64_t all = args_.shape.in_channels;
-  const bool last = args_.x_strides.channels_last();
-  for (std::int64_t k = begin; k < end;) {
-    const std::int64_t channel = k % all;
-    const std::int64_t channels = std::min(all - channel, end - k);
-    float* to = tile + (k - begin) * lanes_;
-    last ? fill_channels_last(steps, tap(k / all), channel, channels, to)
-         : fill_planar(steps, tap(k / all), channel, channels, to);
-    k += channels;
+  const ImageStrides& strides = args_.x_strides;
+  const auto* x = static_cast<const float*>(args_.x);
+  for (std::int64_t tap = 0; tap < taps_; ++tap) {
+    const std::int64_t channel = first_at_least(begin, tap, taps_);
+    const std::int64_t channels = first_at_least(end, tap, taps_) - channel;
+    if (channels <= 0) continue;
+    const std::span<const RowRun> runs(runs_.data() + static_cast<std::size_t>(tap) * runs_of_tap_,
+                                       runs_of_tap_);
+    float* to = tile + (channel * taps_ + tap - begin) * lanes_;
+    const float* from = x + channel * strides.channel;
+    strides.channels_last() ? fill_channels_last(steps, runs, from, channels, to)
+                            : fill_planar(steps, runs, from, channels, to);
   }
 }
 
-void ConvPanel::fill_planar(const ConvFunctions& steps, const Tap& tap, std::int64_t channel,
-                            std::int64_t channels, float* tile) const {
-  const Conv2dShape& s = args_.shape;
-  const ImageStrides& strides = args_.x_strides;
-  const float* plane = static_cast<const float*>(args_.x) + channel * strides.channel;
-  for (std::size_t i = 0; i < row_count_; ++i) {
-    const RowRun& run = rows_[i];
+void ConvPanel::fill_planar(const ConvFunctions& steps, std::span<const RowRun> runs,
+                            const float* x, std::int64_t channels, float* tile) const {
+  const std::int64_t stride = taps_ * lanes_;
+  const std::int64_t plane = args_.x_strides.channel;
+  for (const RowRun& run : runs) {
     float* to = tile + run.lane;
-    const std::int64_t y = run.y * s.stride_h + tap.y;
-    if (y < 0 || y >= s.height) {
-      clear(to, lanes_, channels, run.length);
-      continue;
+    clear(to, stride, channels, run.before);
+    to += run.before;
+    if (run.inside > 0) {
+      steps.copy({x + run.offset, plane, args_.shape.stride_w, run.inside, channels, to, stride});
     }
-    const std::int64_t x = run.x * s.stride_w + tap.x;
-    const Inside inside(x, s.stride_w, run.length, s.width);
-    clear(to, lanes_, channels, inside.begin);
-    clear(to + inside.end, lanes_, channels, run.length - inside.end);
-    if (inside.begin == inside.end) continue;
-    const float* from =
-        plane + run.image * strides.image + y * strides.row + x + inside.begin * s.stride_w;
-    steps.copy({from, strides.channel, s.stride_w, inside.end - inside.begin, channels,
-                to + inside.begin, lanes_});
+    clear(to + run.inside, stride, channels, run.behind);
   }
-  clear(tile + count_, lanes_, channels, lanes_ - count_);
+  clear(tile + count_, stride, channels, lanes_ - count_);
 }
 
-void ConvPanel::fill_channels_last(const ConvFunctions& steps, const Tap& tap, std::int64_t channel,
-                                   std::int64_t channels, float* tile) const {
-  const Conv2dShape& s = args_.shape;
-  const ImageStrides& strides = args_.x_strides;
+void ConvPanel::fill_channels_last(const ConvFunctions& steps, std::span<const RowRun> runs,
+                                   const float* x, std::int64_t channels, float* tile) const {
   std::array<const float*, kMaxLanes> pixels;
-  const float* base = static_cast<const float*>(args_.x) + channel;
-  for (std::size_t i = 0; i < row_count_; ++i) {
-    const RowRun& run = rows_[i];
-    const std::int64_t y = run.y * s.stride_h + tap.y;
-    const std::int64_t x = run.x * s.stride_w + tap.x;
-    const bool row_inside = y >= 0 && y < s.height;
-    const Inside inside(x, s.stride_w, row_inside ? run.length : 0, s.width);
-    const std::int64_t row = run.image * strides.image + y * strides.row;
-    for (std::int64_t t = 0; t < run.length; ++t) {
-      const bool seen = t >= inside.begin && t < inside.end;
-      pixels[static_cast<std::size_t>(run.lane + t)] =
-          seen ? base + row + (x + t * s.stride_w) * strides.column : nullptr;
+  std::fill_n(pixels.begin(), lanes_, nullptr);
+  const std::int64_t step = args_.shape.stride_w * args_.x_strides.column;
+  for (const RowRun& run : runs) {
+    const float* from = x + run.offset;
+    for (std::int64_t t = 0; t < run.inside; ++t, from += step) {
+      pixels[static_cast<std::size_t>(run.lane + run.before + t)] = from;
     }
   }
-  std::fill(pixels.begin() + count_, pixels.begin() + lanes_, nullptr);
-  steps.transpose({pixels.data(), channels, tile, lanes_});
+  steps.transpose({pixels.data(), channels, tile, taps_ * lanes_, lanes_});
 }
 
 }  // namespace gossamer::cpu

@@ -8,7 +8,8 @@
 // (taps × channels) for one panel; the sums are those of K-blocked CSR (kcsr_task.h).
 namespace gossamer::cpu {
 
-/// tile[c][i] = x[c·plane + i·step] for `channels` planes and `length` pixels of one row.
+/// tile[c·tile_stride + i] = x[c·plane + i·step] for `channels` planes and `length` pixels of a
+/// row.
 struct ConvCopyTask {
   const float* x;
   std::int64_t plane;
@@ -16,16 +17,17 @@ struct ConvCopyTask {
   std::int64_t length;
   std::int64_t channels;
   float* tile;  ///< of the first channel and pixel
-  std::int64_t lanes;
+  std::int64_t tile_stride;
 };
 
-/// tile[c][t] = pixels[t][c]: channels-last pixels transposed. A null pixel is padding and gives
-/// zeros. The tile has room for `channels` rounded up to 8.
+/// tile[c·tile_stride + t] = pixels[t][c]: channels-last pixels transposed. A null pixel is padding
+/// and gives zeros.
 struct ConvTransposeTask {
   const float* const* pixels;  ///< [lanes]
   std::int64_t channels;
   float* tile;
-  std::int64_t lanes;
+  std::int64_t tile_stride;
+  std::int64_t lanes;  ///< a multiple of 8, or of 4 for the portable step
 };
 
 /// y[r·plane + i] = act(sums[r][i] + residual[r·plane + i]) for one run of planar output pixels.

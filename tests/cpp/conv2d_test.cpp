@@ -35,7 +35,7 @@ class Problem {
       : case_(c),
         weight_values_(random_sparse(random, DType::kFloat32, Pattern::unstructured(c.sparsity),
                                      c.shape.out_channels, taps())),
-        weight_(pack_matrix(weight_values_, Pattern::unstructured(c.sparsity), layout)),
+        weight_(pack_filters(weight_values_, layout)),
         x_(random_matrix(random, DType::kFloat32, 1, x_size())),
         bias_(random_matrix(random, DType::kFloat32, 1, c.shape.out_channels)),
         residual_(random_matrix(random, DType::kFloat32, 1, y_size())),
@@ -78,8 +78,7 @@ class Problem {
          {&positive.weight_values_, &positive.x_, &positive.bias_, &positive.residual_}) {
       for (std::int64_t i = 0; i < m->size(); ++i) m->as<float>()[i] = std::fabs(m->as<float>()[i]);
     }
-    positive.weight_ = pack_matrix(positive.weight_values_, Pattern::unstructured(case_.sparsity),
-                                   Layout::kBitmask);
+    positive.weight_ = pack_filters(positive.weight_values_, Layout::kBitmask);
     return positive.reference();
   }
 
@@ -94,6 +93,12 @@ class Problem {
   }
 
  private:
+  PackedWeight pack_filters(const Matrix& values, Layout layout) const {
+    PackOptions options;
+    options.kernel_h = case_.shape.kernel_h;
+    options.kernel_w = case_.shape.kernel_w;
+    return pack(values.view(), nullptr, Pattern::unstructured(case_.sparsity), layout, options);
+  }
   std::int64_t taps() const {
     return case_.shape.kernel_h * case_.shape.kernel_w * case_.shape.in_channels;
   }

@@ -34,7 +34,7 @@ template <int step, typename Load>
 inline void copy_channels(const ConvCopyTask& task, Load load) {
   for (std::int64_t c = 0; c < task.channels; ++c) {
     const float* from = task.x + c * task.plane;
-    float* to = task.tile + c * task.lanes;
+    float* to = task.tile + c * task.tile_stride;
     std::int64_t i = 0;
     for (; i + kLanes <= task.length; i += kLanes) _mm256_storeu_ps(to + i, load(from + i * step));
     if (i == task.length) continue;
@@ -54,7 +54,7 @@ void copy_run(const ConvCopyTask& task) {
   }
   for (std::int64_t c = 0; c < task.channels; ++c) {
     const float* from = task.x + c * task.plane;
-    float* to = task.tile + c * task.lanes;
+    float* to = task.tile + c * task.tile_stride;
     for (std::int64_t i = 0; i < task.length; ++i) to[i] = from[i * task.step];
   }
 }

@@ -44,7 +44,7 @@ inline void copy_channels(const ConvCopyTask& task, Load load) {
   const std::int64_t rest = task.length - whole;
   for (std::int64_t c = 0; c < task.channels; ++c) {
     const float* from = task.x + c * task.plane;
-    float* to = task.tile + c * task.lanes;
+    float* to = task.tile + c * task.tile_stride;
     for (std::int64_t i = 0; i < whole; i += kLanes) {
       _mm512_storeu_ps(to + i, load(from + i * step, kLanes));
     }
@@ -65,7 +65,7 @@ void copy_run(const ConvCopyTask& task) {
   }
   for (std::int64_t c = 0; c < task.channels; ++c) {
     const float* from = task.x + c * task.plane;
-    float* to = task.tile + c * task.lanes;
+    float* to = task.tile + c * task.tile_stride;
     for (std::int64_t i = 0; i < task.length; ++i) to[i] = from[i * task.step];
   }
 }

@@ -9,7 +9,7 @@ namespace {
 void copy_run(const gossamer::cpu::ConvCopyTask& task) {
   for (std::int64_t c = 0; c < task.channels; ++c) {
     const float* from = task.x + c * task.plane;
-    float* to = task.tile + c * task.lanes;
+    float* to = task.tile + c * task.tile_stride;
     for (std::int64_t i = 0; i < task.length; ++i) to[i] = from[i * task.step];
   }
 }
@@ -18,7 +18,7 @@ void transpose_pixels(const gossamer::cpu::ConvTransposeTask& task) {
   for (std::int64_t t = 0; t < task.lanes; ++t) {
     const float* from = task.pixels[t];
     for (std::int64_t c = 0; c < task.channels; ++c) {
-      task.tile[c * task.lanes + t] = from == nullptr ? 0.0f : from[c];
+      task.tile[c * task.tile_stride + t] = from == nullptr ? 0.0f : from[c];
     }
   }
 }
