@@ -81,8 +81,7 @@ struct Conv2dKernel {
   std::string_view name;  ///< "avx2_conv2d_kcsr128_f32_nv8"
   std::uint32_t needs = kIsaGeneric;
   Layout layout = Layout::kKcsr128;
-  DType weight_dtype = DType::kFloat32;
-  DType activation_dtype = DType::kFloat32;
+  DType dtype = DType::kFloat32;  ///< of weight and activations
   void (*run)(const Conv2dArgs& args) = nullptr;
 };
 

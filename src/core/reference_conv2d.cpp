@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include <vector>
 
+#include "core/activation.h"
 #include "core/half.h"
 #include "core/row_source.h"
 #include "gossamer/conv.h"
@@ -54,7 +55,7 @@ void compute_filter(const Conv2dArgs& args, const Filter& filter, std::int64_t c
         double sum = sum_at(args, filter, image, oy, ox);
         if (args.bias != nullptr) sum += element(args.bias, channel);
         if (args.residual != nullptr) sum += element(args.residual, at);
-        if (args.activation == Activation::kRelu) sum = sum < 0.0 ? 0.0 : sum;  // NaN stays NaN
+        sum = detail::activate(args.activation, sum);
         detail::store_as(dtype, static_cast<std::byte*>(args.y), at, sum);
       }
     }

@@ -23,7 +23,9 @@ void clear(float* tile, std::int64_t stride, std::int64_t channels, std::int64_t
 }  // namespace
 
 ConvPanel::ConvPanel(const Conv2dArgs& args)
-    : args_(args), taps_(args.shape.kernel_h * args.shape.kernel_w) {}
+    : args_(args),
+      bytes_(dtype_bytes(args.weight.dtype())),
+      taps_(args.shape.kernel_h * args.shape.kernel_w) {}
 
 void ConvPanel::move_to(std::int64_t pixel, std::int64_t count, std::int64_t lanes) {
   pixel_ = pixel;
@@ -72,7 +74,7 @@ void ConvPanel::find_runs(std::int64_t tap, std::vector<RowRun>& runs) const {
 void ConvPanel::fill(const ConvFunctions& steps, std::int64_t begin, std::int64_t end,
                      float* tile) const {
   const ImageStrides& strides = args_.x_strides;
-  const auto* x = static_cast<const float*>(args_.x);
+  const auto* x = static_cast<const std::byte*>(args_.x);
   for (std::int64_t tap = 0; tap < taps_; ++tap) {
     const std::int64_t channel = first_at_least(begin, tap, taps_);
     const std::int64_t channels = first_at_least(end, tap, taps_) - channel;
@@ -80,14 +82,14 @@ void ConvPanel::fill(const ConvFunctions& steps, std::int64_t begin, std::int64_
     const std::span<const RowRun> runs(runs_.data() + static_cast<std::size_t>(tap) * runs_of_tap_,
                                        runs_of_tap_);
     float* to = tile + (channel * taps_ + tap - begin) * lanes_;
-    const float* from = x + channel * strides.channel;
+    const std::byte* from = x + channel * strides.channel * bytes_;
     strides.channels_last() ? fill_channels_last(steps, runs, from, channels, to)
                             : fill_planar(steps, runs, from, channels, to);
   }
 }
 
 void ConvPanel::fill_planar(const ConvFunctions& steps, std::span<const RowRun> runs,
-                            const float* x, std::int64_t channels, float* tile) const {
+                            const std::byte* x, std::int64_t channels, float* tile) const {
   const std::int64_t stride = taps_ * lanes_;
   const std::int64_t plane = args_.x_strides.channel;
   for (const RowRun& run : runs) {
@@ -95,7 +97,8 @@ void ConvPanel::fill_planar(const ConvFunctions& steps, std::span<const RowRun> 
     clear(to, stride, channels, run.before);
     to += run.before;
     if (run.inside > 0) {
-      steps.copy({x + run.offset, plane, args_.shape.stride_w, run.inside, channels, to, stride});
+      steps.copy(
+          {x + run.offset * bytes_, plane, args_.shape.stride_w, run.inside, channels, to, stride});
     }
     clear(to + run.inside, stride, channels, run.behind);
   }
@@ -103,12 +106,12 @@ void ConvPanel::fill_planar(const ConvFunctions& steps, std::span<const RowRun> 
 }
 
 void ConvPanel::fill_channels_last(const ConvFunctions& steps, std::span<const RowRun> runs,
-                                   const float* x, std::int64_t channels, float* tile) const {
-  std::array<const float*, kMaxLanes> pixels;
+                                   const std::byte* x, std::int64_t channels, float* tile) const {
+  std::array<const void*, kMaxLanes> pixels;
   std::fill_n(pixels.begin(), lanes_, nullptr);
-  const std::int64_t step = args_.shape.stride_w * args_.x_strides.column;
+  const std::int64_t step = args_.shape.stride_w * args_.x_strides.column * bytes_;
   for (const RowRun& run : runs) {
-    const float* from = x + run.offset;
+    const std::byte* from = x + run.offset * bytes_;
     for (std::int64_t t = 0; t < run.inside; ++t, from += step) {
       pixels[static_cast<std::size_t>(run.lane + run.before + t)] = from;
     }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -50,12 +51,13 @@ class ConvPanel {
   };
 
   void find_runs(std::int64_t tap, std::vector<RowRun>& runs) const;
-  void fill_planar(const ConvFunctions& steps, std::span<const RowRun> runs, const float* x,
+  void fill_planar(const ConvFunctions& steps, std::span<const RowRun> runs, const std::byte* x,
                    std::int64_t channels, float* tile) const;
-  void fill_channels_last(const ConvFunctions& steps, std::span<const RowRun> runs, const float* x,
-                          std::int64_t channels, float* tile) const;
+  void fill_channels_last(const ConvFunctions& steps, std::span<const RowRun> runs,
+                          const std::byte* x, std::int64_t channels, float* tile) const;
 
   const Conv2dArgs& args_;
+  std::int64_t bytes_;  ///< of an element of X
   std::int64_t taps_;
   std::int64_t pixel_ = 0;
   std::int64_t count_ = 0;

@@ -1,20 +1,17 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "core/layouts.h"
 #include "cpu/kcsr_task.h"
 
-// What the drivers of K-blocked CSR share: linear layers and convolutions.
 namespace gossamer::cpu {
 
-/// Sums of one block of rows: 256 KB, half an L2 of the smallest machines.
-inline constexpr std::int64_t kSumsFloats = 65536;
-
-/// One batch of a packed weight.
-struct KcsrWeight {
-  const float* values;
+/// One batch of a weight in a layout kcsr64, kcsr128 or kcsr256, as spmm_driver.h wants it.
+struct KcsrSource {
+  const std::byte* values;
   const std::uint8_t* cols;
   const std::uint32_t* segments;
   const std::int64_t* blocks;
@@ -22,17 +19,21 @@ struct KcsrWeight {
   std::int64_t in;
   std::int64_t block;
   std::int64_t block_count;
+  std::int64_t value_bytes;
+  std::int64_t first_row = 0;
 
-  KcsrWeight(const PackedView& packed, std::int64_t batch)
-      : values(packed.array<float>(detail::KcsrArrays::kValues)),
+  KcsrSource(const PackedView& packed, std::int64_t batch)
+      : values(packed.array(detail::KcsrArrays::kValues)),
         cols(packed.array<std::uint8_t>(detail::KcsrArrays::kCols)),
         out(packed.out()),
         in(packed.in()),
         block(detail::kcsr_block(packed.layout())),
-        block_count(detail::ceil_div(in, block)) {
-    segments =
-        packed.array<std::uint32_t>(detail::KcsrArrays::kSegmentOffsets) + batch * block_count * (out + 1);
-    blocks = packed.array<std::int64_t>(detail::KcsrArrays::kBlockOffsets) + batch * (block_count + 1);
+        block_count(detail::ceil_div(in, block)),
+        value_bytes(dtype_bytes(packed.dtype())) {
+    segments = packed.array<std::uint32_t>(detail::KcsrArrays::kSegmentOffsets) +
+               batch * block_count * (out + 1);
+    blocks =
+        packed.array<std::int64_t>(detail::KcsrArrays::kBlockOffsets) + batch * (block_count + 1);
   }
 
   /// Kept values in rows [0, row).
@@ -58,14 +59,19 @@ struct KcsrWeight {
     }
     return low;
   }
-};
 
-/// The narrowest panel that holds `tokens`, at most `widest` vectors: an index into kPanelVectors.
-inline int panel_width(std::int64_t tokens, std::int64_t vector_lanes, int widest) {
-  for (int i = 0; i < kPanelWidths; ++i) {
-    if (kPanelVectors[i] >= widest || kPanelVectors[i] * vector_lanes >= tokens) return i;
+  static std::int64_t rows_at_once(std::int64_t, std::int64_t wanted) { return wanted; }
+  static std::int64_t scratch_bytes(std::int64_t, std::int64_t) { return 0; }
+  void index(std::int64_t row, std::int64_t, std::byte*) { first_row = row; }
+
+  KcsrAddTask add_task(std::int64_t k) const {
+    KcsrAddTask task{};
+    task.values = values + blocks[k] * value_bytes;
+    task.cols = cols + blocks[k];
+    task.begins = segments + k * (out + 1) + first_row;
+    task.ends = task.begins + 1;
+    return task;
   }
-  return kPanelWidths - 1;
-}
+};
 
 }  // namespace gossamer::cpu
