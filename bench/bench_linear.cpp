@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "core/half.h"
 #include "gossamer/linear.h"
 #include "gossamer/mask.h"
 #include "gossamer/openmp.h"
@@ -27,6 +28,15 @@ std::vector<float> random_normal(std::int64_t count, unsigned seed) {
   return values;
 }
 
+/// The same numbers as elements of a kernel's type.
+std::vector<std::byte> elements_of(const std::vector<float>& values, DType dtype) {
+  std::vector<std::byte> bytes(values.size() * static_cast<std::size_t>(dtype_bytes(dtype)));
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    detail::store_as<float>(dtype, bytes.data(), static_cast<std::int64_t>(i), values[i]);
+  }
+  return bytes;
+}
+
 /// A random weight of the pattern, packed in the kernel's layout.
 PackedWeight random_weight(const LinearKernel& kernel, const Pattern& pattern, std::int64_t out,
                            std::int64_t in) {
@@ -36,7 +46,9 @@ PackedWeight random_weight(const LinearKernel& kernel, const Pattern& pattern, s
   const ConstMatrixView view = read_only(contiguous_view(values.data(), DType::kFloat32, out, in));
   magnitude_mask(view, pattern, Scope::kTensor, mask_view);
   for (std::size_t i = 0; i < values.size(); ++i) values[i] = mask[i] != 0 ? values[i] : 0.0f;
-  return pack(view, nullptr, pattern, kernel.layout);
+  const std::vector<std::byte> elements = elements_of(values, kernel.weight_dtype);
+  return pack(contiguous_view(elements.data(), kernel.weight_dtype, out, in), nullptr, pattern,
+              kernel.layout);
 }
 
 void run_kernel(benchmark::State& state, const LinearKernel& kernel, const Pattern& pattern) {
@@ -44,8 +56,10 @@ void run_kernel(benchmark::State& state, const LinearKernel& kernel, const Patte
   constexpr std::int64_t kIn = 1024;
   const std::int64_t tokens = state.range(0);
   const PackedWeight weight = random_weight(kernel, pattern, kOut, kIn);
-  const std::vector<float> x = random_normal(tokens * kIn, 2);
-  std::vector<float> y(static_cast<std::size_t>(tokens * kOut));
+  const std::vector<std::byte> x =
+      elements_of(random_normal(tokens * kIn, 2), kernel.activation_dtype);
+  std::vector<std::byte> y(
+      static_cast<std::size_t>(tokens * kOut * dtype_bytes(kernel.activation_dtype)));
   LinearArgs args{.weight = weight};
   args.tokens = tokens;
   args.x = x.data();
@@ -66,18 +80,29 @@ void run_kernel(benchmark::State& state, const LinearKernel& kernel, const Patte
 
 std::vector<Pattern> patterns_of(Layout layout) {
   if (layout == Layout::kNm || layout == Layout::kNm24Pairs) return {Pattern::nm(2, 4)};
-  if (layout == Layout::kBsr) return {Pattern::block(32, 32, 0.8)};
+  if (layout == Layout::kBsr) {
+    return {Pattern::block(1, 2, 0.7), Pattern::block(4, 1, 0.7), Pattern::block(32, 32, 0.5),
+            Pattern::block(32, 32, 0.8)};
+  }
   if (layout == Layout::kFanIn) return {Pattern::fan_in(0.9)};
   return {Pattern::unstructured(0.5), Pattern::unstructured(0.7), Pattern::unstructured(0.9),
           Pattern::unstructured(0.95)};
+}
+
+bool computes(const LinearKernel& kernel, const Pattern& pattern) {
+  LinearDesc desc;
+  desc.pattern = pattern;
+  desc.weight_dtype = kernel.weight_dtype;
+  desc.activation_dtype = kernel.activation_dtype;
+  return why_not(kernel, desc, host_machine()).empty();
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
   for (const LinearKernel& kernel : linear_kernels()) {
-    if (!host_machine().has(kernel.needs) || kernel.weight_dtype != DType::kFloat32) continue;
     for (const Pattern& pattern : patterns_of(kernel.layout)) {
+      if (!computes(kernel, pattern)) continue;
       const std::string name = std::string(kernel.name) + "/" + pattern.to_string();
       benchmark::RegisterBenchmark(
           name.c_str(),

@@ -28,8 +28,8 @@ ALLOWED = {
 }
 # Instruction-set folders see intrinsics, fixed-width integers and the task structs, nothing that
 # could emit an inline function under their compiler flags.
-ISA_FOLDERS = ("src/cpu/avx2/", "src/cpu/avx512/", "src/cpu/amx/")
-ISA_HEADERS = re.compile(r"^(immintrin\.h|cstdint|cstddef|cpu/\w+_task\.h|cpu/\w+\.inl)$")
+ISA_FOLDERS = ("src/cpu/avx2", "src/cpu/avx512", "src/cpu/amx")
+ISA_HEADERS = re.compile(r"^(immintrin\.h|cstdint|cstddef|cpu/\w+_task\.h|cpu/(\w+/)?\w+\.inl)$")
 TORCH_HEADER = re.compile(r"^(torch|ATen|c10)/")
 
 

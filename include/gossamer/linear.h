@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "gossamer/activation.h"
 #include "gossamer/dtype.h"
 #include "gossamer/machine.h"
 #include "gossamer/packed_weight.h"
@@ -16,9 +17,6 @@
 #include "gossamer/pattern.h"
 
 namespace gossamer {
-
-/// Applied to the result, after bias and residual.
-enum class Activation : std::int32_t { kNone = 0, kRelu = 1 };
 
 /// What is fused behind the product.
 struct Epilogue {

@@ -8,6 +8,7 @@ programs that were exported with them.
 
 from __future__ import annotations
 
+import enum
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -21,8 +22,32 @@ _OLDEST_TORCH = (2, 10)
 
 _Fake = TypeVar("_Fake", bound=Callable[..., Any])
 
-RELU = 1
-"""The `activation` argument of `linear` that applies ReLU; 0 applies nothing."""
+
+class Activation(enum.IntEnum):
+    """The `activation` argument of `linear`; the numbers are those of gossamer/activation.h."""
+
+    NONE = 0
+    RELU = 1
+    GELU = 2
+    GELU_TANH = 3
+    SILU = 4
+
+
+def apply_activation(y: Tensor, activation: int) -> Tensor:
+    """act(y) by torch's own operators, of any shape and floating dtype."""
+    match activation:
+        case Activation.NONE:
+            return y
+        case Activation.RELU:
+            return y.relu()
+        case Activation.GELU:
+            return torch.nn.functional.gelu(y)
+        case Activation.GELU_TANH:
+            return torch.nn.functional.gelu(y, approximate="tanh")
+        case Activation.SILU:
+            return torch.nn.functional.silu(y)
+    accepted = ", ".join(f"{int(a)} ({a.name.lower()})" for a in Activation)
+    raise ValueError(f"activation {activation}: accepted are {accepted}")
 
 
 def _library_path() -> Path:
@@ -203,15 +228,29 @@ for _name in ("info", "format_arrays", "plan", "find_violation", "infer_pattern"
 
 
 def _linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, packed, layout, _, _, bias, activation, _, dense = inputs
-    ctx.save_for_backward(packed, output if activation == RELU else None, dense)
+    x, packed, layout, out, _, bias, activation, residual, dense = inputs
+    # ReLU's gradient follows from its result; the smooth ones need what they were applied to, which
+    # is computed again.
+    relu = output if activation == Activation.RELU else None
+    smooth = (x, bias, residual) if activation > Activation.RELU else (None, None, None)
+    ctx.save_for_backward(packed, relu, dense, *smooth)
     ctx.layout = layout
+    ctx.out = out
+    ctx.activation = activation
     ctx.inputs = x.shape[-1]
     ctx.bias_dims = None if bias is None else bias.dim()
 
 
+def _smooth_backward(grad: Tensor, y: Tensor, activation: int) -> Tensor:
+    """The gradient of act(y), y [..., out], for the activations that are not piecewise linear."""
+    if activation == Activation.SILU:
+        return torch.ops.aten.silu_backward(grad, y)
+    approximate = "none" if activation == Activation.GELU else "tanh"
+    return torch.ops.aten.gelu_backward(grad, y, approximate=approximate)
+
+
 def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    packed, output, dense = ctx.saved_tensors
+    packed, output, dense, x, bias, residual = ctx.saved_tensors
     # Arguments that a call left out have no entry.
     needs_grad = (*ctx.needs_input_grad, *[False] * 9)
     if needs_grad[8]:
@@ -222,6 +261,9 @@ def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         )
     if output is not None:
         grad = torch.ops.aten.threshold_backward(grad, output, 0)
+    elif ctx.activation > Activation.RELU:
+        y = _ops.linear(x, packed, ctx.layout, ctx.out, None, bias, 0, residual, dense)
+        grad = _smooth_backward(grad, y, ctx.activation)
     grad_x = grad_bias = None
     if needs_grad[0]:
         grad_x = _ops.linear_dx(grad, packed, ctx.layout, ctx.inputs, dense)

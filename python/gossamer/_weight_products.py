@@ -12,7 +12,13 @@ from torch.autograd import forward_ad
 from gossamer import _ops
 from gossamer.weight import SparseWeight
 
-_ACTIVATIONS = {None: 0, "relu": _ops.RELU}
+_ACTIVATIONS = {
+    None: _ops.Activation.NONE,
+    "relu": _ops.Activation.RELU,
+    "gelu": _ops.Activation.GELU,
+    "gelu_tanh": _ops.Activation.GELU_TANH,
+    "silu": _ops.Activation.SILU,
+}
 
 # Looked up once: a name in torch.ops costs as much as the call. `_linear_eager` is what calling
 # `_linear_op` calls, one Python frame earlier; Dynamo follows only the latter.
@@ -40,7 +46,8 @@ def linear(
         x: [..., in], dtype of the weight; [batch, tokens, in] where the weight is a stack.
         weight: [out, in], or a transposed [in, out].
         bias: [out], or [batch, out] for a stack.
-        activation: None or "relu".
+        activation: None, "relu", "gelu" (the error function's), "gelu_tanh" (its approximation by
+            tanh) or "silu".
         residual: shape of the result, added before the activation.
 
     Returns:
@@ -50,8 +57,9 @@ def linear(
         ValueError: shapes, dtypes or the activation do not fit.
     """
     if activation not in _ACTIVATIONS:
-        raise ValueError(f"activation {activation!r}: None and 'relu' are accepted")
-    return product(x, weight, bias, _ACTIVATIONS[activation], residual)
+        accepted = ", ".join(map(repr, _ACTIVATIONS))
+        raise ValueError(f"activation {activation!r}: accepted are {accepted}")
+    return product(x, weight, bias, int(_ACTIVATIONS[activation]), residual)
 
 
 def linear_as_torch(x: Tensor, weight: SparseWeight, bias: Tensor | None = None) -> Tensor:
@@ -162,4 +170,4 @@ def _dense_product(
         y = y + (bias if weight.dim() == 2 else bias.unsqueeze(-2))
     if residual is not None:
         y = y + residual
-    return y.relu() if activation == _ops.RELU else y
+    return _ops.apply_activation(y, activation)

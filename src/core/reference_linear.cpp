@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "core/activation.h"
 #include "core/fail.h"
 #include "core/half.h"
 #include "core/row_source.h"
@@ -42,7 +43,7 @@ void compute(const LinearArgs& args, DType dtype, const WeightRow& weight, std::
     sum += element(args.residual,
                    batch * args.residual_batch_stride + token * args.residual_stride + row);
   }
-  if (args.activation == Activation::kRelu) sum = sum < 0.0 ? 0.0 : sum;  // NaN stays NaN
+  sum = detail::activate(args.activation, sum);
   detail::store_as(dtype, static_cast<std::byte*>(args.y),
                    batch * args.y_batch_stride + token * args.y_stride + row, sum);
 }

@@ -3,15 +3,20 @@
 
 #include <cstdint>
 
-// The steps of K-blocked CSR kernels, as plain data: instruction-set folders include nothing else.
+#include "cpu/finish_task.h"
+
+// The steps of K-blocked kernels, as plain data: instruction-set folders include nothing else.
 // A panel is `lanes` tokens, a whole number of vectors; a tile is one block of inputs for one
-// panel, transposed.
+// panel, transposed. X, Y, bias, residual and the kept values have the element type of the
+// functions; tiles and sums are float32.
 namespace gossamer::cpu {
 
-/// tile[k][t] = x[t][k] for `columns` inputs; tokens past the last are zero. The tile has room for
-/// `columns` rounded up to 8.
+/// What a tile's inputs are rounded up to: it has room for as many.
+inline constexpr std::int64_t kTileRounding = 16;
+
+/// tile[k][t] = x[t][k] for `columns` inputs; tokens past the last are zero.
 struct KcsrPackTask {
-  const float* x;
+  const void* x;
   std::int64_t x_stride;
   std::int64_t tokens;  ///< 1 to lanes
   std::int64_t columns;
@@ -19,48 +24,113 @@ struct KcsrPackTask {
   std::int64_t lanes;
 };
 
-/// sums[row][:] += Σ value · tile[col][:] over the row's kept values in one block of inputs.
+/// sums[row][:] += Σ value · tile[col][:] over the rows' kept values in one block of inputs. Row r
+/// keeps values [begins[r], ends[r]).
 struct KcsrAddTask {
-  const float* values;            ///< of the block
-  const std::uint8_t* cols;       ///< of the block
-  const std::uint32_t* segments;  ///< [out + 1] of the block
-  std::int64_t row_begin;
-  std::int64_t row_end;
-  const float* tile;  ///< [KC][lanes]; for a single token, X itself
-  float* sums;        ///< [row_end − row_begin][lanes]
-  bool first;         ///< sums hold nothing yet
-  const float* bias;  ///< [out] or null; enters with the first block
+  const void* values;
+  const std::uint8_t* cols;
+  const std::uint32_t* begins;
+  const std::uint32_t* ends;
+  std::int64_t rows;
+  const void* tile;      ///< float [KC][lanes]; for a single token, X itself
+  float* sums;           ///< [rows][lanes]
+  bool first;            ///< sums hold nothing yet
+  std::int64_t columns;  ///< of the tile
+
+  // Blocks only: begins and ends count blocks, one pair for every block row; `values` are
+  // [blocks][block_rows][block_cols] and `cols` is null.
+  const std::int32_t* block_col;  ///< of every block, counting from input 0
+  std::int64_t block_rows;
+  std::int64_t block_cols;
+  std::int64_t first_input;  ///< of the tile
 };
 
-/// y[t][row] = act(sums[row][t] + residual[t][row]).
+/// `out.y` from sums[row][t]: `out.sums` is not read.
 struct KcsrStoreTask {
   const float* sums;
-  std::int64_t rows;
   std::int64_t lanes;
-  std::int64_t tokens;
-  float* y;  ///< of the first row and token
-  std::int64_t y_stride;
-  const float* residual;  ///< likewise, or null
-  std::int64_t residual_stride;
-  bool relu;
+  FinishTask out;
 };
 
-/// What a driver needs of an instruction set. `add_one` and `store_one` may be null. `add[i]` takes
-/// panels of kPanelVectors[i] vectors; `add_one` takes a single token and keeps one vector of
-/// partial sums a row, which `store_one` adds up.
+/// What a driver needs of an instruction set and an element type. `pack` returns whether `add` may
+/// be called on the tile; where it may not, because a product with a pruned weight would not be
+/// zero, `add_careful` is. `add[i]` takes panels of kPanelVectors[i] vectors; `add_one` takes a
+/// single token and keeps one vector of partial sums a row, which `store_one` adds up. The last
+/// three may be null.
 inline constexpr int kPanelVectors[] = {1, 2, 3, 4, 6, 8};
 inline constexpr int kPanelWidths = 6;
 struct KcsrFunctions {
   std::int64_t vector_lanes;
-  void (*pack)(const KcsrPackTask&);
+  bool (*pack)(const KcsrPackTask&);
   void (*add[kPanelWidths])(const KcsrAddTask&);
   void (*store)(const KcsrStoreTask&);
   void (*add_one)(const KcsrAddTask&);
   void (*store_one)(const KcsrStoreTask&);
+  void (*add_careful[kPanelWidths])(const KcsrAddTask&);
 };
 
-extern const KcsrFunctions generic_spmm_kcsr_f32;
-extern const KcsrFunctions avx2_spmm_kcsr_f32;
-extern const KcsrFunctions avx512_spmm_kcsr_f32;
+extern const KcsrFunctions generic_spmm_f32;
+extern const KcsrFunctions avx2_spmm_f32;
+extern const KcsrFunctions avx2_spmm_bf16;
+extern const KcsrFunctions avx2_spmm_f16;
+extern const KcsrFunctions avx512_spmm_f32;
+extern const KcsrFunctions avx512_spmm_bf16;
+extern const KcsrFunctions avx512_spmm_f16;
+/// Values are pairs of bfloat16 in 32 bits, tiles hold pairs of inputs likewise, columns count
+/// pairs. What is pruned of a pair is +0; a kept zero is -0.
+extern const KcsrFunctions avx512bf16_spmm_pairs;
+/// Blocks of at most kMaxBlockRows rows; sums have room for whole blocks.
+inline constexpr std::int64_t kMaxBlockRows = 256;
+extern const KcsrFunctions avx2_spmm_blocks_f32;
+extern const KcsrFunctions avx2_spmm_blocks_bf16;
+extern const KcsrFunctions avx2_spmm_blocks_f16;
+extern const KcsrFunctions avx512_spmm_blocks_f32;
+extern const KcsrFunctions avx512_spmm_blocks_bf16;
+extern const KcsrFunctions avx512_spmm_blocks_f16;
+/// Blocks of an even number of columns.
+extern const KcsrFunctions avx512bf16_spmm_block_pairs;
+
+/// Turns the bits of some rows into what KcsrAddTask reads: cols[i] is the column, inside its block
+/// of inputs, of the i-th kept value of these rows; segments[k·rows + r] says where block k of row
+/// r begins, and segments[(k + 1)·rows + r] where it ends.
+struct BitmaskIndexTask {
+  const std::uint8_t* bits;  ///< of the first row; every row takes ceil(in / 8) bytes
+  std::int64_t rows;
+  std::int64_t in;
+  std::int64_t block;       ///< a multiple of 64, at most 256
+  std::uint8_t* cols;       ///< room for 64 more than the rows keep
+  std::uint32_t* segments;  ///< [ceil(in / block) + 1][rows]
+};
+
+void avx2_bitmask_index(const BitmaskIndexTask& task);
+void avx512vbmi2_bitmask_index(const BitmaskIndexTask& task);
+
+/// The same for pairs of bfloat16: a pair is listed where either of its two inputs is kept.
+struct BitmaskPairTask {
+  const std::uint8_t* bits;
+  const std::uint16_t* values;  ///< of the first row
+  std::int64_t rows;
+  std::int64_t in;
+  std::int64_t block;       ///< inputs, a multiple of 32, at most 512
+  std::uint32_t* pairs;     ///< room for 16 more than the rows have
+  std::uint8_t* cols;       ///< likewise
+  std::uint32_t* segments;  ///< [ceil(in / block) + 1][rows], counting pairs
+};
+
+void avx512bf16_bitmask_pairs(const BitmaskPairTask& task);
+
+/// Where blocks of one row and two columns lie, tile by tile: cols[i] is the place in its tile of
+/// the i-th block of these rows; segments as above, counting blocks.
+struct BlockIndexTask {
+  const std::int64_t* offsets;  ///< [rows + 1] into block_col
+  const std::int32_t* block_col;
+  std::int64_t rows;
+  std::int64_t tiles;
+  std::int64_t blocks_per_tile;  ///< a power of two, at most 256
+  std::uint8_t* cols;            ///< room for 16 more than there are blocks
+  std::uint32_t* segments;       ///< [tiles + 1][rows]
+};
+
+void avx512bf16_block_index(const BlockIndexTask& task);
 
 }  // namespace gossamer::cpu

@@ -76,7 +76,7 @@ void run_part(Function function, const LinearArgs& args, std::int64_t batch,
   task.y_stride = args.y_stride;
   task.bias = bias == nullptr ? nullptr : bias + batch * task.out;
   task.residual_stride = args.residual_stride;
-  task.relu = args.activation == Activation::kRelu;
+  task.activation = args.activation;
   for (std::int64_t block = pair_begin; block < pair_end; block += kBlockPairs) {
     task.pair_begin = block;
     task.pair_end = std::min(block + kBlockPairs, pair_end);

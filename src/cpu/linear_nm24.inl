@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The loop nest of *_linear_nm24_f32, included by each instruction-set folder inside an anonymous
-// namespace after it has defined `Vector`, a few operations on it, and kVectorsPerWord.
+// namespace behind vector.inl and epilogue.inl, after it has defined `Word`, `permute` and
+// kVectorsPerWord.
 //
 // A 32-bit word of metadata holds 16 positions of 2 bits: 4 column groups of a row pair. Shifted
 // right by 0, 2, 4, … in the lanes of a vector it is the control of an in-lane permute that picks,
@@ -72,11 +73,19 @@ inline void linear_block(const gossamer::cpu::Nm24Task& task, std::int64_t pair)
         } else {
           result += *y;
         }
-        // Written so that NaN passes through.
-        if (task.last_chunk && task.relu && result < 0.0f) result = 0.0f;
         *y = result;
       }
     }
+  }
+}
+
+/// The activation of the task's rows, which are in L1 still.
+inline void activate_rows(const gossamer::cpu::Nm24Task& task) {
+  const std::int64_t begin = 2 * task.pair_begin;
+  const std::int64_t end = 2 * task.pair_end < task.out ? 2 * task.pair_end : task.out;
+  for (std::int64_t t = 0; t < task.tokens; ++t) {
+    float* y = task.y + t * task.y_stride + begin;
+    finish_token<Float32>(y, nullptr, nullptr, y, end - begin, task.activation);
   }
 }
 
@@ -85,4 +94,5 @@ inline void linear_rows(const gossamer::cpu::Nm24Task& task) {
   std::int64_t pair = task.pair_begin;
   for (; pair + P <= task.pair_end; pair += P) linear_block<P, T>(task, pair);
   for (; pair < task.pair_end; ++pair) linear_block<1, T>(task, pair);
+  if (task.last_chunk && task.activation != gossamer::Activation::kNone) activate_rows(task);
 }

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "cpu/finish_task.h"
+
 namespace gossamer::cpu {
 
 /// Part of Y = act(X·Wᵀ + bias + residual) with W in the layout nm24_pairs: rows [2·pair_begin,
@@ -23,11 +25,11 @@ struct Nm24Task {
   float* y;
   std::int64_t y_stride;
   bool first_chunk;  ///< Y holds nothing yet; bias and residual come now
-  bool last_chunk;   ///< ReLU comes now
+  bool last_chunk;   ///< the activation comes now
   const float* bias;
   const float* residual;
   std::int64_t residual_stride;
-  bool relu;
+  Activation activation;
 };
 
 void generic_linear_nm24_f32(const Nm24Task& task);

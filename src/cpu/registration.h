@@ -6,7 +6,10 @@ namespace gossamer::cpu {
 // Each driver adds its rows to the kernel table.
 void register_generic_linear();
 void register_spmm_kcsr();
+void register_spmm_bitmask();
+void register_spmm_blocks();
 void register_linear_nm24();
+void register_linear_bitmask();
 
 }  // namespace gossamer::cpu
 

@@ -1,251 +1,32 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Threads, blocking and table rows of *_spmm_kcsr_f32.
-//
-//   for each panel of tokens, each block of rows (their sums stay in L2):
-//     for each block of KC inputs: transpose X into a tile (L1), add every kept value of the rows
-//     transpose the sums to Y, with residual and activation
-#include "cpu/kcsr_task.h"
-
+// The layouts kcsr64, kcsr128 and kcsr256 as a source of K-blocked kernels, and their table rows:
+// the columns lie ready in memory.
 #include <algorithm>
-#include <array>
 #include <cstdint>
-#include <string>
 
 #include "core/layouts.h"
+#include "cpu/kcsr_source.h"
 #include "cpu/registration.h"
-#include "cpu/scratch.h"
+#include "cpu/spmm_driver.h"
 #include "gossamer/linear.h"
 
 namespace gossamer::cpu {
 namespace {
 
-using detail::ceil_div;
-using detail::KcsrArrays;
-
-constexpr std::int64_t kSumsFloats = 65536;  ///< 256 KB: half an L2 of the smallest machines
-constexpr std::int64_t kMinWorkPerThread =
-    16384;  ///< vector multiply-adds; below, waking a thread costs more
-
-/// One batch of a packed weight.
-struct Weight {
-  const float* values;
-  const std::uint8_t* cols;
-  const std::uint32_t* segments;
-  const std::int64_t* blocks;
-  std::int64_t out;
-  std::int64_t in;
-  std::int64_t block;
-  std::int64_t block_count;
-
-  Weight(const PackedView& packed, std::int64_t batch)
-      : values(packed.array<float>(KcsrArrays::kValues)),
-        cols(packed.array<std::uint8_t>(KcsrArrays::kCols)),
-        out(packed.out()),
-        in(packed.in()),
-        block(detail::kcsr_block(packed.layout())),
-        block_count(ceil_div(in, block)) {
-    segments =
-        packed.array<std::uint32_t>(KcsrArrays::kSegmentOffsets) + batch * block_count * (out + 1);
-    blocks = packed.array<std::int64_t>(KcsrArrays::kBlockOffsets) + batch * (block_count + 1);
-  }
-
-  /// Kept values in rows [0, row).
-  std::int64_t kept_before(std::int64_t row) const {
-    std::int64_t kept = 0;
-    for (std::int64_t k = 0; k < block_count; ++k) kept += segments[k * (out + 1) + row];
-    return kept;
-  }
-
-  /// The first row of part `part` of `parts` with about equal kept values.
-  std::int64_t balanced_row(std::int64_t part, std::int64_t parts) const {
-    if (part == 0 || part == parts) return part == 0 ? 0 : out;
-    const std::int64_t target = kept_before(out) * part / parts;
-    std::int64_t low = 0;
-    std::int64_t high = out;
-    while (low < high) {
-      const std::int64_t middle = (low + high) / 2;
-      if (kept_before(middle) < target) {
-        low = middle + 1;
-      } else {
-        high = middle;
-      }
-    }
-    return low;
-  }
-};
-
-/// The narrowest panel that holds `tokens`, at most `widest` vectors: an index into kPanelVectors.
-int panel_width(std::int64_t tokens, std::int64_t vector_lanes, int widest) {
-  for (int i = 0; i < kPanelWidths; ++i) {
-    if (kPanelVectors[i] >= widest || kPanelVectors[i] * vector_lanes >= tokens) return i;
-  }
-  return kPanelWidths - 1;
-}
-
-/// What one thread does: rows × tokens of one batch.
-struct Part {
-  std::int64_t row_begin;
-  std::int64_t row_end;
-  std::int64_t token_begin;
-  std::int64_t token_end;
-};
-
-/// Pointers of a call for one batch.
-struct Call {
-  const float* x;
-  std::int64_t x_stride;
-  float* y;
-  std::int64_t y_stride;
-  const float* bias;
-  const float* residual;
-  std::int64_t residual_stride;
-  bool relu;
-
-  Call(const LinearArgs& args, std::int64_t batch)
-      : x(static_cast<const float*>(args.x) + batch * args.x_batch_stride),
-        x_stride(args.x_stride),
-        y(static_cast<float*>(args.y) + batch * args.y_batch_stride),
-        y_stride(args.y_stride),
-        bias(static_cast<const float*>(args.bias)),
-        residual(static_cast<const float*>(args.residual)),
-        residual_stride(args.residual_stride),
-        relu(args.activation == Activation::kRelu) {
-    if (bias != nullptr) bias += batch * args.weight.out();
-    if (residual != nullptr) residual += batch * args.residual_batch_stride;
-  }
-};
-
-/// All inputs of rows [row_begin, row_end) for one panel of `tokens` tokens.
-void run_panel(const KcsrFunctions& functions, const Weight& weight, const Call& call, int width,
-               bool one, std::int64_t token, std::int64_t tokens, std::int64_t row_begin,
-               std::int64_t row_end) {
-  const std::int64_t lanes = functions.vector_lanes * (one ? 1 : kPanelVectors[width]);
-  float* tile = scratch(weight.block * lanes + kSumsFloats);
-  float* sums = tile + weight.block * lanes;
-  const std::int64_t rows_at_once = kSumsFloats / lanes;
-  const float* x = call.x + token * call.x_stride;
-  for (std::int64_t row = row_begin; row < row_end; row += rows_at_once) {
-    const std::int64_t last = std::min(row + rows_at_once, row_end);
-    for (std::int64_t k = 0; k < weight.block_count; ++k) {
-      const std::int64_t columns = std::min(weight.block, weight.in - k * weight.block);
-      const float* block_x = x + k * weight.block;
-      if (!one) functions.pack({block_x, call.x_stride, tokens, columns, tile, lanes});
-      const KcsrAddTask task{weight.values + weight.blocks[k],
-                             weight.cols + weight.blocks[k],
-                             weight.segments + k * (weight.out + 1),
-                             row,
-                             last,
-                             one ? block_x : tile,
-                             sums,
-                             k == 0,
-                             call.bias};
-      one ? functions.add_one(task) : functions.add[width](task);
-    }
-    const KcsrStoreTask store{
-        sums,
-        last - row,
-        lanes,
-        tokens,
-        call.y + token * call.y_stride + row,
-        call.y_stride,
-        call.residual == nullptr ? nullptr : call.residual + token * call.residual_stride + row,
-        call.residual_stride,
-        call.relu};
-    one ? functions.store_one(store) : functions.store(store);
-  }
-}
-
-void run_part(const KcsrFunctions& functions, const Weight& weight, const Call& call, int vectors,
-              const Part& part) {
-  if (part.row_begin >= part.row_end) return;
-  for (std::int64_t token = part.token_begin; token < part.token_end;) {
-    const std::int64_t left = part.token_end - token;
-    const bool one = vectors == 0;
-    const int width = one ? 0 : panel_width(left, functions.vector_lanes, vectors);
-    const std::int64_t tokens =
-        one ? 1 : std::min(left, kPanelVectors[width] * functions.vector_lanes);
-    run_panel(functions, weight, call, width, one, token, tokens, part.row_begin, part.row_end);
-    token += tokens;
-  }
-}
-
-/// `vectors`: of the widest panel; 0 takes tokens one by one.
-void run(const KcsrFunctions& functions, int vectors, const LinearArgs& args) {
-  const std::int64_t batch = args.weight.batch();
-  const std::int64_t lanes = vectors == 0 ? 1 : functions.vector_lanes * vectors;
-  const std::int64_t panels = ceil_div(args.tokens, lanes);
-  const std::int64_t work =
-      args.weight.kept() * ceil_div(args.tokens, functions.vector_lanes) / kMinWorkPerThread;
-  const std::int64_t threads =
-      std::clamp(work, std::int64_t{1}, std::int64_t{std::max(args.parallel.threads, 1)});
-  // Tokens first, because a tile is then transposed once; rows where panels do not suffice.
-  const std::int64_t token_parts = std::min(threads, panels);
-  const std::int64_t row_parts = batch >= threads ? 1 : ceil_div(threads, token_parts);
-  const std::int64_t parts = token_parts * row_parts;
-  ParallelFor parallel = args.parallel;
-  if (threads == 1) parallel.run = nullptr;
-  parallel_for(parallel, batch * parts, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t item = begin; item < end; ++item) {
-      const Weight weight(args.weight, item / parts);
-      const std::int64_t row = item % parts / token_parts;
-      const std::int64_t column = item % parts % token_parts;
-      run_part(functions, weight, Call(args, item / parts), vectors,
-               {weight.balanced_row(row, row_parts), weight.balanced_row(row + 1, row_parts),
-                panels * column / token_parts * lanes,
-                std::min(panels * (column + 1) / token_parts * lanes, args.tokens)});
-    }
-  });
-}
-
-/// Cycles that the model charges, by instruction set.
-struct Cost {
-  double per_value;      ///< broadcast, index, loop
-  double per_vector;     ///< multiply-add with a load from the tile
-  double per_segment;    ///< a row in a block: offsets and one mispredicted branch
-  double one_per_group;  ///< a vector of gathered inputs
-};
-
-// Fitted on zen5-avx512 at 1024×1024, 50–95 % zeros, 1 to 256 tokens, 2026-11-23.
-constexpr Cost kGenericCost{2.0, 0.7, 16.0, 8.0};
-constexpr Cost kAvx2Cost{1.0, 0.5, 8.0, 9.0};
-constexpr Cost kAvx512Cost{1.0, 0.6, 8.0, 0.0};
-
-double seconds(const KcsrFunctions& functions, const Cost& cost, int vectors, std::int64_t block,
-               const LinearDesc& desc, std::int64_t tokens, int threads) {
-  constexpr double kHertz = 3.5e9;
-  constexpr double kBytesPerCycle = 12.0;
-  const auto batch = static_cast<double>(desc.batch);
-  const auto out = static_cast<double>(desc.out);
-  const auto in = static_cast<double>(desc.in);
-  const auto lanes = static_cast<double>(functions.vector_lanes);
-  const double kept = batch * out * in * desc.density;
-  const double segments = batch * out * static_cast<double>(ceil_div(desc.in, block));
-  double cycles = 0.0;
-  if (vectors == 0) {
-    const double groups = std::max(kept / lanes + 0.5 * segments, segments);
-    cycles = static_cast<double>(tokens) * (groups * cost.one_per_group + segments * 4.0);
-  } else {
-    for (std::int64_t left = tokens; left > 0;) {
-      const int width = panel_width(left, functions.vector_lanes, vectors);
-      const double used = kPanelVectors[width];
-      // A tile beyond 32 KB no longer fits beside the sums in L1.
-      const double tile = static_cast<double>(block) * used * lanes * 4.0;
-      const double spill = tile > 32768.0 ? 1.3 : 1.0;
-      const double transposes = (in + out) * used * lanes * batch * 0.5;
-      cycles += kept * (cost.per_value + cost.per_vector * used * spill) +
-                segments * (cost.per_segment + used) + transposes;
-      left -= kPanelVectors[width] * functions.vector_lanes;
-    }
-  }
-  const double memory = (kept * 5.0 + segments * 4.0) / kBytesPerCycle;
-  const double work = kept * static_cast<double>(ceil_div(tokens, functions.vector_lanes));
-  const double used_threads =
-      std::clamp(work / static_cast<double>(kMinWorkPerThread), 1.0, std::max(threads, 1) * 1.0);
-  return std::max(cycles, memory) / (kHertz * used_threads);
-}
+// Fitted on zen5-avx512 at 1024×1024, 50–95 % zeros, 9 to 256 tokens, 2026-11-23; the fits are
+// within 15 % of the times.
+constexpr SpmmCost kGenericCost{2.0, 0.7, 16.0, 1.0, 0.0, 8.0};
+constexpr SpmmCost kAvx2Cost128{1.14, 0.48, 0.0, 1.27};
+constexpr SpmmCost kAvx2Cost256{0.64, 0.60, 1.8, 0.72};
+constexpr SpmmCost kAvx2CostNarrow{0.89, 0.50, 0.6, 0.83};
+constexpr SpmmCost kAvx2CostOne{0.0, 0.0, 0.0, 0.0, 0.0, 9.0};
+constexpr SpmmCost kAvx512Cost64{1.57, 0.54, 13.9, 0.96};
+constexpr SpmmCost kAvx512Cost128{1.00, 0.71, 0.2, 1.09};
+constexpr SpmmCost kAvx512CostNarrow128{1.25, 0.54, 0.5, 1.02};
+constexpr SpmmCost kAvx512CostNarrow256{0.83, 0.80, 0.7, 0.67};
 
 /// One row of the table: an instruction set, a block of inputs, a widest panel.
-template <const KcsrFunctions& functions, const Cost& cost, Layout layout, int vectors>
+template <const KcsrFunctions& functions, const SpmmCost& cost, Layout layout, int vectors>
 void add_row(std::string_view name, std::uint32_t needs) {
   LinearKernel kernel;
   kernel.name = name;
@@ -254,9 +35,13 @@ void add_row(std::string_view name, std::uint32_t needs) {
   kernel.weight_dtype = DType::kFloat32;
   kernel.activation_dtype = DType::kFloat32;
   kernel.seconds = [](const LinearDesc& desc, const Machine&, std::int64_t tokens, int threads) {
-    return seconds(functions, cost, vectors, detail::kcsr_block(layout), desc, tokens, threads);
+    return spmm_seconds(functions.vector_lanes, cost, vectors, detail::kcsr_block(layout), desc,
+                        tokens, threads);
   };
-  kernel.run = [](const LinearArgs& args) { run(functions, vectors, args); };
+  kernel.run = [](const LinearArgs& args) {
+    run_spmm(functions, vectors, args,
+             [&](std::int64_t batch) { return KcsrSource(args.weight, batch); });
+  };
   register_linear_kernel(kernel);
 }
 
@@ -264,25 +49,22 @@ void add_row(std::string_view name, std::uint32_t needs) {
 
 void register_spmm_kcsr() {
   using enum Layout;
-  add_row<generic_spmm_kcsr_f32, kGenericCost, kKcsr64, 8>("generic_spmm_kcsr64_f32", kIsaGeneric);
-  add_row<generic_spmm_kcsr_f32, kGenericCost, kKcsr128, 8>("generic_spmm_kcsr128_f32",
-                                                            kIsaGeneric);
-  add_row<generic_spmm_kcsr_f32, kGenericCost, kKcsr256, 8>("generic_spmm_kcsr256_f32",
-                                                            kIsaGeneric);
+  add_row<generic_spmm_f32, kGenericCost, kKcsr64, 8>("generic_spmm_kcsr64_f32", kIsaGeneric);
+  add_row<generic_spmm_f32, kGenericCost, kKcsr128, 8>("generic_spmm_kcsr128_f32", kIsaGeneric);
+  add_row<generic_spmm_f32, kGenericCost, kKcsr256, 8>("generic_spmm_kcsr256_f32", kIsaGeneric);
 #if defined(__x86_64__)
-  add_row<avx2_spmm_kcsr_f32, kAvx2Cost, kKcsr128, 8>("avx2_spmm_kcsr128_f32_nv8", kIsaAvx2);
-  add_row<avx2_spmm_kcsr_f32, kAvx2Cost, kKcsr256, 8>("avx2_spmm_kcsr256_f32_nv8", kIsaAvx2);
-  add_row<avx2_spmm_kcsr_f32, kAvx2Cost, kKcsr256, 4>("avx2_spmm_kcsr256_f32_nv4", kIsaAvx2);
-  add_row<avx2_spmm_kcsr_f32, kAvx2Cost, kKcsr128, 0>("avx2_spmv_kcsr128_f32", kIsaAvx2);
-  add_row<avx2_spmm_kcsr_f32, kAvx2Cost, kKcsr256, 0>("avx2_spmv_kcsr256_f32", kIsaAvx2);
+  constexpr const KcsrFunctions& avx2 = avx2_spmm_f32;
+  constexpr const KcsrFunctions& avx512 = avx512_spmm_f32;
+  add_row<avx2, kAvx2Cost128, kKcsr128, 8>("avx2_spmm_kcsr128_f32_nv8", kIsaAvx2);
+  add_row<avx2, kAvx2Cost256, kKcsr256, 8>("avx2_spmm_kcsr256_f32_nv8", kIsaAvx2);
+  add_row<avx2, kAvx2CostNarrow, kKcsr256, 4>("avx2_spmm_kcsr256_f32_nv4", kIsaAvx2);
+  add_row<avx2, kAvx2CostOne, kKcsr128, 0>("avx2_spmv_kcsr128_f32", kIsaAvx2);
+  add_row<avx2, kAvx2CostOne, kKcsr256, 0>("avx2_spmv_kcsr256_f32", kIsaAvx2);
 
-  add_row<avx512_spmm_kcsr_f32, kAvx512Cost, kKcsr64, 8>("avx512_spmm_kcsr64_f32_nv8", kIsaAvx512);
-  add_row<avx512_spmm_kcsr_f32, kAvx512Cost, kKcsr128, 8>("avx512_spmm_kcsr128_f32_nv8",
-                                                          kIsaAvx512);
-  add_row<avx512_spmm_kcsr_f32, kAvx512Cost, kKcsr128, 4>("avx512_spmm_kcsr128_f32_nv4",
-                                                          kIsaAvx512);
-  add_row<avx512_spmm_kcsr_f32, kAvx512Cost, kKcsr256, 4>("avx512_spmm_kcsr256_f32_nv4",
-                                                          kIsaAvx512);
+  add_row<avx512, kAvx512Cost64, kKcsr64, 8>("avx512_spmm_kcsr64_f32_nv8", kIsaAvx512);
+  add_row<avx512, kAvx512Cost128, kKcsr128, 8>("avx512_spmm_kcsr128_f32_nv8", kIsaAvx512);
+  add_row<avx512, kAvx512CostNarrow128, kKcsr128, 4>("avx512_spmm_kcsr128_f32_nv4", kIsaAvx512);
+  add_row<avx512, kAvx512CostNarrow256, kKcsr256, 4>("avx512_spmm_kcsr256_f32_nv4", kIsaAvx512);
 #endif
 }
 

@@ -156,10 +156,12 @@ void check_arguments(const LinearArgs& args) {
   if (args.residual != nullptr) {
     check_strides("residual", args.residual_stride, args.residual_batch_stride);
   }
-  if (args.activation != Activation::kNone && args.activation != Activation::kRelu) {
+  const auto activation = static_cast<std::int32_t>(args.activation);
+  if (activation < 0 || activation >= kActivationCount) {
     fail(ErrorCode::kInvalidArgument,
-         "run_linear: activation is {}; accepted are 0 (none) and 1 (relu)",
-         static_cast<std::int32_t>(args.activation));
+         "run_linear: activation is {}; accepted are 0 (none), 1 (relu), 2 (gelu), 3 (gelu by "
+         "tanh) and 4 (silu)",
+         activation);
   }
 }
 

@@ -27,7 +27,7 @@ Tensor dense_linear(const Tensor& x, const Tensor& dense, const std::optional<Te
                     Activation activation, const std::optional<Tensor>& residual);
 /// Refuses a dense copy whose shape is not the packed weight's.
 void check_dense(const Tensor& dense, const PackedView& weight);
-/// 0 or 1 as an Activation; refuses the rest.
+/// The number of an Activation; refuses any other.
 Activation checked_activation(std::int64_t activation);
 
 // ops_pack.cpp

@@ -6,6 +6,8 @@
 
 #include <algorithm>
 #include <array>
+#include <string>
+#include <utility>
 
 #include "gossamer/linear.h"
 #include "torch/ops.h"
@@ -125,6 +127,27 @@ Tensor call(const char* op, StableIValue* stack) {
 /// The shim has a - c·b, but no sum.
 Tensor add(const Tensor& a, const Tensor& b) { return torch::stable::subtract(a, b, -1.0); }
 
+/// act(y) by torch's own operators.
+Tensor activated(Tensor y, Activation activation) {
+  using torch::stable::detail::from;
+  switch (activation) {
+    case Activation::kNone:
+      return y;
+    case Activation::kRelu:
+    case Activation::kSilu: {
+      StableIValue stack = from(y);
+      return call(activation == Activation::kRelu ? "aten::relu" : "aten::silu", &stack);
+    }
+    case Activation::kGelu:
+    case Activation::kGeluTanh: {
+      const std::string approximate = activation == Activation::kGelu ? "none" : "tanh";
+      std::array<StableIValue, 2> stack{from(y), from(approximate)};
+      return call("aten::gelu", stack.data());
+    }
+  }
+  refuse(fmt::format("activation {} is not known", static_cast<int>(activation)));
+}
+
 /// A tensor's shape with `last` as its last dimension, without touching the heap.
 class Shape {
  public:
@@ -155,8 +178,11 @@ void check_dense(const Tensor& dense, const PackedView& weight) {
 }
 
 Activation checked_activation(std::int64_t activation) {
-  if (activation == 0 || activation == 1) return static_cast<Activation>(activation);
-  refuse(fmt::format("activation {}: 0 (none) and 1 (relu) are accepted", activation));
+  if (activation >= 0 && activation < kActivationCount) return static_cast<Activation>(activation);
+  refuse(
+      fmt::format("activation {}: 0 (none), 1 (relu), 2 (gelu), 3 (gelu by tanh) and 4 (silu) are "
+                  "accepted",
+                  activation));
 }
 
 Tensor dense_linear(const Tensor& x, const Tensor& dense, const std::optional<Tensor>& bias,
@@ -171,10 +197,7 @@ Tensor dense_linear(const Tensor& x, const Tensor& dense, const std::optional<Te
     if (bias) y = add(y, torch::stable::unsqueeze(*bias, 1));
   }
   if (residual) y = add(y, *residual);
-  if (activation == Activation::kRelu) {
-    StableIValue relu = from(y);
-    y = call("aten::relu", &relu);
-  }
+  y = activated(std::move(y), activation);
   return y.is_contiguous() ? y : as_contiguous(y);
 }
 

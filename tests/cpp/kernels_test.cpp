@@ -36,9 +36,9 @@ struct Case {
   std::string to_string() const {
     return pattern.to_string() + " batch " + std::to_string(batch) + " out " + std::to_string(out) +
            " in " + std::to_string(in) + " tokens " + std::to_string(tokens) +
-           (bias ? " bias" : "") + (residual ? " residual" : "") +
-           (activation == Activation::kRelu ? " relu" : "") + " padding " +
-           std::to_string(padding) + " threads " + std::to_string(threads);
+           (bias ? " bias" : "") + (residual ? " residual" : "") + " activation " +
+           std::to_string(static_cast<int>(activation)) + " padding " + std::to_string(padding) +
+           " threads " + std::to_string(threads);
   }
 };
 
@@ -58,6 +58,39 @@ double unit_roundoff(DType dtype) {
 
 /// Arithmetic is float64 for float64 and float32 for everything else.
 double compute_roundoff(DType dtype) { return dtype == DType::kFloat64 ? 0x1p-53 : 0x1p-24; }
+
+/// The activations by their definitions.
+double activated(Activation activation, double x) {
+  switch (activation) {
+    case Activation::kRelu:
+      return x < 0.0 ? 0.0 : x;
+    case Activation::kGelu:
+      return 0.5 * x * (1.0 + std::erf(x / std::sqrt(2.0)));
+    case Activation::kGeluTanh:
+      return 0.5 * x * (1.0 + std::tanh(std::sqrt(2.0 / M_PI) * (x + 0.044715 * x * x * x)));
+    case Activation::kSilu:
+      return x / (1.0 + std::exp(-x));
+    case Activation::kNone:
+      break;
+  }
+  return x;
+}
+
+/// How far act(s) may be from act(sum) in an arithmetic of roundoff u, where |s - sum| <= error.
+/// No activation is steeper than 1.13. An activation is x times a step between 0 and 1. With
+/// e = exp(a) of relative error 4u + 4u|a| (four roundings in a, three in the reduced exponential,
+/// one for its polynomial), the step 1/(1 + e) is off by at most 0.25·4u + max |a|σ(1−σ)·4u < 2u,
+/// and by 2u more for the sum and the quotient; the normal distribution function by half of its
+/// tail's relative error, at most 8u, and by u for the difference from 1. So 5u|x| bounds both,
+/// with the product; the factor 8 has room for second-order terms.
+double activation_error(Activation activation, double sum, double error, double u) {
+  if (activation == Activation::kNone || activation == Activation::kRelu) return error;
+  return 1.13 * error + 8.0 * u * (std::fabs(sum) + error);
+}
+
+constexpr std::array kActivations{Activation::kNone, Activation::kRelu, Activation::kGelu,
+                                  Activation::kGeluTanh, Activation::kSilu};
+static_assert(kActivations.size() == kActivationCount);
 
 class Call {
  public:
@@ -122,7 +155,8 @@ class Call {
     return element(y_, y_index(b, t, r));
   }
 
-  /// The exact result before rounding, and the sum of absolute products that bounds its error.
+  /// The exact result before activation and rounding, and the sum of absolute products that bounds
+  /// its error.
   std::array<double, 2> expected(std::int64_t b, std::int64_t t, std::int64_t r) const {
     double sum = 0.0;
     double size = 0.0;
@@ -137,7 +171,6 @@ class Call {
       add(element(residual_, at), sum, size);
     }
     if (residual_is_y_) add(element(before_, y_index(b, t, r)), sum, size);
-    if (case_.activation == Activation::kRelu && sum < 0.0) sum = 0.0;
     return {sum, size};
   }
 
@@ -155,9 +188,13 @@ class Call {
         for (std::int64_t r = 0; r < case_.out; ++r) {
           const auto [sum, size] = expected(b, t, r);
           // 2: the second-order terms; and twice the spacing where float16 is subnormal.
-          const double bound = 2.0 * roundings * compute_roundoff(dtype_) * size +
-                               unit_roundoff(dtype_) * std::fabs(sum) + 0x1p-24;
-          ASSERT_LE(std::fabs(actual(b, t, r) - sum), bound)
+          const double u = compute_roundoff(dtype_);
+          const double result = activated(case_.activation, sum);
+          const double error =
+              activation_error(case_.activation, sum, 2.0 * roundings * u * size, u);
+          const double bound =
+              error + unit_roundoff(dtype_) * (std::fabs(result) + error) + 0x1p-24;
+          ASSERT_LE(std::fabs(actual(b, t, r) - result), bound)
               << kernel_.name << ": " << case_.to_string() << " at batch " << b << " token " << t
               << " row " << r;
         }
@@ -202,20 +239,32 @@ class Call {
 };
 
 /// Patterns that the layout of a kernel holds.
-std::vector<Pattern> patterns_of(const LinearKernel& kernel) {
+std::vector<Pattern> layout_patterns(const LinearKernel& kernel) {
   switch (kernel.layout) {
     case Layout::kNm:
       return {Pattern::nm(2, 4), Pattern::nm(1, 4), Pattern::nm(8, 16)};
     case Layout::kNm24Pairs:
       return {Pattern::nm(2, 4)};
     case Layout::kBsr:
-      return {Pattern::block(4, 4, 0.5), Pattern::block(16, 1, 0.7)};
+      return {Pattern::block(4, 4, 0.5), Pattern::block(1, 2, 0.5), Pattern::block(6, 32, 0.4),
+              Pattern::block(32, 2, 0.7), Pattern::block(4, 1, 0.6), Pattern::block(16, 1, 0.7)};
     case Layout::kFanIn:
       return {Pattern::fan_in(0.75), Pattern::fan_in(0.0)};
     default:
       return {Pattern::unstructured(0.0), Pattern::unstructured(0.5), Pattern::unstructured(0.9),
               Pattern::unstructured(1.0)};
   }
+}
+
+/// And that the kernel does not refuse.
+std::vector<Pattern> patterns_of(const LinearKernel& kernel) {
+  std::vector<Pattern> patterns = layout_patterns(kernel);
+  std::erase_if(patterns, [&](const Pattern& pattern) {
+    LinearDesc desc;
+    desc.pattern = pattern;
+    return kernel.refuses != nullptr && !kernel.refuses(desc).empty();
+  });
+  return patterns;
 }
 
 class KernelTest : public testing::TestWithParam<const LinearKernel*> {
@@ -270,14 +319,14 @@ TEST_P(KernelTest, AgreesWithEveryEpilogueStrideBatchAndThreadCount) {
   const Pattern pattern = patterns_of(kernel()).back();
   for (const bool bias : {false, true}) {
     for (const bool residual : {false, true}) {
-      for (const Activation activation : {Activation::kNone, Activation::kRelu}) {
+      for (const Activation activation : kActivations) {
         for (const std::int64_t batch : {1, 3}) {
-          for (const int threads : {1, 2, 4}) {
+          for (const int threads : {1, 4}) {
             for (const std::int64_t tokens : {1, 6, 70}) {
               check({.pattern = pattern,
                      .batch = batch,
-                     .out = 37,
-                     .in = 150,
+                     .out = 21,
+                     .in = 100,
                      .tokens = tokens,
                      .bias = bias,
                      .residual = residual,
@@ -289,6 +338,45 @@ TEST_P(KernelTest, AgreesWithEveryEpilogueStrideBatchAndThreadCount) {
           }
         }
       }
+    }
+  }
+}
+
+// One weight of 1 a row: the result is the activation of an input, over the range of the dtype.
+TEST_P(KernelTest, ActivationsAreRightOverTheWholeRange) {
+  constexpr std::int64_t kIn = 16;
+  constexpr std::int64_t kOut = 16;
+  std::vector<double> inputs{0.0, 1e-30, 1e-6, 87.2, 87.4, 88.2, 88.4, 100.0, 1e4, 6e4};
+  for (int i = 1; i <= 200; ++i) inputs.push_back(i * 0.07);
+  Matrix weight = zeros(kernel().weight_dtype, kOut, kIn);
+  for (std::int64_t r = 0; r < kOut; ++r) set_element(weight, r * kIn, 1.0);
+  const auto patterns = patterns_of(kernel());
+  const Pattern& roomy = kernel().layout == Layout::kFanIn ? patterns.back() : patterns.front();
+  const PackedWeight packed = pack_matrix(weight, roomy, kernel().layout);
+  const DType dtype = kernel().activation_dtype;
+  const auto tokens = static_cast<std::int64_t>(2 * inputs.size());
+  Matrix x = zeros(dtype, tokens, kIn);
+  for (std::int64_t t = 0; t < tokens; ++t) {
+    const double size = inputs[static_cast<std::size_t>(t / 2)];
+    set_element(x, t * kIn, t % 2 == 0 ? size : -size);
+  }
+  for (const Activation activation : kActivations) {
+    Matrix y = zeros(dtype, tokens, kOut);
+    LinearArgs args{.weight = packed};
+    args.tokens = tokens;
+    args.x = x.bytes.data();
+    args.x_stride = kIn;
+    args.y = y.bytes.data();
+    args.y_stride = kOut;
+    args.activation = activation;
+    kernel().run(args);
+    for (std::int64_t i = 0; i < tokens * kOut; ++i) {
+      const double input = element(x, i / kOut * kIn);
+      const double exact = activated(activation, input);
+      const double error = activation_error(activation, input, 0.0, compute_roundoff(dtype));
+      ASSERT_LE(std::fabs(element(y, i) - exact),
+                error + unit_roundoff(dtype) * (std::fabs(exact) + error) + 0x1p-24)
+          << kernel().name << ": activation " << static_cast<int>(activation) << " of " << input;
     }
   }
 }

@@ -225,7 +225,7 @@ REFUSALS = [
     (dict(bias=torch.zeros(15)), r"bias has shape \[15\]"),
     (dict(bias=torch.zeros(16, dtype=torch.float64)), r"bias is float64"),
     (dict(residual=torch.zeros(1, 16)), r"residual has shape \[1, 16\].*\[2, 16\]"),
-    (dict(activation=2), r"activation 2"),
+    (dict(activation=9), r"activation 9"),
     (dict(scale=torch.ones(16)), r"scale is reserved"),
     (dict(dense=torch.zeros(24, 16)), r"dense has shape \[24, 16\]"),
     (dict(out=15), r"out 15"),
@@ -286,7 +286,9 @@ def linear_cases() -> list[tuple[tuple[object, ...], dict[str, object]]]:
         ):
             residual = torch.randn(*x.shape[:-1], out)
             cases.append(((x, packed, code, out), {}))
-            cases.append(((x, packed, code, out), dict(bias=bias, activation=1, residual=residual)))
+            for activation in (_ops.Activation.RELU, _ops.Activation.GELU):
+                options = dict(bias=bias, activation=int(activation), residual=residual)
+                cases.append(((x, packed, code, out), options))
     return cases
 
 
@@ -341,7 +343,7 @@ def test_every_operator_is_checked_here() -> None:
 # --- Gradients ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("activation", [0, 1])
+@pytest.mark.parametrize("activation", list(_ops.Activation))
 @pytest.mark.parametrize("keeps_dense", [False, True])
 def test_gradcheck(activation: int, keeps_dense: bool) -> None:
     w = sparse_matrix(6, 9, dtype=torch.float64, keep=0.5)
@@ -353,7 +355,7 @@ def test_gradcheck(activation: int, keeps_dense: bool) -> None:
     ]
 
     def call(x: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
-        return ops.linear_autograd(x, packed, 2, 6, None, bias, activation, residual, dense)
+        return ops.linear_autograd(x, packed, 2, 6, None, bias, int(activation), residual, dense)
 
     assert torch.autograd.gradcheck(call, tensors)
     if activation == 0:

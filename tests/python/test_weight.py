@@ -84,8 +84,15 @@ def test_products(layout: str) -> None:
     residual = torch.randn(5, 24)
     y = linear(x, weight, b, activation="relu", residual=residual)
     assert torch.equal(y, torch.relu(linear(x, weight, b, residual=residual)))
-    with pytest.raises(ValueError, match="activation 'gelu'"):
-        linear(x, weight, activation="gelu")
+    for name, act in (
+        ("gelu", F.gelu),
+        ("gelu_tanh", lambda y: F.gelu(y, approximate="tanh")),
+        ("silu", F.silu),
+    ):
+        y = linear(x, weight, b, activation=name, residual=residual)
+        torch.testing.assert_close(y, act(linear(x, weight, b, residual=residual)))
+    with pytest.raises(ValueError, match="activation 'mish'"):
+        linear(x, weight, activation="mish")
 
 
 def test_a_transposed_weight_is_the_conv1d_of_gpt2() -> None:

@@ -17,17 +17,15 @@
 
 namespace {
 
-using Vector = __m256;
+#include "cpu/avx2/vector.inl"
+//
+#include "cpu/epilogue.inl"
+
 using Word = __m256i;
 using Control = __m256i;
-constexpr int kLanes = 8;
 constexpr int kVectorsPerWord = 2;  // 16 values a word
 constexpr int kWordsPerStep = 1;
 
-inline Vector zero() { return _mm256_setzero_ps(); }
-inline Vector load(const float* p) { return _mm256_loadu_ps(p); }
-inline Vector add(Vector a, Vector b) { return _mm256_add_ps(a, b); }
-inline Vector multiply_add(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
 inline Vector permute(Vector a, Control control) { return _mm256_permutevar_ps(a, control); }
 
 inline Word load_word(const std::uint8_t* p) {

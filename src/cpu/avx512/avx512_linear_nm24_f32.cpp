@@ -17,17 +17,15 @@
 
 namespace {
 
-using Vector = __m512;
+#include "cpu/avx512/vector.inl"
+//
+#include "cpu/epilogue.inl"
+
 using Word = __m512i;
 using Control = __m512i;
-constexpr int kLanes = 16;
 constexpr int kVectorsPerWord = 1;
 constexpr int kWordsPerStep = 2;
 
-inline Vector zero() { return _mm512_setzero_ps(); }
-inline Vector load(const float* p) { return _mm512_loadu_ps(p); }
-inline Vector add(Vector a, Vector b) { return _mm512_add_ps(a, b); }
-inline Vector multiply_add(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
 inline Vector permute(Vector a, Control control) { return _mm512_permutevar_ps(a, control); }
 
 inline Word load_word(const std::uint8_t* p) {

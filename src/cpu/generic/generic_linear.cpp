@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "core/activation.h"
 #include "core/half.h"
 #include "core/layouts.h"
 #include "core/row_source.h"
@@ -85,7 +86,7 @@ void run_rows(const LinearArgs& args, const detail::PackedSource& source, Buffer
             dtype, args.residual,
             batch * args.residual_batch_stride + (token + t) * args.residual_stride + row);
       }
-      if (args.activation == Activation::kRelu && result < Compute{0}) result = Compute{0};
+      result = detail::activate(args.activation, result);
       detail::store_as(dtype, static_cast<std::byte*>(args.y),
                        batch * args.y_batch_stride + (token + t) * args.y_stride + row, result);
     }

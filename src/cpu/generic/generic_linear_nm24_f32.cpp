@@ -3,11 +3,16 @@
 // A byte of metadata holds four 2-bit positions: slots 0 and 1 of the pair's first row, then of the
 // second.
 #include <cstdint>
+#include <cstring>
 
 #include "cpu/nm24_task.h"
 
 namespace gossamer::cpu {
 namespace {
+
+#include "cpu/generic/vector.inl"
+//
+#include "cpu/epilogue.inl"
 
 constexpr int kMaxTokens = 8;
 
@@ -36,9 +41,18 @@ void pair_rows(const Nm24Task& task, std::int64_t pair) {
       } else {
         result += *y;
       }
-      if (task.last_chunk && task.relu && result < 0.0f) result = 0.0f;
       *y = result;
     }
+  }
+}
+
+/// The activation of the task's rows.
+void activate_rows(const Nm24Task& task) {
+  const std::int64_t begin = 2 * task.pair_begin;
+  const std::int64_t end = 2 * task.pair_end < task.out ? 2 * task.pair_end : task.out;
+  for (std::int64_t t = 0; t < task.tokens; ++t) {
+    float* y = task.y + t * task.y_stride + begin;
+    finish_token<Float32>(y, nullptr, nullptr, y, end - begin, task.activation);
   }
 }
 
@@ -46,6 +60,7 @@ void pair_rows(const Nm24Task& task, std::int64_t pair) {
 
 void generic_linear_nm24_f32(const Nm24Task& task) {
   for (std::int64_t pair = task.pair_begin; pair < task.pair_end; ++pair) pair_rows(task, pair);
+  if (task.last_chunk && task.activation != Activation::kNone) activate_rows(task);
 }
 
 }  // namespace gossamer::cpu

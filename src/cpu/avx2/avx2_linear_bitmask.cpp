@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Y = act(X·Wᵀ + bias + residual) for 1 to 8 tokens, W in the bitmask format, float32, bfloat16 and
+// float16, AVX2: weights are loaded sparse and computed dense.
+//
+//   8 bits ──table──> for each place the number of its value;  8 values ──vpermps──> 8 weights
+//
+// Few tokens are bound by the bytes of the weight: 4·d + 1/8 a position instead of 4 for float32 of
+// density d. The 16-bit types are widened before they are permuted and computed in float32.
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "cpu/bitmask_task.h"
+
+namespace {
+
+#include "cpu/avx2/vector.inl"
+//
+#include "cpu/epilogue.inl"
+
+constexpr int kMaxSums = 10;
+
+inline float sum_lanes(Vector v) {
+  __m128 half = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+  return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+}
+
+/// For a byte of bits eight bytes: at a set bit its rank among the set bits, with the sign bit on;
+/// zero elsewhere.
+struct RankTable {
+  std::uint64_t of[256];
+};
+
+constexpr RankTable make_ranks() {
+  RankTable table{};
+  for (unsigned byte = 0; byte < 256; ++byte) {
+    std::uint64_t rank = 0;
+    for (unsigned bit = 0; bit < 8; ++bit) {
+      if ((byte >> bit & 1u) == 0) continue;
+      table.of[byte] |= (0x80u + rank) << (8 * bit);
+      ++rank;
+    }
+  }
+  return table;
+}
+
+constexpr RankTable kRanks = make_ranks();
+
+template <typename Element>
+struct Step {
+  using Value = typename Element::Type;
+  using Input = float;
+  using Mask = std::uint32_t;
+  using Weights = Vector;
+  static constexpr std::int64_t kColumns = 8;
+
+  static Mask load_mask(const std::uint8_t* bits) { return *bits; }
+  static Mask load_mask(const std::uint8_t* bits, std::int64_t) { return *bits; }
+  static int count(Mask mask) { return __builtin_popcount(mask); }
+  static __m256 ranks(Mask mask) {
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(kRanks.of + mask));
+    return _mm256_castsi256_ps(_mm256_cvtepi8_epi32(bytes));
+  }
+  static Weights expand(const Value* values, Mask mask) {
+    const __m256 rank = ranks(mask);
+    const Vector moved = _mm256_permutevar8x32_ps(Element::load(values), _mm256_castps_si256(rank));
+    return _mm256_blendv_ps(zero(), moved, rank);
+  }
+  static Vector load_input(const float* x) { return load(x); }
+  static Vector multiply_add(Weights weights, Vector inputs, Mask mask, Vector sum) {
+    return _mm256_fmadd_ps(weights, _mm256_blendv_ps(zero(), inputs, ranks(mask)), sum);
+  }
+};
+
+/// The same for finite inputs, whose products with pruned weights are zero.
+template <typename Element>
+struct FiniteStep : Step<Element> {
+  static Vector multiply_add(Vector weights, Vector inputs, std::uint32_t, Vector sum) {
+    return _mm256_fmadd_ps(weights, inputs, sum);
+  }
+};
+
+#include "cpu/linear_bitmask.inl"
+
+template <typename Element>
+void multiply(const gossamer::cpu::BitmaskDecodeTask& task) {
+  task.x_is_finite ? decode<FiniteStep<Element>>(task) : decode<Step<Element>>(task);
+}
+
+}  // namespace
+
+namespace gossamer::cpu {
+
+constinit const BitmaskDecodeFunctions avx2_linear_bitmask_f32 = {
+    multiply<Float32>, widen<Float32>, is_finite<Float32>, finish<Float32>, true};
+constinit const BitmaskDecodeFunctions avx2_linear_bitmask_bf16 = {
+    multiply<BFloat16>, widen<BFloat16>, is_finite<BFloat16>, finish<BFloat16>, false};
+constinit const BitmaskDecodeFunctions avx2_linear_bitmask_f16 = {
+    multiply<Float16>, widen<Float16>, is_finite<Float16>, finish<Float16>, false};
+
+}  // namespace gossamer::cpu

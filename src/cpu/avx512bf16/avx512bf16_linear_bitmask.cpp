@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Y = act(X·Wᵀ + bias + residual) for 1 to 8 tokens, W in the bitmask format, bfloat16, AVX-512
+// with VBMI2 and BF16.
+//
+//   32 bits, kept values ──vpexpandw──> 32 weights, zeros where pruned ──vdpbf16ps──> per token
+//
+// Few tokens are bound by the bytes of the weight: 2·d + 1/8 a position instead of 2. vdpbf16ps
+// adds products of pairs, one of which may be pruned, so the inputs are loaded under the mask too.
+// It flushes subnormal inputs and results to zero.
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "cpu/bitmask_task.h"
+
+namespace {
+
+#include "cpu/avx512/vector.inl"
+//
+#include "cpu/epilogue.inl"
+
+constexpr int kMaxSums = 16;
+
+inline float sum_lanes(Vector v) { return _mm512_reduce_add_ps(v); }
+
+struct Step {
+  using Value = std::uint16_t;
+  using Input = std::uint16_t;
+  using Mask = std::uint32_t;
+  using Weights = __m512i;
+  static constexpr std::int64_t kColumns = 32;
+
+  static Mask load_mask(const std::uint8_t* bits) {
+    std::uint32_t word;
+    __builtin_memcpy(&word, bits, sizeof(word));
+    return word;
+  }
+  static Mask load_mask(const std::uint8_t* bits, std::int64_t count) {
+    std::uint32_t word = 0;
+    for (std::int64_t i = 0; 8 * i < count; ++i) {
+      word |= static_cast<std::uint32_t>(bits[i]) << (8 * i);
+    }
+    return word;
+  }
+  static int count(Mask mask) { return __builtin_popcount(mask); }
+  /// The register is zeroed first: on Zen 5 vpexpandw waits for its old value even where it does
+  /// not use it.
+  static Weights expand(const Value* values, Mask mask) {
+    __m512i weights;
+    asm("vpxord %0, %0, %0\n\tvpexpandw %2, %0%{%1%}%{z%}"
+        : "=&v"(weights)
+        : "Yk"(static_cast<__mmask32>(mask)), "v"(_mm512_loadu_si512(values)));
+    return weights;
+  }
+  static __m512i load_input(const std::uint16_t* x) { return _mm512_loadu_si512(x); }
+  static Vector multiply_add(Weights weights, __m512i inputs, Mask mask, Vector sum) {
+    const __m512i live = _mm512_maskz_mov_epi16(static_cast<__mmask32>(mask), inputs);
+    return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(live),
+                            reinterpret_cast<__m512bh>(weights));
+  }
+};
+
+/// The same for finite inputs, whose products with pruned weights are zero.
+struct FiniteStep : Step {
+  static Vector multiply_add(Weights weights, __m512i inputs, Mask, Vector sum) {
+    return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(inputs),
+                            reinterpret_cast<__m512bh>(weights));
+  }
+};
+
+#include "cpu/linear_bitmask.inl"
+
+void multiply(const gossamer::cpu::BitmaskDecodeTask& task) {
+  task.x_is_finite ? decode<FiniteStep>(task) : decode<Step>(task);
+}
+
+}  // namespace
+
+namespace gossamer::cpu {
+
+constinit const BitmaskDecodeFunctions avx512bf16_linear_bitmask_bf16 = {
+    multiply, widen<BFloat16>, is_finite<BFloat16>, finish<BFloat16>, true};
+
+}  // namespace gossamer::cpu

@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+
+#include <cstdint>
+
+#include "gossamer/activation.h"
+
+namespace gossamer::cpu {
+
+/// y[t][row] = act(sums[t][row] + bias[row] + residual[t][row]), all but the sums in the element
+/// type of the function. Plain data: instruction-set folders include it.
+struct FinishTask {
+  const float* sums;
+  std::int64_t sums_stride;
+  std::int64_t tokens;
+  std::int64_t rows;
+  const void* bias;      ///< of the first row, or null
+  const void* residual;  ///< of the first row and token, or null
+  std::int64_t residual_stride;
+  void* y;
+  std::int64_t y_stride;
+  Activation activation;
+};
+
+}  // namespace gossamer::cpu

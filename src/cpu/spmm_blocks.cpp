@@ -1,0 +1,291 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The bsr format as a source of K-blocked kernels, and their table rows: blocks of any size.
+//
+// All block rows of a tile are a product of small dense blocks; the blocks of one row that lie in
+// a tile follow each other in memory, so the index is one pass over the block columns.
+#include <algorithm>
+#include <cstdint>
+#include <string>
+
+#include "core/layouts.h"
+#include "cpu/registration.h"
+#include "cpu/spmm_driver.h"
+#include "gossamer/linear.h"
+
+namespace gossamer::cpu {
+namespace {
+
+using detail::BsrArrays;
+using detail::ceil_div;
+
+constexpr std::int64_t kTileInputs = 128;
+
+/// Whole blocks that together have about kTileInputs inputs.
+std::int64_t tile_inputs(std::int64_t block_cols) {
+  return std::max(kTileInputs / block_cols, std::int64_t{1}) * block_cols;
+}
+
+/// One batch of a packed weight.
+struct BlockSource {
+  const std::byte* values;
+  const std::int64_t* row_offsets;  ///< [block rows + 1]
+  const std::int32_t* cols;
+  std::int64_t out;
+  std::int64_t in;
+  std::int64_t block_rows;
+  std::int64_t block_cols;
+  std::int64_t value_bytes;
+  std::int64_t block;
+  std::int64_t block_count;
+  std::int64_t first_block = 0;  ///< of the indexed rows
+  std::int64_t indexed = 0;      ///< block rows
+  const std::uint32_t* segments = nullptr;
+
+  BlockSource(const PackedView& packed, std::int64_t batch)
+      : values(packed.array(BsrArrays::kValues)),
+        cols(packed.array<std::int32_t>(BsrArrays::kBlockCols)),
+        out(packed.out()),
+        in(packed.in()),
+        block_rows(packed.header().block_rows),
+        block_cols(packed.header().block_cols),
+        value_bytes(dtype_bytes(packed.dtype())),
+        block(tile_inputs(block_cols)),
+        block_count(ceil_div(in, block)) {
+    row_offsets = packed.array<std::int64_t>(BsrArrays::kBlockRowOffsets) +
+                  batch * (ceil_div(out, block_rows) + 1);
+  }
+
+  /// The first row of part `part` of `parts` with about equal blocks, at a block row.
+  std::int64_t balanced_row(std::int64_t part, std::int64_t parts) const {
+    if (part == 0 || part == parts) return part == 0 ? 0 : out;
+    const std::int64_t count = ceil_div(out, block_rows);
+    const std::int64_t target =
+        row_offsets[0] + (row_offsets[count] - row_offsets[0]) * part / parts;
+    const auto at = std::lower_bound(row_offsets, row_offsets + count, target);
+    return std::min((at - row_offsets) * block_rows, out);
+  }
+
+  /// Whole block rows, or what is left of the last: sums are computed for whole ones.
+  std::int64_t rows_at_once(std::int64_t, std::int64_t wanted) const {
+    return wanted < block_rows ? wanted : wanted / block_rows * block_rows;
+  }
+
+  std::int64_t scratch_bytes(std::int64_t, std::int64_t rows) const {
+    return (block_count + 1) * ceil_div(rows, block_rows) * 4;
+  }
+
+  void index(std::int64_t row, std::int64_t rows, std::byte* memory) {
+    auto* segment = reinterpret_cast<std::uint32_t*>(memory);
+    const std::int64_t first = row / block_rows;
+    const std::int64_t blocks_per_tile = block / block_cols;
+    indexed = ceil_div(rows, block_rows);
+    first_block = row_offsets[first];
+    segments = segment;
+    for (std::int64_t r = 0; r < indexed; ++r) {
+      std::int64_t i = row_offsets[first + r];
+      const std::int64_t end = row_offsets[first + r + 1];
+      for (std::int64_t k = 0; k <= block_count; ++k) {
+        while (i < end && cols[i] < k * blocks_per_tile) ++i;
+        segment[k * indexed + r] = static_cast<std::uint32_t>(i - first_block);
+      }
+    }
+  }
+
+  KcsrAddTask add_task(std::int64_t k) const {
+    KcsrAddTask task{};
+    task.values = values + first_block * block_rows * block_cols * value_bytes;
+    task.block_col = cols + first_block;
+    task.begins = segments + k * indexed;
+    task.ends = task.begins + indexed;
+    task.block_rows = block_rows;
+    task.block_cols = block_cols;
+    task.first_input = k * block;
+    return task;
+  }
+};
+
+/// 1×2 blocks of bfloat16 are the pairs of avx512bf16_spmm_pairs as they lie in memory; only their
+/// columns are shortened to a byte.
+struct PairSource {
+  static constexpr std::int64_t kInputs = 128;
+  static constexpr std::int64_t kPairs = kInputs / 2;
+
+  BlockSource blocks;
+  std::int64_t out;
+  std::int64_t in;
+  std::int64_t block = kInputs;
+  std::int64_t block_count;
+  const std::uint8_t* cols = nullptr;
+
+  PairSource(const PackedView& packed, std::int64_t batch)
+      : blocks(packed, batch), out(blocks.out), in(blocks.in), block_count(blocks.block_count) {}
+
+  std::int64_t balanced_row(std::int64_t part, std::int64_t parts) const {
+    return blocks.balanced_row(part, parts);
+  }
+  static std::int64_t rows_at_once(std::int64_t, std::int64_t wanted) { return wanted; }
+
+  std::int64_t pairs(std::int64_t row, std::int64_t rows) const {
+    return blocks.row_offsets[row + rows] - blocks.row_offsets[row];
+  }
+  std::int64_t scratch_bytes(std::int64_t row, std::int64_t rows) const {
+    return blocks.scratch_bytes(row, rows) + pairs(row, rows) + 16;
+  }
+
+  void index(std::int64_t row, std::int64_t rows, std::byte* memory) {
+    auto* segments = reinterpret_cast<std::uint32_t*>(memory);
+    auto* to = reinterpret_cast<std::uint8_t*>(memory + blocks.scratch_bytes(row, rows));
+    avx512bf16_block_index(
+        {blocks.row_offsets + row, blocks.cols, rows, block_count, kPairs, to, segments});
+    blocks.first_block = blocks.row_offsets[row];
+    blocks.indexed = rows;
+    blocks.segments = segments;
+    cols = to;
+  }
+
+  KcsrAddTask add_task(std::int64_t k) const {
+    KcsrAddTask task = blocks.add_task(k);
+    task.cols = cols;
+    return task;
+  }
+};
+static_assert(PairSource::kInputs == kTileInputs);
+
+/// The widest panel whose sums leave room for four rows at once, or two.
+int widest_panel(const KcsrFunctions& functions, std::int64_t block_rows) {
+  if (functions.vector_lanes == 16) return block_rows % 4 == 0 || block_rows > 8 ? 6 : 8;
+  return block_rows % 2 == 0 || block_rows > 8 ? 6 : 8;
+}
+
+/// Rows that share a load of the tile.
+double shared_rows(const KcsrFunctions& functions, std::int64_t block_rows) {
+  if (functions.vector_lanes == 16 && (block_rows % 4 == 0 || block_rows > 8)) return 4.0;
+  return block_rows % 2 == 0 || block_rows > 8 ? 2.0 : 1.0;
+}
+
+/// Cycles that the model charges for a unit (an element or a pair) of the kept blocks.
+struct Cost {
+  double inputs;      ///< of a unit
+  double per_unit;    ///< a broadcast
+  double per_block;   ///< a row of one: loops
+  double per_vector;  ///< a multiply-add
+  double per_load;    ///< of a vector of the tile, shared by a group of rows
+};
+
+// Fitted on zen5-avx512 at 1024×1024, blocks of 1×2 to 64×64, 2026-11-23.
+constexpr Cost kAvx2Cost{1.0, 0.3, 8.0, 0.5, 0.4};
+constexpr Cost kAvx512Cost{1.0, 0.3, 8.0, 0.5, 0.4};
+constexpr Cost kPairCost{2.0, 0.3, 8.0, 0.5, 0.4};
+
+double seconds(const KcsrFunctions& functions, const Cost& cost, const LinearDesc& desc,
+               std::int64_t tokens, int threads) {
+  constexpr double kHertz = 3.5e9;
+  constexpr double kBytesPerCycle = 8.0;
+  constexpr double kPerTransposed = 0.9;
+  const double positions = static_cast<double>(desc.batch) * static_cast<double>(desc.out) *
+                           static_cast<double>(desc.in);
+  const double kept = positions * desc.density;
+  const std::int64_t rows = desc.pattern.block_rows;
+  const double group = shared_rows(functions, rows);
+  const auto lanes = static_cast<double>(functions.vector_lanes);
+  const double block_rows = kept / static_cast<double>(desc.pattern.block_cols);
+  double cycles = 0.0;
+  for (std::int64_t left = tokens; left > 0;) {
+    const int width = panel_width(left, functions.vector_lanes, widest_panel(functions, rows));
+    const double vectors = kPanelVectors[width];
+    cycles +=
+        kept / cost.inputs * (cost.per_unit + vectors * (cost.per_vector + cost.per_load / group)) +
+        block_rows * cost.per_block / group +
+        static_cast<double>(desc.batch * (desc.in + desc.out)) * vectors * lanes * kPerTransposed;
+    left -= kPanelVectors[width] * functions.vector_lanes;
+  }
+  const double memory = kept * static_cast<double>(dtype_bytes(desc.weight_dtype)) / kBytesPerCycle;
+  const double work = kept * static_cast<double>(ceil_div(tokens, functions.vector_lanes));
+  const double used =
+      std::clamp(work / static_cast<double>(kMinWorkPerThread), 1.0, std::max(threads, 1) * 1.0);
+  return std::max(cycles, memory) / (kHertz * used);
+}
+
+std::string refuses_tall(const LinearDesc& desc) {
+  if (desc.pattern.block_rows <= kMaxBlockRows) return {};
+  return "takes blocks of at most 256 rows, these have " + std::to_string(desc.pattern.block_rows);
+}
+
+std::string refuses_odd(const LinearDesc& desc) {
+  if (desc.pattern.block_cols % 2 == 0) return refuses_tall(desc);
+  return "takes blocks of an even number of columns, these have " +
+         std::to_string(desc.pattern.block_cols);
+}
+
+template <const KcsrFunctions& functions, const Cost& cost>
+void add_row(std::string_view name, std::uint32_t needs, DType dtype,
+             std::string (*refuses)(const LinearDesc&)) {
+  LinearKernel kernel;
+  kernel.name = name;
+  kernel.needs = needs;
+  kernel.layout = Layout::kBsr;
+  kernel.weight_dtype = dtype;
+  kernel.activation_dtype = dtype;
+  kernel.refuses = refuses;
+  kernel.seconds = [](const LinearDesc& desc, const Machine&, std::int64_t tokens, int threads) {
+    return seconds(functions, cost, desc, tokens, threads);
+  };
+  kernel.run = [](const LinearArgs& args) {
+    run_spmm(functions, widest_panel(functions, args.weight.header().block_rows), args,
+             [&](std::int64_t batch) { return BlockSource(args.weight, batch); });
+  };
+  register_linear_kernel(kernel);
+}
+
+constexpr SpmmCost kPairCost1x2{1.44, 0.54, 2.0, 1.50};
+
+std::string refuses_all_but_pairs(const LinearDesc& desc) {
+  if (desc.pattern.block_rows == 1 && desc.pattern.block_cols == 2) return {};
+  return "takes blocks of 1x2, not " + desc.pattern.to_string();
+}
+
+/// 1×2 blocks.
+void add_pair_row() {
+  LinearKernel kernel;
+  kernel.name = "avx512bf16_spmm_bsr1x2_bf16_nv8";
+  kernel.needs = kIsaAvx512 | kIsaAvx512Vbmi2 | kIsaAvx512Bf16;
+  kernel.layout = Layout::kBsr;
+  kernel.weight_dtype = DType::kBFloat16;
+  kernel.activation_dtype = DType::kBFloat16;
+  kernel.refuses = refuses_all_but_pairs;
+  kernel.seconds = [](const LinearDesc& desc, const Machine&, std::int64_t tokens, int threads) {
+    LinearDesc pairs = desc;
+    pairs.in = ceil_div(desc.in, 2);
+    return spmm_seconds(avx512bf16_spmm_pairs.vector_lanes, kPairCost1x2, 8, PairSource::kPairs,
+                        pairs, tokens, threads);
+  };
+  kernel.run = [](const LinearArgs& args) {
+    run_spmm(avx512bf16_spmm_pairs, 8, args,
+             [&](std::int64_t batch) { return PairSource(args.weight, batch); });
+  };
+  register_linear_kernel(kernel);
+}
+
+}  // namespace
+
+void register_spmm_blocks() {
+#if defined(__x86_64__)
+  using enum DType;
+  add_row<avx2_spmm_blocks_f32, kAvx2Cost>("avx2_spmm_bsr_f32", kIsaAvx2, kFloat32, refuses_tall);
+  add_row<avx2_spmm_blocks_bf16, kAvx2Cost>("avx2_spmm_bsr_bf16", kIsaAvx2, kBFloat16,
+                                            refuses_tall);
+  add_row<avx2_spmm_blocks_f16, kAvx2Cost>("avx2_spmm_bsr_f16", kIsaAvx2, kFloat16, refuses_tall);
+  add_row<avx512_spmm_blocks_f32, kAvx512Cost>("avx512_spmm_bsr_f32", kIsaAvx512, kFloat32,
+                                               refuses_tall);
+  add_row<avx512_spmm_blocks_bf16, kAvx512Cost>("avx512_spmm_bsr_bf16", kIsaAvx512, kBFloat16,
+                                                refuses_tall);
+  add_row<avx512_spmm_blocks_f16, kAvx512Cost>("avx512_spmm_bsr_f16", kIsaAvx512, kFloat16,
+                                               refuses_tall);
+  add_row<avx512bf16_spmm_block_pairs, kPairCost>("avx512bf16_spmm_bsr_bf16",
+                                                  kIsaAvx512 | kIsaAvx512Vbmi2 | kIsaAvx512Bf16,
+                                                  kBFloat16, refuses_odd);
+  add_pair_row();
+#endif
+}
+
+}  // namespace gossamer::cpu
