@@ -24,7 +24,7 @@ struct Solver {
 };
 
 /// gram += xᵀ·y. x [tokens, p] and y [tokens, q] are float32, gram [p, q] float32 or float64.
-/// With float64, sums of at most 256 tokens are taken in float32 and added up in float64.
+/// With float64, sums of at most 4096 tokens are taken in float32 and added up in float64.
 void accumulate_gram(const ConstMatrixView& x, const ConstMatrixView& y, const MatrixView& gram,
                      const Solver& solver = {});
 

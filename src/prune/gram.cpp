@@ -12,7 +12,9 @@ using detail::ConstRows;
 using detail::Rows;
 
 /// Tokens whose products are summed in float32 before they enter a float64 matrix.
-constexpr std::int64_t kTokensInFloat = 256;
+constexpr std::int64_t kTokensInFloat = 4096;
+/// Matrices up to so many elements are added by one thread: waking others costs more.
+constexpr std::int64_t kSerialAdd = 1 << 16;
 
 template <typename Sum>
 void accumulate(const ConstRows<float>& x, const ConstRows<float>& y, const Rows<Sum>& gram,
@@ -29,7 +31,8 @@ void accumulate(const ConstRows<float>& x, const ConstRows<float>& y, const Rows
                               .b_stride = y.stride,
                               .b_transposed = false,
                               .c = part.data()});
-    parallel_for(solver.parallel, gram.rows, [&](std::int64_t first, std::int64_t end) {
+    const ParallelFor pool = gram.rows * gram.cols <= kSerialAdd ? ParallelFor{} : solver.parallel;
+    parallel_for(pool, gram.rows, [&](std::int64_t first, std::int64_t end) {
       for (std::int64_t r = first; r < end; ++r) {
         const float* const from = part.data() + r * gram.cols;
         for (std::int64_t c = 0; c < gram.cols; ++c) gram[r][c] += static_cast<Sum>(from[c]);
