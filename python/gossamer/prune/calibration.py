@@ -6,17 +6,24 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gossamer.prune.calibration_report import CalibrationReport, LayerResult
-from gossamer.prune.capture import Forward, capture_inputs, evaluating, find_order
+from gossamer.prune.capture import (
+    Forward,
+    capture_call,
+    capture_inputs,
+    evaluating,
+    find_order,
+)
 from gossamer.prune.layer import LayerForm
 from gossamer.prune.mask import Mask
 from gossamer.prune.problem import LayerProblem
+from gossamer.prune.stages import Call, Stage, StageWatch, advance, find_stages, replay
 
 __all__ = ["CalibratedLayer", "Calibration"]
 
@@ -56,6 +63,14 @@ class _Sums:
     tokens: int = 0
 
 
+@dataclass
+class _Stream:
+    """Where one of the two models, pruned so far and dense, is in its walk over the stages."""
+
+    stage: Stage | None = None
+    calls: list[Call] = field(default_factory=list)
+
+
 class Calibration:
     """One walk through a model. The model is as it was where it raises.
 
@@ -86,6 +101,8 @@ class Calibration:
         self._target = target
         self._progress = progress
         self._dense: dict[str, Tensor] = {}
+        self._stages: dict[str, Stage] = {}
+        self._streams = {"pruned": _Stream(), "dense": _Stream()}
 
     def run(self) -> CalibrationReport:
         """Prunes all layers.
@@ -116,13 +133,18 @@ class Calibration:
         for layer in self._layers.values():
             layer.mask.mask.fill_(True)
         modules = {fqn: layer.module for fqn, layer in self._layers.items()}
-        order = find_order(self._model, modules, self._batches, self._forward)
+        watch = StageWatch(find_stages(self._model, list(modules.values())))
+        order = find_order(self._model, modules, self._batches, self._forward, watch)
         unreached = [fqn for fqn, calls in order.calls.items() if not sum(calls)]
         if unreached:
             raise ValueError(
                 f"calibrate: no batch reaches {', '.join(map(repr, unreached))}; pass batches that "
                 "use all layers, or leave these dense: prepare(model, {'<name>': None, '*': ...})"
             )
+        for stage in watch.stages():
+            parts = {id(part) for part in stage.module.modules()}
+            own = {fqn: stage for fqn, module in modules.items() if id(module) in parts}
+            self._stages.update(own)
         report = CalibrationReport(target=self._target)
         for group in order.groups:
             layers = [self._layers[fqn] for fqn in group]
@@ -194,18 +216,13 @@ class Calibration:
 
         corrects = self._target == "dense-target"
         sums = _Sums(zeros(), zeros() if corrects else None, zeros() if corrects else None)
-        for index, batch in enumerate(self._batches):
-            if self._target == "dense-inputs":
-                with self._as_dense():
-                    inputs = self._inputs(layer, batch, calls[index])
-            else:
-                inputs = self._inputs(layer, batch, calls[index])
+        for index in range(len(self._batches)):
+            inputs = self._inputs(layer, index, calls, self._target == "dense-inputs")
             if sums.cross is None or sums.dense_gram is None:
                 for x in inputs:
                     _add(sums.gram, layer, x, x)
             else:
-                with self._as_dense():
-                    dense = self._inputs(layer, batch, calls[index])
+                dense = self._inputs(layer, index, calls, True)
                 for x, x0 in zip(inputs, dense, strict=True):
                     _add(sums.gram, layer, x, x)
                     _add(sums.cross, layer, x0, x)
@@ -218,9 +235,46 @@ class Calibration:
                 )
         return sums
 
-    def _inputs(self, layer: CalibratedLayer, batch: Any, calls: int) -> list[Tensor]:
-        seen = capture_inputs(self._model, layer.module, batch, self._forward, calls)
+    def _inputs(
+        self, layer: CalibratedLayer, index: int, calls: Sequence[int], dense: bool
+    ) -> list[Tensor]:
+        """What the layer gets from one batch, in the dense or the pruned model, as rows."""
+        stage = self._stages.get(layer.fqn)
+        with self._as_dense() if dense else contextlib.nullcontext():
+            if stage is None:
+                seen = capture_inputs(
+                    self._model, layer.module, self._batches[index], self._forward, calls[index]
+                )
+            else:
+                call = self._calls(stage, dense)[index]
+                seen = capture_inputs(
+                    stage.module,
+                    layer.module,
+                    call,
+                    lambda _, own: replay(stage, own),
+                    calls[index],
+                )
         return [layer.form.rows(layer.module, x) for x in seen]
+
+    def _calls(self, stage: Stage, dense: bool) -> list[Call]:
+        """The arguments of a stage for each batch; runs the stage before it where that gives them.
+
+        The layers of that stage, and all before it, are pruned by now.
+        """
+        stream = self._streams["dense" if dense else "pruned"]
+        if stream.stage is stage:
+            return stream.calls
+        passed = _between(stream.stage, stage)
+        if passed is None:
+            stream.calls = [
+                capture_call(self._model, stage.module, batch, self._forward)
+                for batch in self._batches
+            ]
+        for last in passed or []:
+            for index, call in enumerate(stream.calls):
+                stream.calls[index] = advance(last, call)
+        stream.stage = stage
+        return stream.calls
 
     @contextlib.contextmanager
     def _as_dense(self) -> Iterator[None]:
@@ -236,6 +290,18 @@ class Calibration:
             for fqn, layer in self._layers.items():
                 layer.weight.data = pruned[fqn]
                 layer.mask._buffers["mask"] = masks[fqn]
+
+
+def _between(begin: Stage | None, end: Stage) -> list[Stage] | None:
+    """The stages to run to get from the input of one to that of another; None where none do."""
+    passed: list[Stage] = []
+    stage = end.follows
+    while stage is not None:
+        passed.insert(0, stage)
+        if stage is begin:
+            return passed
+        stage = stage.follows
+    return None
 
 
 def _add(gram: Tensor, layer: CalibratedLayer, x: Tensor, y: Tensor) -> None:

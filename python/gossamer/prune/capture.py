@@ -11,7 +11,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Forward", "Layers", "capture_inputs", "find_order", "run_batch"]
+from gossamer.prune.stages import Call, StageWatch
+
+__all__ = ["Forward", "Layers", "capture_call", "capture_inputs", "find_order", "run_batch"]
 
 Forward: TypeAlias = Callable[[nn.Module, Any], Any]
 """How a model is called with a batch."""
@@ -60,7 +62,13 @@ class Order:
     calls: dict[str, list[int]] = field(default_factory=dict)
 
 
-def find_order(model: nn.Module, layers: Layers, batches: Sequence[Any], forward: Forward) -> Order:
+def find_order(
+    model: nn.Module,
+    layers: Layers,
+    batches: Sequence[Any],
+    forward: Forward,
+    watch: StageWatch,
+) -> Order:
     """Runs all batches once to see in which order layers are called.
 
     Layers of one shape of inputs that are called one after the other with the very same tensor, in
@@ -87,7 +95,7 @@ def find_order(model: nn.Module, layers: Layers, batches: Sequence[Any], forward
                 apart.add(name)
             last = (name, x, x._version)
 
-        with _hooked(layers, record):
+        with _hooked(layers, record), watch.batch():
             forward(model, batch)
         _merge(sequence, found)
     groups: list[list[str]] = []
@@ -128,6 +136,24 @@ def capture_inputs(
         with _hooked({"": layer}, record), contextlib.suppress(_ReachedError):
             forward(model, batch)
     return seen
+
+
+def capture_call(model: nn.Module, block: nn.Module, batch: Any, forward: Forward) -> Call:
+    """The arguments of the one call of a block, where the forward pass ends."""
+    seen: list[Call] = []
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.append((args, kwargs))
+        raise _ReachedError
+
+    handle = block.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        with contextlib.suppress(_ReachedError):
+            forward(model, batch)
+    finally:
+        handle.remove()
+    (call,) = seen
+    return call
 
 
 @contextlib.contextmanager
