@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from gossamer.prune.calibration_report import CalibrationReport, LayerResult
 from gossamer.prune.checkpoint import attach_masks
+from gossamer.prune.distribution import erk, lamp, owl, uniform
 from gossamer.prune.mask import Mask, masked_parameters
 from gossamer.prune.methods import GradualMagnitude, Magnitude, Random
 from gossamer.prune.one_shot import ALPS, RIA, Best, OneShot, SparseGPT, Wanda
@@ -61,6 +62,10 @@ __all__ = [
     "attach_masks",
     "cubic_sparsity",
     "density",
+    "erk",
+    "lamp",
     "masked_parameters",
+    "owl",
     "sparsity_report",
+    "uniform",
 ]

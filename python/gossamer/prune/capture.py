@@ -13,7 +13,15 @@ from torch import Tensor, nn
 
 from gossamer.prune.stages import Call, StageWatch
 
-__all__ = ["Forward", "Layers", "capture_call", "capture_inputs", "find_order", "run_batch"]
+__all__ = [
+    "Forward",
+    "Layers",
+    "capture_call",
+    "capture_inputs",
+    "find_order",
+    "run_batch",
+    "watch_inputs",
+]
 
 Forward: TypeAlias = Callable[[nn.Module, Any], Any]
 """How a model is called with a batch."""
@@ -95,7 +103,7 @@ def find_order(
                 apart.add(name)
             last = (name, x, x._version)
 
-        with _hooked(layers, record), watch.batch():
+        with watch_inputs(layers, record), watch.batch():
             forward(model, batch)
         _merge(sequence, found)
     groups: list[list[str]] = []
@@ -133,7 +141,7 @@ def capture_inputs(
             raise _ReachedError
 
     if calls:
-        with _hooked({"": layer}, record), contextlib.suppress(_ReachedError):
+        with watch_inputs({"": layer}, record), contextlib.suppress(_ReachedError):
             forward(model, batch)
     return seen
 
@@ -157,7 +165,7 @@ def capture_call(model: nn.Module, block: nn.Module, batch: Any, forward: Forwar
 
 
 @contextlib.contextmanager
-def _hooked(layers: Layers, record: Callable[[str, Tensor], None]) -> Iterator[None]:
+def watch_inputs(layers: Layers, record: Callable[[str, Tensor], None]) -> Iterator[None]:
     """Tells `record` of each call of the layers, before it is made."""
 
     def hook_of(name: str) -> Callable[..., None]:
