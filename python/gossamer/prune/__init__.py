@@ -31,7 +31,9 @@ from gossamer.prune.pattern import CustomPattern
 from gossamer.prune.problem import LayerProblem
 from gossamer.prune.report import density, sparsity_report
 from gossamer.prune.schedule import cubic_sparsity
+from gossamer.prune.scored_mask import ScoredMask
 from gossamer.prune.sparsifier import Sparsifier
+from gossamer.prune.training import LotteryTicket, Movement, Supermask
 
 __all__ = [
     "ALPS",
@@ -48,15 +50,19 @@ __all__ = [
     "LayerProblem",
     "LayerResult",
     "LeastSquares",
+    "LotteryTicket",
     "Magnitude",
     "Mask",
+    "Movement",
     "ObsSweep",
     "OneShot",
     "Part",
     "Random",
     "Score",
+    "ScoredMask",
     "SparseGPT",
     "Sparsifier",
+    "Supermask",
     "Swap",
     "Wanda",
     "attach_masks",
