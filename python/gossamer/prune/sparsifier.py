@@ -171,7 +171,7 @@ class Sparsifier:
         if self._loaded is not None:
             self._check_loaded(groups, self._loaded, strict=True)
         attach(
-            (target.places, Mask(torch.ones_like(target.weight, dtype=torch.bool)))
+            (target.places, self._new_mask(target.weight))
             for target, _ in chosen
             if target.mask is None and target.weight is not None
         )
@@ -342,6 +342,10 @@ class Sparsifier:
             live.updated.fill_(self.step_count)
 
     # --- Groups -----------------------------------------------------------------------------------
+
+    def _new_mask(self, weight: Tensor) -> Mask:
+        """The live mask that `prepare` puts on a weight, with nothing dropped."""
+        return Mask(torch.ones_like(weight, dtype=torch.bool))
 
     def _mask(self, group: Group) -> Mask:
         mask = mask_of(group["module"], group["tensor_name"])
