@@ -5,6 +5,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/llvm.sh
+# One name for the compiler in every build, so that ccache knows what it has compiled before.
+export CXX=${CXX:-g++}
 section() { printf '\n== %s (%s s)\n' "$1" "$SECONDS"; }
 
 section "set up"
