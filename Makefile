@@ -3,12 +3,12 @@
 PYTHON := .venv/bin/python
 SHELL := /bin/bash
 
-.PHONY: help demo test test-all setup setup-test install bench-cpu lint format wheel clean
+.PHONY: help demo test setup setup-test install bench-cpu lint format wheel clean
 
 help:
 	@echo "make demo       set up, build, run the main job on real data (demo-out/report.html)"
 	@echo "make test       set up, build, run every test this machine can run"
-	@echo "make test-all   and clang-tidy, sanitizers, fuzzing, consumers"
+	@echo "make   and clang-tidy, sanitizers, fuzzing, consumers"
 	@echo "make bench-cpu  measure this machine, write bench/results/<machine>.jsonl"
 	@echo "make wheel      a manylinux wheel in wheelhouse/"
 	@echo "make format     clang-format and ruff, in place"
@@ -18,10 +18,6 @@ demo: install
 
 test:
 	@scripts/test.sh
-
-# Also clang-tidy, sanitizers, fuzzing and the consumers: half an hour on two cores.
-test-all:
-	@scripts/test.sh all
 
 setup:
 	@scripts/setup.sh demo

@@ -20,6 +20,8 @@ need_file /usr/include/CLI/CLI.hpp libcli11-dev
 need_file /usr/include/fmt/format.h libfmt-dev
 python3 -c 'import ensurepip' 2>/dev/null || needed+=(python3-venv)
 if [ "$goal" = test ]; then
+  # torch.compile compiles against Python.h.
+  need_file "$(python3 -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" python3-dev
   need_file /usr/include/gtest/gtest.h libgtest-dev
   need_file /usr/include/benchmark/benchmark.h libbenchmark-dev
   need_file /usr/include/rapidcheck.h librapidcheck-dev
@@ -36,6 +38,7 @@ if [ "$goal" = test ]; then
     need_tool "clang++-$llvm" "clang-$llvm"
     compgen -G "/usr/lib/llvm-$llvm/lib/clang/*/lib/linux/libclang_rt.fuzzer*" >/dev/null ||
       needed+=("libclang-rt-$llvm-dev")
+    need_file "/usr/lib/llvm-$llvm/lib/libomp.so" "libomp-$llvm-dev"
   fi
 fi
 if [ ${#needed[@]} -gt 0 ]; then

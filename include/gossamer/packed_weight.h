@@ -27,7 +27,8 @@ enum class Layout : std::int32_t {
   kBsr = 3,      ///< block_row_offsets, block_cols, values [blocks, R, C]
   kFanIn = 4,    ///< values [out, F], cols [out, F]
 
-  kKcsr64 = 16,   ///< K-blocked CSR, blocks of 64 inputs: 8-bit columns inside the block
+  kKcsr64 = 16,   ///< K-blocked CSR, blocks of 64 inputs: 8-bit columns inside the block. A
+                  ///< convolution's inputs are taken channel by channel, so that a block sees few
   kKcsr128 = 17,  ///< the same, blocks of 128
   kKcsr256 = 18,  ///< the same, blocks of 256
 
@@ -66,7 +67,9 @@ struct PackedHeader {
   std::int32_t pattern_v = 0;
   std::int32_t block_rows = 0;
   std::int32_t block_cols = 0;
-  std::int32_t reserved1 = 0;
+  /// Of a convolution, whose `in` is kernel_h · kernel_w · channels; 0 × 0 for a matrix.
+  std::uint16_t kernel_h = 0;
+  std::uint16_t kernel_w = 0;
   double sparsity = 0.0;
   std::int64_t batch = 1;
   std::int64_t out = 0;
@@ -111,6 +114,10 @@ class PackedView {
   std::int64_t size_bytes() const { return header_->total_bytes; }
   Pattern pattern() const;
   bool transposed() const { return header_->transposed != 0; }
+  /// The taps of a convolution's kernel; 1 for a matrix.
+  std::int64_t taps() const {
+    return header_->kernel_h == 0 ? 1 : std::int64_t{header_->kernel_h} * header_->kernel_w;
+  }
   const std::byte* data() const { return reinterpret_cast<const std::byte*>(header_); }
 
   /// Array `index` in the order that the layout lists them.
@@ -149,7 +156,10 @@ using PackedAllocator = std::function<std::shared_ptr<std::byte>(std::int64_t by
 struct PackOptions {
   bool transposed = false;      ///< recorded; `values` is always given as [batch,] out, in
   std::string name = "weight";  ///< how error messages call it
-  PackedAllocator allocator;
+  PackedAllocator allocator{};
+  /// Of a convolution [OC, IC, KH, KW]: `values` is its matrix [OC, KH·KW·IC]. 0 × 0: a matrix.
+  std::int64_t kernel_h = 0;
+  std::int64_t kernel_w = 0;
 };
 
 /// Packs the kept positions of `values` ([batch,] out × in). `mask` (bool, same shape) says which
@@ -193,6 +203,8 @@ struct FormatInfo {
   std::int64_t out = 0;
   std::int64_t in = 0;
   bool transposed = false;
+  std::int64_t kernel_h = 0;  ///< of a convolution; 0 × 0 for a matrix
+  std::int64_t kernel_w = 0;
 };
 
 /// Rebuilds (and validates) a packed weight from the arrays of a file. Throws Error(kMalformedData)

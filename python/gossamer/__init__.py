@@ -14,12 +14,26 @@ from gossamer.config import BlockSparseWeightConfig, SemiSparseWeightConfig, Spa
 from gossamer.explanation import BucketPlan, Explanation, LayerReport, explain
 from gossamer.host import Kernel, Machine, kernels, machine
 from gossamer.io import LoadResult, load_into, save
-from gossamer.prune import GradualMagnitude, Magnitude, Random, Sparsifier
+from gossamer.prune import (
+    ALPS,
+    RIA,
+    Best,
+    GradualMagnitude,
+    Magnitude,
+    OneShot,
+    Random,
+    SparseGPT,
+    Sparsifier,
+    Wanda,
+)
 from gossamer.sparsify import desparsify_, sparsify_
 from gossamer.version import __version__
 from gossamer.weight import SparseWeight, linear
 
 __all__ = [
+    "ALPS",
+    "RIA",
+    "Best",
     "BlockSparseWeightConfig",
     "BucketPlan",
     "Explanation",
@@ -29,11 +43,14 @@ __all__ = [
     "LoadResult",
     "Machine",
     "Magnitude",
+    "OneShot",
     "Random",
     "SemiSparseWeightConfig",
     "SparseConfig",
+    "SparseGPT",
     "SparseWeight",
     "Sparsifier",
+    "Wanda",
     "__version__",
     "desparsify_",
     "explain",

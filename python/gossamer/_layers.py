@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
+from gossamer.prune.matrix import is_conv1d
 from gossamer.weight import SparseWeight
 
 __all__ = ["Layer", "find_layers", "is_linear"]
@@ -61,20 +62,31 @@ def is_linear(module: nn.Module) -> bool:
 
 def _is_conv1d(module: nn.Module) -> bool:
     # Known by its shape, not its import: x·W + b with W [in, out] and nf = out.
-    nf = getattr(module, "nf", None)
+    if not is_conv1d(module):
+        return False
+    weight = _stored_weight(module)
+    return weight is not None and weight.dim() == 2 and weight.shape[1] == module.nf
+
+
+def _stored_weight(module: nn.Module) -> Tensor | None:
+    """What holds a weight's shape, a parametrized one uncomputed where it can be."""
+    if parametrize.is_parametrized(module, "weight"):
+        original = getattr(module.parametrizations["weight"], "original", None)  # type: ignore[index]
+        if isinstance(original, Tensor):
+            return original
     weight = getattr(module, "weight", None)
-    return (
-        type(module).__name__ == "Conv1D"
-        and isinstance(nf, int)
-        and isinstance(weight, Tensor)
-        and weight.dim() == 2
-        and weight.shape[1] == nf
-    )
+    return weight if isinstance(weight, Tensor) else None
 
 
-def find_layers(model: nn.Module) -> list[Layer]:
-    """Every weight of two dimensions or more, in the order of `model.named_modules()`."""
-    context = _Context(model)
+def find_layers(model: nn.Module, *, values_follow: bool = False) -> list[Layer]:
+    """Every weight of two dimensions or more, in the order of `model.named_modules()`.
+
+    Args:
+        model: any module.
+        values_follow: the weights are about to be loaded, so that having no values yet (on the meta
+            device) stands in no way.
+    """
+    context = _Context(model, values_follow)
     layers = []
     for name, module in model.named_modules():
         if is_linear(module):
@@ -123,7 +135,8 @@ def _reason(module: nn.Module, key: str) -> str:
 class _Context:
     """What can only be seen from outside a layer: who else uses its weight, who owns it."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, values_follow: bool) -> None:
+        self._values_follow = values_follow
         self._users: dict[int, list[tuple[str, str, nn.Module]]] = {}
         self._attention: dict[int, str] = {}
         self._adapted: dict[int, str] = {}
@@ -146,7 +159,7 @@ class _Context:
         return (
             self._owner_obstacle(layer.module)
             or _module_obstacle(layer.module)
-            or _weight_obstacle(layer.module._parameters["weight"])
+            or _weight_obstacle(layer.module._parameters["weight"], self._values_follow)
             or self._tie_obstacle(layer)
         )
 
@@ -181,7 +194,7 @@ class _Context:
 
 
 def _module_obstacle(module: nn.Module) -> str | None:
-    kind = type(module).__name__.removeprefix("Parametrized")
+    kind = parametrize.type_before_parametrizations(module).__name__
     if parametrize.is_parametrized(module, "weight"):
         return _parametrization_obstacle(module)
     if module._parameters.get("weight") is None:
@@ -225,7 +238,7 @@ def _computed_obstacle(module: nn.Module) -> str:
     )
 
 
-def _weight_obstacle(weight: Tensor | None) -> str | None:
+def _weight_obstacle(weight: Tensor | None, values_follow: bool) -> str | None:
     assert weight is not None
     if isinstance(weight, UninitializedParameter):
         return "its weight has no shape yet; run the model once first"
@@ -237,9 +250,10 @@ def _weight_obstacle(weight: Tensor | None) -> str | None:
         return f"its weight has {weight.dim()} dimensions; 2 are known to a linear layer"
     if weight.layout is not torch.strided:
         return f"its weight is {weight.layout}, not a strided tensor"
-    if weight.device.type == "meta":
+    is_meta = weight.device.type == "meta"
+    if is_meta and not values_follow:
         return "its weight is on the meta device and has no values; load them first"
-    if weight.device.type != "cpu":
+    if weight.device.type != "cpu" and not is_meta:
         return (
             f"its weight is on {weight.device}; packed weights run on the CPU: move it with .cpu()"
         )

@@ -208,6 +208,28 @@ def _magnitude_mask_fake(values: Tensor, pattern: str, scope: str) -> Tensor:
     return values.new_empty(values.shape, dtype=torch.bool)
 
 
+@_shape_of("gram_")
+def _gram_fake(gram: Tensor, x: Tensor, y: Tensor) -> None:
+    return None
+
+
+@_shape_of("obs_sweep")
+def _obs_sweep_fake(
+    weight: Tensor, factor: Tensor, mask: Tensor | None, pattern: str, block: int, segment: int
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(weight), weight.new_empty(weight.shape, dtype=torch.bool)
+
+
+@_shape_of("lamp_scores")
+def _lamp_scores_fake(weight: Tensor) -> Tensor:
+    return weight.new_empty(weight.shape, dtype=torch.float64)
+
+
+@_shape_of("transposable_mask")
+def _transposable_mask_fake(scores: Tensor) -> Tensor:
+    return scores.new_empty(scores.shape, dtype=torch.bool)
+
+
 def _reads_data(name: str) -> None:
     """Answers in Python values that depend on the data: they have no fake, and say so."""
 
@@ -220,7 +242,17 @@ def _reads_data(name: str) -> None:
     torch.library.register_fake(f"gossamer::{name}", fake)
 
 
-for _name in ("info", "format_arrays", "plan", "find_violation", "infer_pattern", "count_nonzeros"):
+for _name in (
+    "info",
+    "format_arrays",
+    "plan",
+    "find_violation",
+    "infer_pattern",
+    "count_nonzeros",
+    "refit",
+    "admm",
+    "swap_refine",
+):
     _reads_data(_name)
 
 

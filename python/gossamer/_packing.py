@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gossamer import _ops
 from gossamer.weight import SparseWeight
 
 __all__ = ["LEAST_ZEROS", "Decision", "Request", "decide", "decide_packed", "plain_report", "swap"]
@@ -96,7 +97,7 @@ def decide_packed(
     if request.layout is not None:
         packed = ops.convert(weight.packed, request.layout)
         report["reason"] = f"layout {request.layout} was asked for; not compared with dense"
-        return Decision(SparseWeight.from_packed(packed), report)
+        return Decision(SparseWeight.from_packed(packed), _with_facts(report, packed))
     logical = values.detach().mT if weight.transposed else values.detach()
     packed, text = ops.plan(weight.packed, logical, bias, 0, request.plan, request.memory, "", "")
     found = json.loads(text)
@@ -108,7 +109,13 @@ def decide_packed(
     # Only a plan that runs dense somewhere, and may hold two copies, gets the second one.
     runs_dense = any(choice["kernel"] == "dense" for choice in found["choices"])
     dense = logical.contiguous().clone() if request.memory == "speed" and runs_dense else None
-    return Decision(SparseWeight.from_packed(packed, dense=dense), report)
+    return Decision(SparseWeight.from_packed(packed, dense=dense), _with_facts(report, packed))
+
+
+def _with_facts(report: Report, packed: Tensor) -> Report:
+    """What the decision holds for: `explain` tells by it whether the weight has changed since."""
+    info = _ops.info(packed)
+    return {**report, **{key: info[key] for key in ("dtype", "kept", "layout")}}
 
 
 def _buckets(plan: dict[str, Any]) -> list[dict[str, Any]]:

@@ -82,7 +82,25 @@ def _dispatch_to_copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
             f"a packed weight cannot be {dtype}; {', '.join(map(str, DTYPES.values()))} are "
             "accepted"
         )
-    return _cast(weight, dtype)
+    return _planned_like(weight, _cast(weight, dtype))
+
+
+def _planned_like(weight: SparseWeight, cast: SparseWeight) -> SparseWeight:
+    """A cast weight with kernels of its own dtype where the one it was cast from had a plan.
+
+    The cost model chooses: a cast is no place to measure. Where it finds nothing faster than dense,
+    the weight stays in its format, which a portable kernel computes; `explain` says so.
+    """
+    if not any(weight.plan):
+        return cast
+    memory = "default" if weight.dense is None else "speed"
+    values = torch.ops.gossamer.unpack(cast.packed, cast._facts.logical_shape, cast.dtype)
+    packed, text = torch.ops.gossamer.plan(cast.packed, values, False, 0, "model", memory, "", "")
+    found = json.loads(text)
+    if not found["sparse"]:
+        return cast
+    runs_dense = any(choice["kernel"] == "dense" for choice in found["choices"])
+    return cast._replace(packed, values if memory == "speed" and runs_dense else None)
 
 
 def _cast(weight: SparseWeight, dtype: torch.dtype) -> SparseWeight:
@@ -96,12 +114,18 @@ def _pack_like(
 ) -> SparseWeight:
     """Packs values in `weight`'s orientation, and in its layout where that holds such a weight."""
     formed = SparseWeight.from_dense(values, pattern, mask=mask, transposed=weight.transposed)
-    if formed.layout_name == weight.layout_name:
-        return formed
+    packed = _in_layout(formed.packed, weight.layout_name)
+    return formed if packed is None else formed._replace(packed)
+
+
+def _in_layout(packed: Tensor, layout: str) -> Tensor | None:
+    """The same weight in a layout; None where that holds no such pattern."""
     try:
-        return formed._replace(torch.ops.gossamer.convert(formed.packed, weight.layout_name))
-    except (ValueError, RuntimeError):
-        return formed  # an execution layout of another dtype or pattern; the format always computes
+        return torch.ops.gossamer.convert(packed, layout)
+    except ValueError as error:
+        if not str(error).startswith(f"layout {layout} holds "):
+            raise
+        return None
 
 
 @operator(_aten.copy_.default)
@@ -142,11 +166,10 @@ def _copy_packed(target: SparseWeight, source: SparseWeight) -> SparseWeight:
     if source.layout_code == target.layout_code:
         packed = source.packed.clone()
         return source._replace(_with_plan(packed, target.packed))
-    try:
-        packed = torch.ops.gossamer.convert(source.packed, target.layout_name)
-    except (ValueError, RuntimeError):
-        return source._clone()  # of a pattern that the target's layout cannot hold
-    return source._replace(_with_plan(packed, target.packed))
+    converted = _in_layout(source.packed, target.layout_name)
+    if converted is None:
+        return source._clone()  # the plan goes with the layout
+    return source._replace(_with_plan(converted, target.packed))
 
 
 def _with_plan(packed: Tensor, planned: Tensor) -> Tensor:

@@ -250,9 +250,9 @@ def _packed_report(layer: Layer, weight: SparseWeight, kept: dict[str, Any]) -> 
     info = _ops.info(weight.packed)
     plan = _plan(kept)
     reason = kept["reason"]
-    if plan and [bucket.kernel for bucket in plan] != info["plan"]:
-        plan = ()
-        reason = "its weight was replaced after it was planned"
+    change = _change(kept, info)
+    if change is not None:
+        plan, reason = (), change
     if not kept["packed"]:
         reason = "it was packed without sparsify_"
     if kept["trainable"]:
@@ -274,6 +274,34 @@ def _packed_report(layer: Layer, weight: SparseWeight, kept: dict[str, Any]) -> 
         frozen=kept["trainable"],
         reason=reason,
     )
+
+
+def _change(kept: dict[str, Any], info: dict[str, Any]) -> str | None:
+    """Why what was noted of a packed weight holds no more; None where it does."""
+    was_planned = bool(kept["plan"])
+    if kept.get("dtype", info["dtype"]) != info["dtype"]:
+        text = f"cast from {kept['dtype']} to {info['dtype']} after it was packed"
+        if not was_planned:
+            return f"{text}; it is in layout {info['layout']} now and was not compared with dense"
+        if any(info["plan"]):
+            return f"{text}; the cost model chose its kernels anew, nothing was measured"
+        return (
+            f"{text}: no kernel of {info['dtype']} was found faster than dense, and it runs "
+            f"unplanned in layout {info['layout']}; gossamer.desparsify_(model) makes it dense, "
+            "sparsify_ plans it again"
+        )
+    if was_planned and [bucket["kernel"] for bucket in kept["plan"]] != info["plan"]:
+        return "its weight was replaced after it was planned"
+    positions = max(math.prod(info["shape"]), 1)
+    if was_planned and kept.get("kept", info["kept"]) != info["kept"]:
+        return (
+            f"it holds other values than it was planned for ({kept['kept'] / positions:.2%} kept "
+            f"then, {info['kept'] / positions:.2%} now), and its kernels may not be the fastest; "
+            "gossamer.desparsify_(model) and sparsify_ plan it again"
+        )
+    if not was_planned and kept.get("layout", info["layout"]) != info["layout"]:
+        return f"it was packed in layout {kept['layout']} and is in {info['layout']} now"
+    return None
 
 
 def _plan(kept: dict[str, Any]) -> tuple[BucketPlan, ...]:

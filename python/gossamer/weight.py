@@ -305,5 +305,5 @@ def _rebuild_sparse_weight(
 torch.serialization.add_safe_globals([_rebuild_sparse_weight])
 
 # What it answers names the class and so comes after it.
-from gossamer import _weight_dispatch, _weight_functions  # noqa: E402, F401
+from gossamer import _weight_dispatch, _weight_functions, _weight_memory  # noqa: E402, F401
 from gossamer._weight_products import linear, linear_as_torch  # noqa: E402

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstring>
 #include <filesystem>
 #include <set>
 #include <system_error>
@@ -19,19 +20,28 @@ bool is_ours(std::string_view key) {
   return key == kFileVersionKey || key.starts_with(kWeightKeyPrefix);
 }
 
-ConstMatrixView matrix_of(const SafetensorsEntry& entry, const std::byte* data, bool transposed,
-                          const Pattern* pattern) {
-  const DType dtype = dtype_of_word(entry.dtype).value();
-  const auto& s = entry.shape;
-  if (s.size() == 2) {
-    if (transposed) return {data, dtype, s[1], s[0], 1, s[1], 1, s[0] * s[1]};
-    return contiguous_view(data, dtype, s[0], s[1]);
+// The groups of these run along the input channels of one tap.
+bool groups_inputs(const Pattern* pattern) {
+  return pattern != nullptr &&
+         (pattern->kind == Pattern::Kind::kNm || pattern->kind == Pattern::Kind::kVnm);
+}
+
+// Swaps the last two dimensions of [outer, rows, cols].
+std::vector<std::byte> swap_inner(std::span<const std::byte> elements, std::int64_t outer,
+                                  std::int64_t rows, std::int64_t cols) {
+  std::vector<std::byte> swapped(elements.size());
+  const auto width = static_cast<std::int64_t>(elements.size()) / (outer * rows * cols);
+  std::byte* target = swapped.data();
+  for (std::int64_t o = 0; o < outer; ++o) {
+    const std::byte* matrix = elements.data() + o * rows * cols * width;
+    for (std::int64_t c = 0; c < cols; ++c) {
+      for (std::int64_t r = 0; r < rows; ++r) {
+        std::memcpy(target, matrix + (r * cols + c) * width, static_cast<std::size_t>(width));
+        target += width;
+      }
+    }
   }
-  const std::int64_t taps = s[2] * s[3];
-  const bool grouped = pattern != nullptr && pattern->kind != Pattern::Kind::kUnstructured &&
-                       pattern->kind != Pattern::Kind::kFanIn;
-  if (grouped) return {data, dtype, s[0], s[1], s[1] * taps, taps, taps, 1};
-  return contiguous_view(data, dtype, s[0], s[1] * taps);
+  return swapped;
 }
 
 }  // namespace
@@ -64,7 +74,24 @@ PackedWeight Checkpoint::read(const std::string& name) const {
 LoadedWeight::LoadedWeight(const SafetensorsFile& file, const SafetensorsEntry& entry,
                            bool transposed, const Pattern* pattern)
     : file_(file), entry_(entry), bytes_(file.bytes(entry)) {
-  view_ = matrix_of(entry, bytes_.data(), transposed, pattern);
+  const DType dtype = dtype_of_word(entry.dtype).value();
+  const auto& s = entry.shape;
+  const std::byte* data = bytes_.data();
+  if (s.size() == 2) {
+    view_ = transposed ? ConstMatrixView{data, dtype, s[1], s[0], 1, s[1], 1, s[0] * s[1]}
+                       : contiguous_view(data, dtype, s[0], s[1]);
+    return;
+  }
+  const std::int64_t taps = s[2] * s[3];
+  if (groups_inputs(pattern)) {
+    view_ = {data, dtype, s[0], s[1], s[1] * taps, taps, taps, 1};
+    return;
+  }
+  if (taps > 1) {
+    channels_last_ = swap_inner(bytes_, s[0], s[1], taps);
+    data = channels_last_.data();
+  }
+  view_ = contiguous_view(data, dtype, s[0], taps * s[1]);
 }
 
 LoadedWeight::~LoadedWeight() { file_.release(entry_); }
@@ -78,6 +105,18 @@ MatrixView LoadedWeight::view_of(std::byte* data, DType dtype) const {
           view_.col_stride,
           view_.batch,
           view_.batch_stride};
+}
+
+std::vector<std::byte> LoadedWeight::in_file_order(std::vector<std::byte> elements) const {
+  if (channels_last_.empty()) return elements;
+  const auto& s = entry_.shape;
+  return swap_inner(elements, s[0], s[2] * s[3], s[1]);
+}
+
+std::int64_t element_count(std::span<const std::int64_t> shape) {
+  std::int64_t elements = 1;
+  for (const std::int64_t size : shape) elements *= size;
+  return elements;
 }
 
 void TargetOptions::add_to(CLI::App& command) {

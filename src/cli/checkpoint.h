@@ -43,8 +43,8 @@ class Checkpoint {
 class LoadedWeight {
  public:
   /// `entry` must have a weight's dtype and two or four dimensions. A convolution [OC, IC, KH, KW]
-  /// is a batch of KH·KW matrices [OC, IC] for patterns with groups or blocks, which never cross
-  /// taps, and one matrix [OC, IC·KH·KW] for the others, to which the order of columns is nothing.
+  /// is a batch of KH·KW matrices [OC, IC] for N:M and V:N:M, whose groups never cross taps, and
+  /// one matrix [OC, KH·KW·IC], channels last, for the others and without a pattern.
   LoadedWeight(const SafetensorsFile& file, const SafetensorsEntry& entry, bool transposed,
                const Pattern* pattern);
   LoadedWeight(const LoadedWeight&) = delete;
@@ -56,13 +56,19 @@ class LoadedWeight {
   std::int64_t elements() const { return view_.batch * view_.rows * view_.cols; }
   /// The same geometry over other memory of as many elements.
   MatrixView view_of(std::byte* data, DType dtype) const;
+  /// Elements that were written through `view_of`, in the order of the file.
+  std::vector<std::byte> in_file_order(std::vector<std::byte> elements) const;
 
  private:
   const SafetensorsFile& file_;
   const SafetensorsEntry& entry_;
   std::span<const std::byte> bytes_;
+  std::vector<std::byte> channels_last_;  // empty where the file's own order will do
   ConstMatrixView view_;
 };
+
+/// The number of elements of a shape.
+std::int64_t element_count(std::span<const std::int64_t> shape);
 
 /// Where a subcommand that writes puts its result.
 struct TargetOptions {

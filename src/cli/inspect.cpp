@@ -37,23 +37,29 @@ struct Row {
   std::string format = {};  // of a packed weight
 };
 
-std::int64_t count(std::span<const std::int64_t> shape) {
-  std::int64_t elements = 1;
-  for (const std::int64_t size : shape) elements *= size;
-  return elements;
+Pattern infer(const SafetensorsFile& file, const SafetensorsEntry& entry, bool transposed,
+              std::int64_t zeros) {
+  const Pattern found = infer_pattern(LoadedWeight(file, entry, transposed, nullptr).view());
+  if (entry.shape.size() == 2) return found;
+  // Groups of inputs lie in one tap; what looks like groups across taps is unstructured.
+  const Pattern any_groups = Pattern::nm(1, 4);
+  const Pattern in_taps = infer_pattern(LoadedWeight(file, entry, transposed, &any_groups).view());
+  if (in_taps.kind == Pattern::Kind::kNm) return in_taps;
+  if (found.kind != Pattern::Kind::kNm) return found;
+  return Pattern::unstructured(static_cast<double>(zeros) /
+                               static_cast<double>(element_count(entry.shape)));
 }
 
 Row plain_row(const SafetensorsFile& file, const SafetensorsEntry& entry, bool transposed) {
   Row row{.name = entry.name, .dtype = entry.dtype, .shape = entry.shape};
   row.bytes = entry.end - entry.begin;
-  row.elements = count(entry.shape);
+  row.elements = element_count(entry.shape);
   const auto dtype = dtype_of_word(entry.dtype);
   if (!dtype || !is_weight_dtype(*dtype) || row.elements == 0) return row;
   const auto flat = contiguous_view(file.bytes(entry).data(), *dtype, 1, row.elements);
   row.zeros = row.elements - count_nonzeros(flat);
   if (*row.zeros > 0 && (entry.shape.size() == 2 || entry.shape.size() == 4)) {
-    const Pattern groups = Pattern::nm(1, 4);  // any pattern whose groups stay inside a tap
-    row.pattern = infer_pattern(LoadedWeight(file, entry, transposed, &groups).view()).to_string();
+    row.pattern = infer(file, entry, transposed, *row.zeros).to_string();
   }
   file.release(entry);
   return row;
@@ -66,7 +72,7 @@ Row packed_row(const Checkpoint& checkpoint, const std::string& name) {
   row.shape.push_back(info.transposed ? info.in : info.out);
   row.shape.push_back(info.transposed ? info.out : info.in);
   row.bytes = checkpoint.packed_bytes(name);
-  row.elements = count(row.shape);
+  row.elements = element_count(row.shape);
   row.pattern = info.pattern.to_string();
   row.format = layout_name(info.format);
   const PackedWeight packed = checkpoint.read(name);

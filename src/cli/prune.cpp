@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "cli/checkpoint.h"
@@ -101,7 +102,7 @@ class Pruner {
       select_by_magnitude(weight.view(), scope, kept, entry.name);
     }
     std::vector<std::byte> values(weight.bytes().begin(), weight.bytes().end());
-    drop(values, mask);
+    drop(values, weight.in_file_order(std::move(mask)));
     writer.add(entry.name, entry.dtype, entry.shape, values);
     const auto flat = contiguous_view(values.data(), weight.view().dtype, 1, weight.elements());
     const std::int64_t zeros = weight.elements() - count_nonzeros(read_only(flat));
@@ -179,9 +180,9 @@ void add_prune(CLI::App& app, Action& action) {
   options->selection.add_to(*command);
   options->output.add_to(*command);
   command->footer(
-      "Everything that is not a selected weight is copied unchanged. A convolution's groups and "
-      "blocks\n"
-      "run along its input channels and never cross taps.\n\n"
+      "Everything that is not a selected weight is copied unchanged. A convolution [OC, IC, KH, "
+      "KW] is\n"
+      "the matrix [OC, KH*KW*IC], channels last; the groups of N:M and vnm never cross taps.\n\n"
       "Examples:\n"
       "  gossamer prune model.safetensors -p 2:4 -o model-24.safetensors\n"
       "  gossamer prune model.safetensors -p unstructured:0.9 --scope global --exclude '*.head.*' "

@@ -85,10 +85,44 @@ void fill(const RowSource& source, const FormatInfo& info, const KcsrIndex& inde
   }
 }
 
-}  // namespace
+/// A convolution's rows with their inputs channel by channel.
+class ChannelMajorSource final : public RowSource {
+ public:
+  ChannelMajorSource(const RowSource& by_tap, std::int64_t taps)
+      : RowSource(by_tap.dtype(), by_tap.batch(), by_tap.out(), by_tap.in()),
+        by_tap_(by_tap),
+        order_{taps, by_tap.in() / taps},
+        mask_(static_cast<std::size_t>(in())),
+        values_(static_cast<std::size_t>(in() * dtype_bytes(dtype()))) {}
 
-PackedWeight encode_kcsr(const RowSource& source, const FormatInfo& info,
-                         const PackedAllocator& allocator) {
+  void read_mask(std::int64_t batch, std::int64_t row, std::uint8_t* mask) const override {
+    by_tap_.read_mask(batch, row, mask_.data());
+    reorder(mask_.data(), mask);
+  }
+
+  void read(std::int64_t batch, std::int64_t row, std::byte* values,
+            std::uint8_t* mask) const override {
+    by_tap_.read(batch, row, values_.data(), mask_.data());
+    reorder(mask_.data(), mask);
+    with_raw_type(dtype_bytes(dtype()), [&]<typename Raw>(Raw) {
+      reorder(reinterpret_cast<const Raw*>(values_.data()), reinterpret_cast<Raw*>(values));
+    });
+  }
+
+ private:
+  template <typename T>
+  void reorder(const T* from, T* to) const {
+    for (std::int64_t i = 0; i < in(); ++i) to[order_.to(i)] = from[i];
+  }
+
+  const RowSource& by_tap_;
+  ChannelMajor order_;
+  mutable std::vector<std::uint8_t> mask_;
+  mutable std::vector<std::byte> values_;
+};
+
+PackedWeight encode_ordered(const RowSource& source, const FormatInfo& info,
+                            const PackedAllocator& allocator) {
   const KcsrIndex index = index_of(source, info);
   const PackedBuffer buffer(info, index.kept, allocator);
   std::copy(index.segments.begin(), index.segments.end(),
@@ -100,6 +134,15 @@ PackedWeight encode_kcsr(const RowSource& source, const FormatInfo& info,
          buffer.array<std::uint8_t>(KcsrArrays::kCols));
   });
   return buffer.finish();
+}
+
+}  // namespace
+
+PackedWeight encode_kcsr(const RowSource& source, const FormatInfo& info,
+                         const PackedAllocator& allocator) {
+  const std::int64_t taps = info.kernel_h * info.kernel_w;
+  if (taps <= 1) return encode_ordered(source, info, allocator);
+  return encode_ordered(ChannelMajorSource(source, taps), info, allocator);
 }
 
 }  // namespace gossamer::detail

@@ -147,6 +147,7 @@ Pattern infer_pattern(const ConstMatrixView& values) {
   const auto source = detail::dense_source(values, nullptr);
   GroupCensus groups(*source);
   std::vector<BlockCensus> blocks;
+  blocks.reserve(std::size(kBlockSizes));
   for (const BlockSize size : kBlockSizes) blocks.emplace_back(size, *source);
   FanInCensus fan_in;
   std::int64_t kept = 0;

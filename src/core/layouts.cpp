@@ -60,7 +60,7 @@ Layout format_for(const Pattern& pattern) {
 std::int64_t packed_size_bytes(Layout layout, const Pattern& pattern, DType dtype,
                                std::int64_t batch, std::int64_t out, std::int64_t in,
                                std::int64_t kept) {
-  const FormatInfo info{layout, dtype, pattern, batch, out, in, false};
+  const FormatInfo info{layout, dtype, pattern, batch, out, in, false, 0, 0};
   return detail::layout_spec(info, kept).total_bytes;
 }
 
@@ -234,11 +234,27 @@ void require_layout_holds(Layout layout, const Pattern& pattern) {
   if (layout == Layout::kFanIn && pattern.kind != Kind::kFanIn) refuse("fan-in");
 }
 
+void check_kernel(const FormatInfo& info) {
+  if (info.kernel_h == 0 && info.kernel_w == 0) return;
+  constexpr std::int64_t kMax = std::numeric_limits<std::uint16_t>::max();
+  const std::int64_t taps = info.kernel_h * info.kernel_w;
+  const bool sound = info.kernel_h >= 1 && info.kernel_h <= kMax && info.kernel_w >= 1 &&
+                     info.kernel_w <= kMax && info.in % taps == 0 && info.batch == 1 &&
+                     !info.transposed;
+  if (sound) return;
+  fail(ErrorCode::kInvalidArgument,
+       "a convolution's kernel {}×{} over {} inputs in {} batches{}: both sides are 1 to {}, their "
+       "product divides the inputs, and there is one batch, not transposed",
+       info.kernel_h, info.kernel_w, info.in, info.batch, info.transposed ? ", transposed" : "",
+       kMax);
+}
+
 LayoutSpec layout_spec(const FormatInfo& info, std::int64_t kept) {
   check_dims(info, kept);
   const std::string fault = pattern_fault(info.pattern);
   if (!fault.empty()) fail(ErrorCode::kInvalidArgument, "pattern: {}", fault);
   require_layout_holds(info.format, info.pattern);
+  check_kernel(info);
   switch (info.format) {
     case Layout::kNm:
       return nm_spec(info);
@@ -274,6 +290,8 @@ PackedHeader make_header(const FormatInfo& info, const LayoutSpec& spec) {
   h.batch = info.batch;
   h.out = info.out;
   h.in = info.in;
+  h.kernel_h = static_cast<std::uint16_t>(info.kernel_h);
+  h.kernel_w = static_cast<std::uint16_t>(info.kernel_w);
   h.kept = spec.kept;
   h.total_bytes = spec.total_bytes;
   for (std::size_t i = 0; i < static_cast<std::size_t>(spec.count); ++i) {
@@ -292,6 +310,8 @@ FormatInfo info_of(const PackedHeader& h) {
   info.out = h.out;
   info.in = h.in;
   info.transposed = h.transposed != 0;
+  info.kernel_h = h.kernel_h;
+  info.kernel_w = h.kernel_w;
   return info;
 }
 

@@ -31,6 +31,9 @@
 //            cols        u8     kept                    column inside the block, ascending in a row
 //            segment_offsets u32 [batch,] ceil(in/KC), out + 1  relative to the block's offset
 //            block_offsets   i64 [batch,] ceil(in/KC) + 1       into values
+//            Of a convolution input c·taps + t is tap t of channel c: a block then sees few
+//            channels, whose pixels stay in L1 while all taps read them. Everywhere else it is
+//            t·channels + c.
 //   nm24_pairs values   dtype  [batch,] ceil(out/2), G·4   rows 2p and 2p + 1 share a line: of each
 //                                                       group the first row's two values, then the
 //                                                       second's; G = ceil(in/4) rounded up to 8
@@ -116,6 +119,18 @@ inline std::int64_t kcsr_block(Layout layout) {
       return 0;
   }
 }
+
+/// Where a convolution's input lies when they are taken channel by channel, and back.
+struct ChannelMajor {
+  std::int64_t taps = 1;
+  std::int64_t channels = 1;
+  std::int64_t to(std::int64_t by_tap) const {
+    return by_tap % channels * taps + by_tap / channels;
+  }
+  std::int64_t from(std::int64_t by_channel) const {
+    return by_channel % taps * channels + by_channel / taps;
+  }
+};
 
 /// The groups of four inputs that a row pair of nm24_pairs has, padding included.
 inline std::int64_t nm24_groups(std::int64_t in) { return ceil_div(ceil_div(in, 4), 8) * 8; }

@@ -137,7 +137,11 @@ class FanInSource final : public PackedSource {
 class KcsrSource final : public PackedSource {
  public:
   explicit KcsrSource(const PackedView& p)
-      : PackedSource(p), block_(kcsr_block(p.layout())), blocks_(ceil_div(p.in(), block_)) {}
+      : PackedSource(p),
+        block_(kcsr_block(p.layout())),
+        blocks_(ceil_div(p.in(), block_)),
+        taps_(p.taps()),
+        order_{taps_, p.in() / taps_} {}
 
   std::int64_t entries(std::int64_t batch, std::int64_t row, std::int32_t* cols,
                        std::byte* values) const override {
@@ -153,7 +157,8 @@ class KcsrSource final : public PackedSource {
       const std::int64_t begin = starts[k] + segment[0];
       const std::int64_t width = std::int64_t{segment[1]} - std::int64_t{segment[0]};
       for (std::int64_t i = 0; i < width; ++i) {
-        cols[count + i] = static_cast<std::int32_t>(k * block_ + stored_cols[begin + i]);
+        const std::int64_t stored = k * block_ + stored_cols[begin + i];
+        cols[count + i] = static_cast<std::int32_t>(taps_ == 1 ? stored : order_.from(stored));
       }
       if (values != nullptr && width > 0) {
         std::memcpy(values + count * bytes, packed().array(KcsrArrays::kValues) + begin * bytes,
@@ -167,6 +172,8 @@ class KcsrSource final : public PackedSource {
  private:
   std::int64_t block_;
   std::int64_t blocks_;
+  std::int64_t taps_;
+  ChannelMajor order_;
 };
 
 class Nm24Source final : public PackedSource {
@@ -180,10 +187,10 @@ class Nm24Source final : public PackedSource {
     const auto* meta = packed().array<std::uint8_t>(Nm24Arrays::kMeta) + line;
     const std::int64_t bytes = dtype_bytes(dtype());
     const std::byte* stored = packed().array(Nm24Arrays::kValues) + line * 4 * bytes;
-    const auto half = static_cast<int>(row % 2);
+    const std::int64_t half = row % 2;
     std::int64_t count = 0;
     for (std::int64_t g = 0; g * 4 < in(); ++g) {
-      for (int slot = 0; slot < 2; ++slot) {
+      for (std::int64_t slot = 0; slot < 2; ++slot) {
         const std::int64_t col = g * 4 + ((meta[g] >> (4 * half + 2 * slot)) & 3);
         if (col >= in()) break;
         cols[count] = static_cast<std::int32_t>(col);

@@ -72,10 +72,12 @@ void check_cut(const PackedView& packed, std::int64_t row) {
 void check_part(const PackedView& first, const PackedView& part, std::size_t index, bool last) {
   if (part.layout() != first.layout() || part.dtype() != first.dtype() ||
       !(part.pattern() == first.pattern()) || part.batch() != first.batch() ||
-      part.in() != first.in() || part.transposed() != first.transposed()) {
+      part.in() != first.in() || part.transposed() != first.transposed() ||
+      part.header().kernel_h != first.header().kernel_h ||
+      part.header().kernel_w != first.header().kernel_w) {
     fail(ErrorCode::kInvalidArgument,
          "part {} is {} {} {} of batch {} and in {}, the first is {} {} {} of batch {} and in {}; "
-         "parts must agree in all of these and in being transposed",
+         "parts must agree in all of these, in being transposed and in the convolution's kernel",
          index, layout_name(part.layout()), dtype_name(part.dtype()), part.pattern().to_string(),
          part.batch(), part.in(), layout_name(first.layout()), dtype_name(first.dtype()),
          first.pattern().to_string(), first.batch(), first.in());
@@ -93,8 +95,9 @@ void check_part(const PackedView& first, const PackedView& part, std::size_t ind
 PackedWeight pack(const ConstMatrixView& values, const ConstMatrixView* mask,
                   const Pattern& pattern, Layout layout, const PackOptions& options) {
   try {
-    const FormatInfo info{layout,      values.dtype, pattern,           values.batch,
-                          values.rows, values.cols,  options.transposed};
+    const FormatInfo info{
+        layout,      values.dtype,       pattern,          values.batch,    values.rows,
+        values.cols, options.transposed, options.kernel_h, options.kernel_w};
     const std::unique_ptr<detail::RowSource> source = detail::dense_source(values, mask);
     detail::layout_spec(info, 0);
     if (const auto violation = detail::find_violation(*source, pattern)) {

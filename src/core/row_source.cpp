@@ -44,7 +44,7 @@ class DenseSource final : public RowSource {
   }
 
   void read_mask(std::int64_t batch, std::int64_t row, std::uint8_t* mask) const override {
-    if (mask_) return copy_mask(batch, row, mask);
+    if (mask_) return copy_mask(*mask_, batch, row, mask);
     const RowPointer from = row_of(values_, batch, row);
     with_raw_type(bytes_, [&]<typename Raw>(Raw) {
       const auto bits = magnitude_bits<Raw>(dtype());
@@ -73,8 +73,9 @@ class DenseSource final : public RowSource {
   }
 
  private:
-  void copy_mask(std::int64_t batch, std::int64_t row, std::uint8_t* mask) const {
-    const RowPointer from = row_of(*mask_, batch, row);
+  void copy_mask(const ConstMatrixView& stored, std::int64_t batch, std::int64_t row,
+                 std::uint8_t* mask) const {
+    const RowPointer from = row_of(stored, batch, row);
     with_step<std::uint8_t>(from, [&](auto step) {
       for (std::int64_t i = 0; i < in(); ++i) {
         mask[i] = load_raw<std::uint8_t>(from.data + i * step) != 0 ? 1 : 0;

@@ -80,8 +80,9 @@ class PackedSource : public RowSource {
   explicit PackedSource(const PackedView& packed)
       : RowSource(packed.dtype(), packed.batch(), packed.out(), packed.in()), packed_(packed) {}
 
-  /// The kept columns of a row that lie inside the matrix, ascending, and unless it is null their
-  /// raw values. Both buffers hold `in` elements. Returns how many there are.
+  /// The kept columns of a row that lie inside the matrix, in the order in which they are stored
+  /// (ascending but for convolutions in K-blocked layouts), and unless it is null their raw values.
+  /// Both buffers hold `in` elements. Returns how many there are.
   virtual std::int64_t entries(std::int64_t batch, std::int64_t row, std::int32_t* cols,
                                std::byte* values) const = 0;
 

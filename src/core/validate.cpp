@@ -229,7 +229,7 @@ void validate_nm24(const PackedView& p) {
 /// Reserved fields and the bytes between arrays are zero, so that equal weights are equal bytes.
 void check_padding(const PackedView& p) {
   const PackedHeader& h = p.header();
-  if (h.reserved0 != 0 || h.reserved1 != 0 ||
+  if (h.reserved0 != 0 ||
       std::any_of(h.reserved2.begin(), h.reserved2.end(), [](std::uint8_t b) { return b != 0; })) {
     malformed("a reserved field of the header is not zero");
   }

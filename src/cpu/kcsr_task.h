@@ -52,9 +52,9 @@ struct KcsrStoreTask {
   FinishTask out;
 
   // Quantized calls only: DequantizeTask's, of the first row and token.
-  const std::int32_t* corrections;
-  const float* x_scale;
-  const float* weight_scale;
+  const std::int32_t* corrections = nullptr;
+  const float* x_scale = nullptr;
+  const float* weight_scale = nullptr;
 };
 
 /// What a driver needs of an instruction set and an element type. `pack` returns whether `add` may

@@ -5,79 +5,13 @@
 #include <cstdint>
 
 #include "core/layouts.h"
+#include "cpu/kcsr_source.h"
 #include "cpu/registration.h"
 #include "cpu/spmm_driver.h"
 #include "gossamer/linear.h"
 
 namespace gossamer::cpu {
 namespace {
-
-using detail::ceil_div;
-using detail::KcsrArrays;
-
-/// One batch of a packed weight.
-struct KcsrSource {
-  const std::byte* values;
-  const std::uint8_t* cols;
-  const std::uint32_t* segments;
-  const std::int64_t* blocks;
-  std::int64_t out;
-  std::int64_t in;
-  std::int64_t block;
-  std::int64_t block_count;
-  std::int64_t value_bytes;
-  std::int64_t first_row = 0;
-
-  KcsrSource(const PackedView& packed, std::int64_t batch)
-      : values(packed.array(KcsrArrays::kValues)),
-        cols(packed.array<std::uint8_t>(KcsrArrays::kCols)),
-        out(packed.out()),
-        in(packed.in()),
-        block(detail::kcsr_block(packed.layout())),
-        block_count(ceil_div(in, block)),
-        value_bytes(dtype_bytes(packed.dtype())) {
-    segments =
-        packed.array<std::uint32_t>(KcsrArrays::kSegmentOffsets) + batch * block_count * (out + 1);
-    blocks = packed.array<std::int64_t>(KcsrArrays::kBlockOffsets) + batch * (block_count + 1);
-  }
-
-  /// Kept values in rows [0, row).
-  std::int64_t kept_before(std::int64_t row) const {
-    std::int64_t kept = 0;
-    for (std::int64_t k = 0; k < block_count; ++k) kept += segments[k * (out + 1) + row];
-    return kept;
-  }
-
-  /// The first row of part `part` of `parts` with about equal kept values.
-  std::int64_t balanced_row(std::int64_t part, std::int64_t parts) const {
-    if (part == 0 || part == parts) return part == 0 ? 0 : out;
-    const std::int64_t target = kept_before(out) * part / parts;
-    std::int64_t low = 0;
-    std::int64_t high = out;
-    while (low < high) {
-      const std::int64_t middle = (low + high) / 2;
-      if (kept_before(middle) < target) {
-        low = middle + 1;
-      } else {
-        high = middle;
-      }
-    }
-    return low;
-  }
-
-  static std::int64_t rows_at_once(std::int64_t, std::int64_t wanted) { return wanted; }
-  static std::int64_t scratch_bytes(std::int64_t, std::int64_t) { return 0; }
-  void index(std::int64_t row, std::int64_t, std::byte*) { first_row = row; }
-
-  KcsrAddTask add_task(std::int64_t k) const {
-    KcsrAddTask task{};
-    task.values = values + blocks[k] * value_bytes;
-    task.cols = cols + blocks[k];
-    task.begins = segments + k * (out + 1) + first_row;
-    task.ends = task.begins + 1;
-    return task;
-  }
-};
 
 // Fitted on zen5-avx512 at 1024×1024, 50–95 % zeros, 9 to 256 tokens, 2026-11-23; the fits are
 // within 15 % of the times.

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "plan/cache.h"
 
+#include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/file.h>
 #include <unistd.h>
 
 #include <cmath>
@@ -26,11 +28,31 @@ std::string environment(const char* name) {
   return text != nullptr ? text : "";
 }
 
-// Two weights of one shape whose zeros differ in the third digit share a verdict.
-std::string rounded_pattern(Pattern pattern) {
-  pattern.sparsity = std::round(pattern.sparsity * 100.0) / 100.0;
+// The kind of pattern without its sparsity: the key holds the density that was really reached.
+std::string pattern_kind(Pattern pattern) {
+  const bool follows_from_numbers =
+      pattern.kind == Pattern::Kind::kNm || pattern.kind == Pattern::Kind::kVnm;
+  if (!follows_from_numbers) pattern.sparsity = 0.0;
   return pattern.to_string();
 }
+
+/// Held by one writer of a folder at a time, so that none overwrites what another has just added.
+/// Where the file system knows no locks the writers go on without.
+class FolderLock {
+ public:
+  explicit FolderLock(const std::filesystem::path& folder)
+      : descriptor_(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {
+    if (descriptor_ >= 0) static_cast<void>(::flock(descriptor_, LOCK_EX));
+  }
+  ~FolderLock() {
+    if (descriptor_ >= 0) ::close(descriptor_);
+  }
+  FolderLock(const FolderLock&) = delete;
+  FolderLock& operator=(const FolderLock&) = delete;
+
+ private:
+  int descriptor_;
+};
 
 Json to_json(const Plan& plan) {
   Json choices = Json::array();
@@ -82,7 +104,7 @@ bool runs_here(const Plan& plan, const LinearDesc& desc, const Machine& machine)
 
 /// The file's contents; an empty cache where there is no file or no sense in it.
 Json load(const std::filesystem::path& file) {
-  const Json empty = {{"version", kCacheVersion}, {"plans", Json::object()}};
+  Json empty = {{"version", kCacheVersion}, {"plans", Json::object()}};
   std::error_code error;
   const std::uintmax_t bytes = std::filesystem::file_size(file, error);
   if (error || bytes > kMaxFileBytes) return empty;
@@ -95,7 +117,6 @@ Json load(const std::filesystem::path& file) {
 
 void write_file(const std::filesystem::path& file, const std::string& text) {
   std::error_code error;
-  std::filesystem::create_directories(file.parent_path(), error);
   std::string temporary = file.string() + ".XXXXXX";
   const int descriptor = mkstemp(temporary.data());
   if (descriptor < 0) return;
@@ -134,11 +155,11 @@ std::string cache_key(const LinearDesc& desc, const Machine& machine, const Dens
   const std::string_view peer = dense.run ? "timed" : dense.seconds ? "modelled" : "none";
   return fmt::format(
       "machine={} processor={} isa={:#x} cores={} caches={}/{}/{} gossamer={} table={:08x} "
-      "batch={} out={} in={} pattern={} density={:.2f} weight={} activation={} bias={} residual={} "
+      "batch={} out={} in={} pattern={} density={:.2g} weight={} activation={} bias={} residual={} "
       "act={} threads={} memory={} overhead_ns={:.0f} budget_ms={:.0f} dense={}:{} kernel={}",
       machine.name, machine.processor, machine.isa, machine.cores, machine.l1d_bytes,
       machine.l2_bytes, machine.l3_bytes, GOSSAMER_VERSION, table_snapshot().version, desc.batch,
-      desc.out, desc.in, rounded_pattern(desc.pattern), desc.density, dtype_name(desc.weight_dtype),
+      desc.out, desc.in, pattern_kind(desc.pattern), desc.density, dtype_name(desc.weight_dtype),
       dtype_name(desc.activation_dtype), desc.epilogue.bias, desc.epilogue.residual,
       static_cast<int>(desc.epilogue.activation), options.parallel.threads,
       options.memory == MemoryMode::kSpeed ? "speed" : "default",
@@ -162,6 +183,9 @@ std::optional<Plan> read_cached_plan(const std::filesystem::path& file, const st
 void write_cached_plan(const std::filesystem::path& file, const std::string& key,
                        const Plan& plan) {
   try {
+    std::error_code error;
+    std::filesystem::create_directories(file.parent_path(), error);
+    const FolderLock lock(file.parent_path());
     Json json = load(file);
     if (json.at("plans").size() >= kMaxPlans) json["plans"] = Json::object();
     json["plans"][key] = to_json(plan);

@@ -57,7 +57,7 @@ std::vector<Entrant> promising(const std::vector<ModelledRow>& rows) {
       entrant.in_bucket[static_cast<std::size_t>(kProbes[p].bucket)] = true;
       any = true;
     }
-    if (any) entrants.push_back(std::move(entrant));
+    if (any) entrants.push_back(entrant);
   }
   std::stable_sort(entrants.begin(), entrants.end(), [&](const Entrant& a, const Entrant& b) {
     return best.distance(a.model.row->layout) < best.distance(b.model.row->layout);

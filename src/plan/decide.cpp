@@ -7,6 +7,8 @@
 #include <cmath>
 #include <optional>
 
+#include "gossamer/error.h"
+
 namespace gossamer::plan {
 namespace {
 
@@ -146,7 +148,12 @@ class Decider {
         best = own;
       }
     }
-    return best.value();
+    if (!best) {
+      throw Error(ErrorCode::kUnsupported,
+                  "no layout has a kernel for every token count; plan with another pattern or "
+                  "dtype, or keep the layer dense");
+    }
+    return *best;
   }
 
   const Candidate& candidate(const BucketScore& s) const {

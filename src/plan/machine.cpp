@@ -142,7 +142,7 @@ std::string cpu_brand() {
   std::string text(48, '\0');
   for (std::uint32_t i = 0; i < 3; ++i) {
     const CpuidLeaf part = cpuid(0x80000002 + i);
-    std::memcpy(text.data() + 16 * i, &part, 16);
+    std::memcpy(text.data() + std::size_t{16} * i, &part, 16);
   }
   text.resize(std::strlen(text.c_str()));
   const std::size_t first = text.find_first_not_of(' ');

@@ -82,7 +82,7 @@ class Measurer {
   // out.
   void convert_layouts(const PackedView& weight) {
     std::vector<Entrant> kept;
-    for (Entrant& entrant : entrants_) {
+    for (const Entrant& entrant : entrants_) {
       const Layout layout = entrant.model.row->layout;
       if (!weights_.contains(layout) && layout != weight.layout()) {
         if (!kept.empty() && clock_.seconds() > 0.5 * options_.seconds_budget) continue;
@@ -93,7 +93,7 @@ class Measurer {
         }
       }
       views_.emplace(layout, layout == weight.layout() ? weight : weights_.at(layout).view());
-      kept.push_back(std::move(entrant));
+      kept.push_back(entrant);
     }
     if (kept.empty()) {
       throw Error(

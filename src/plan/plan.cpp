@@ -65,7 +65,7 @@ Plan plain_plan(const PackedView& weight, std::string reason) {
 // Rows of a timed plan must run in this process, whatever machine the caller describes.
 std::string refusal(const LinearKernel& row, const LinearDesc& desc, const Machine& machine,
                     PlanMode mode) {
-  const std::string text = why_not(row, desc, machine);
+  std::string text = why_not(row, desc, machine);
   if (!text.empty() || mode == PlanMode::kModel) return text;
   return why_not(row, desc, host_machine());
 }

@@ -61,4 +61,27 @@ std::string infer_pattern(const Tensor& values);
 std::int64_t count_nonzeros(const Tensor& values);
 std::string parse_pattern(const std::string& text);
 
+// ops_prune.cpp
+/// gram += xᵀ·y, in place.
+void gram_(const Tensor& gram, const Tensor& x, const Tensor& y);
+/// Corrected weight and mask; `pattern` is empty where a mask is given.
+std::tuple<Tensor, Tensor> obs_sweep(const Tensor& weight, const Tensor& factor,
+                                     const std::optional<Tensor>& mask, const std::string& pattern,
+                                     std::int64_t block, std::int64_t segment);
+/// Weight, iterations made, worst relative residual.
+std::tuple<Tensor, std::int64_t, double> refit(const Tensor& weight, const Tensor& gram,
+                                               const Tensor& target, const Tensor& mask,
+                                               std::int64_t iterations, double tolerance);
+/// Weight, mask, iterations made, last penalty, whether the support settled.
+std::tuple<Tensor, Tensor, std::int64_t, double, bool> admm(
+    const Tensor& weight, const Tensor& eigenvectors, const Tensor& eigenvalues,
+    const std::string& pattern, const std::string& scope, std::int64_t iterations, double penalty,
+    std::int64_t segment);
+/// Mask and number of swaps.
+std::tuple<Tensor, std::int64_t> swap_refine(const Tensor& weight, const Tensor& gram,
+                                             const Tensor& mask, std::int64_t group,
+                                             std::int64_t segment, std::int64_t max_swaps);
+Tensor lamp_scores(const Tensor& weight);
+Tensor transposable_mask(const Tensor& scores);
+
 }  // namespace gossamer::door

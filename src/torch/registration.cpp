@@ -39,6 +39,21 @@ STABLE_TORCH_LIBRARY(gossamer, m) {
   m.def("infer_pattern(Tensor values) -> str");
   m.def("count_nonzeros(Tensor values) -> int");
   m.def("parse_pattern(str text) -> str");
+  m.def("gram_(Tensor(a!) gram, Tensor x, Tensor y) -> ()");
+  m.def(
+      "obs_sweep(Tensor weight, Tensor factor, Tensor? mask, str pattern, int block, int segment) "
+      "-> (Tensor, Tensor)");
+  m.def(
+      "refit(Tensor weight, Tensor gram, Tensor target, Tensor mask, int iterations, float "
+      "tolerance) -> (Tensor, int, float)");
+  m.def(
+      "admm(Tensor weight, Tensor eigenvectors, Tensor eigenvalues, str pattern, str scope, int "
+      "iterations, float penalty, int segment) -> (Tensor, Tensor, int, float, bool)");
+  m.def(
+      "swap_refine(Tensor weight, Tensor gram, Tensor mask, int group, int segment, int max_swaps) "
+      "-> (Tensor, int)");
+  m.def("lamp_scores(Tensor weight) -> Tensor");
+  m.def("transposable_mask(Tensor scores) -> Tensor");
   m.def("machine_info() -> str");
   m.def("kernel_table() -> str");
 }
@@ -66,6 +81,13 @@ STABLE_TORCH_LIBRARY_IMPL(gossamer, CPU, m) {
   m.impl("find_violation", TORCH_BOX(&find_violation));
   m.impl("infer_pattern", TORCH_BOX(&infer_pattern));
   m.impl("count_nonzeros", TORCH_BOX(&count_nonzeros));
+  m.impl("gram_", TORCH_BOX(&gram_));
+  m.impl("obs_sweep", TORCH_BOX(&obs_sweep));
+  m.impl("refit", TORCH_BOX(&refit));
+  m.impl("admm", TORCH_BOX(&admm));
+  m.impl("swap_refine", TORCH_BOX(&swap_refine));
+  m.impl("lamp_scores", TORCH_BOX(&lamp_scores));
+  m.impl("transposable_mask", TORCH_BOX(&transposable_mask));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(gossamer, CompositeExplicitAutograd, m) {

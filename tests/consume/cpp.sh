@@ -7,11 +7,13 @@ build=$(realpath "$1")
 here=$(cd "$(dirname "$0")" && pwd)
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
+# The tools talk on standard output, compilers' errors included: shown only where a step fails.
+quietly() { "$@" >"$scratch/log" 2>&1 || { cat "$scratch/log" >&2; return 1; }; }
 
-cmake --install "$build" --prefix "$scratch/prefix" >/dev/null
-cmake -S "$here/find_package" -B "$scratch/find_package" -G Ninja \
-  -DCMAKE_PREFIX_PATH="$scratch/prefix" >/dev/null
-cmake --build "$scratch/find_package" >/dev/null
+quietly cmake --install "$build" --prefix "$scratch/prefix"
+quietly cmake -S "$here/find_package" -B "$scratch/find_package" -G Ninja \
+  -DCMAKE_PREFIX_PATH="$scratch/prefix"
+quietly cmake --build "$scratch/find_package"
 "$scratch/find_package/consumer"
 "$scratch/prefix/bin/gossamer" --version
 echo "consume: find_package ok"
@@ -26,8 +28,8 @@ if command -v pkg-config >/dev/null; then
   echo "consume: pkg-config ok"
 fi
 
-cmake -S "$here/add_subdirectory" -B "$scratch/add_subdirectory" -G Ninja -DCMAKE_BUILD_TYPE=Release \
-  -DCMAKE_CXX_COMPILER_LAUNCHER="$(command -v ccache || true)" >/dev/null
-cmake --build "$scratch/add_subdirectory" --target consumer >/dev/null
+quietly cmake -S "$here/add_subdirectory" -B "$scratch/add_subdirectory" -G Ninja -DCMAKE_BUILD_TYPE=Release \
+  -DCMAKE_CXX_COMPILER_LAUNCHER="$(command -v ccache || true)"
+quietly cmake --build "$scratch/add_subdirectory" --target consumer
 "$scratch/add_subdirectory/consumer"
 echo "consume: add_subdirectory ok"

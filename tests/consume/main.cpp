@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // A program of somebody else's: packs a 2:4 weight, runs it, checks the result by hand.
+#include <gossamer/error.h>
 #include <gossamer/linear.h>
 #include <gossamer/mask.h>
 #include <gossamer/packed_weight.h>

@@ -14,6 +14,7 @@ cp -r "$("$root/.venv/bin/python" -c 'import torch, pathlib; print(pathlib.Path(
   "$("$scratch/venv/bin/python" -c 'import site; print(site.getsitepackages()[0])')"
 pip install "$wheel"
 cd "$scratch"
+export GOSSAMER_CACHE=$scratch/plans
 venv/bin/python - <<'PY'
 import torch, gossamer
 layer = torch.nn.Linear(256, 128)

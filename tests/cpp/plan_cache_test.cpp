@@ -157,15 +157,17 @@ TEST_F(PlanCache, EveryFieldOfTheKeyMatters) {
   }
 }
 
-TEST_F(PlanCache, DensitiesThatRoundAlikeShareAVerdict) {
-  LinearDesc a = describe(fake_weight());
-  LinearDesc b = a;
-  a.pattern = Pattern::unstructured(0.9012);
-  a.density = 0.0988;
-  b.pattern = Pattern::unstructured(0.8979);
-  b.density = 0.1021;
-  EXPECT_EQ(plan::cache_key(a, host_machine(), dense_, options_, ""),
-            plan::cache_key(b, host_machine(), dense_, options_, ""));
+TEST_F(PlanCache, DensitiesThatAgreeInTwoDigitsShareAVerdict) {
+  const auto key = [&](double density) {
+    LinearDesc desc = describe(fake_weight());
+    desc.pattern = Pattern::unstructured(1.0 - density);
+    desc.density = density;
+    return plan::cache_key(desc, host_machine(), dense_, options_, "");
+  };
+  EXPECT_EQ(key(0.0988), key(0.0991));
+  EXPECT_EQ(key(0.504), key(0.496));
+  EXPECT_NE(key(0.50), key(0.51));
+  EXPECT_NE(key(0.010), key(0.015)) << "half as many non-zeros again is another weight";
 }
 
 TEST_F(PlanCache, FilesWithoutSenseAreIgnoredAndRewritten) {
@@ -208,7 +210,7 @@ TEST_F(PlanCache, ADirectoryThatCannotBeWrittenIsNoError) {
   EXPECT_FALSE(plan().from_cache);
 }
 
-TEST_F(PlanCache, ProcessesThatWriteAtOnceNeverCorruptIt) {
+TEST_F(PlanCache, ProcessesThatWriteAtOnceNeitherCorruptItNorLoseAnEntry) {
   constexpr int kProcesses = 4;
   constexpr int kPlans = 8;
   std::vector<pid_t> children;
@@ -241,6 +243,12 @@ TEST_F(PlanCache, ProcessesThatWriteAtOnceNeverCorruptIt) {
   }
   EXPECT_EQ(std::distance(fs::directory_iterator(folder_), fs::directory_iterator{}), 1)
       << "temporary files stay behind";
+  for (int i = 0; i < kProcesses * kPlans; ++i) {
+    PlanOptions options = options_;
+    options.seconds_budget = 0.001;
+    EXPECT_TRUE(plan_linear(fake_weight(10 + i), {}, host_machine(), dense_, options).from_cache)
+        << i;
+  }
   EXPECT_FALSE(plan().from_cache);
   EXPECT_TRUE(plan().from_cache);
 }

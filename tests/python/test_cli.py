@@ -17,32 +17,12 @@ import pytest
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
+from cli_helpers import BINARY, gossamer, report
+
 ROOT = Path(__file__).resolve().parents[2]
 ATTACKS = ROOT / "tests" / "attacks"
-BINARY = (
-    os.environ.get("GOSSAMER_BIN")
-    or shutil.which("gossamer", path=str(Path(sys.executable).parent))
-    or "gossamer"
-)
 # The peer lets these pass; the format's text does not, or the shape cannot be held by any tensor.
 PEER_IS_LAXER = {"duplicate_metadata_key", "leading_space", "shape_rank", "unknown_key"}
-
-
-def gossamer(*arguments: object, status: int = 0) -> subprocess.CompletedProcess[str]:
-    """Runs the command; fails the test where the exit status is another."""
-    run = subprocess.run(
-        [BINARY, *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert run.returncode == status, f"status {run.returncode}\n{run.stdout}\n{run.stderr}"
-    if status == 2:
-        assert run.stderr.startswith("gossamer: error: ")
-        assert run.stderr.count("\n") == 1
-    return run
-
-
-def report(*arguments: object, status: int = 0) -> dict[str, Any]:
-    """Runs the command with --json; stdout must be one document."""
-    return json.loads(gossamer(*arguments, "--json", status=status).stdout)
 
 
 @pytest.fixture

@@ -5,10 +5,8 @@ from __future__ import annotations
 
 import os
 import resource
-import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,11 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-BINARY = (
-    os.environ.get("GOSSAMER_BIN")
-    or shutil.which("gossamer", path=str(Path(sys.executable).parent))
-    or "gossamer"
-)
+from cli_helpers import BINARY
 
 
 def prune(path: Path, out: Path, **options: object) -> subprocess.CompletedProcess[str]:

@@ -7,8 +7,11 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 import gossamer
 
@@ -46,6 +49,31 @@ def test_cpp_example_builds_and_runs(tmp_path: Path) -> None:
     subprocess.run(["g++", *flags, "kernel.cpp", *link, "-o", "kernel"], cwd=tmp_path, check=True)
     ran = subprocess.run([tmp_path / "kernel"], capture_output=True, text=True)
     assert (ran.returncode, ran.stdout) == (0, "201 4030\n")
+
+
+def test_the_reader_of_formats_finds_tied_weights(tmp_path: Path) -> None:
+    model = torch.nn.ModuleDict(
+        {
+            "wte": torch.nn.Embedding(50, 32),
+            "head": torch.nn.Linear(32, 50, bias=False),
+            "a": torch.nn.Linear(64, 64, bias=False),
+            "b": torch.nn.Linear(64, 64, bias=False),
+        }
+    )
+    model["head"].weight = model["wte"].weight
+    model["b"].weight = model["a"].weight
+    with torch.no_grad():
+        model["a"].weight.mul_(torch.rand(64, 64) < 0.1)
+    want = {name: value.detach().numpy().copy() for name, value in model.state_dict().items()}
+    gossamer.sparsify_(model, layout="format")
+    gossamer.save(model, tmp_path / "m.safetensors")
+    (source,) = blocks("formats.md", "python")
+    scope: dict[str, Any] = {}
+    exec(compile(source, "formats.md", "exec"), scope)
+    got = scope["read"](tmp_path / "m.safetensors")
+    assert got.keys() == want.keys()
+    for name, values in want.items():
+        assert np.array_equal(got[name], values), name
 
 
 def test_readme_names_only_what_exists() -> None:

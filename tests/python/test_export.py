@@ -133,5 +133,6 @@ def test_an_aotinductor_package_runs_elsewhere(tmp_path: Path) -> None:
     model = packed_model()
     path = tmp_path / "model_aoti.pt2"
     torch._inductor.aoti_compile_and_package(exported(model), package_path=str(path))
-    load = "run = torch._inductor.aoti_load_package(sys.argv[2])"
+    # torch 2.10 uses this module there without importing it.
+    load = "import torch._inductor.codecache\nrun = torch._inductor.aoti_load_package(sys.argv[2])"
     run_elsewhere(load, path, model, tmp_path)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""save and load_into: round trips, other writers' files, damaged files, atomic writes."""
+"""save and load_into: round trips, other writers' files, the command's files."""
 
 from __future__ import annotations
 
@@ -7,73 +7,15 @@ import copy
 import json
 import os
 import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import gossamer as gs
-
-
-def pruned(
-    inputs: int, outputs: int, pattern: str, dtype: torch.dtype = torch.float32
-) -> nn.Linear:
-    linear = nn.Linear(inputs, outputs, dtype=dtype)
-    with torch.no_grad():
-        linear.weight.mul_(torch.ops.gossamer.magnitude_mask(linear.weight, pattern, "tensor"))
-    return linear
-
-
-def network(dtype: torch.dtype = torch.float32) -> nn.Sequential:
-    """One layer of each format, one dense layer, buffers of several dtypes."""
-    return nn.Sequential(
-        pruned(64, 96, "unstructured:0.9", dtype),
-        pruned(96, 64, "2:4", dtype),
-        pruned(64, 64, "block:16x16:0.5", dtype),
-        pruned(64, 48, "fanin:0.75", dtype),
-        nn.Linear(48, 32, dtype=dtype),
-        nn.BatchNorm1d(32, dtype=dtype),
-    ).eval()
-
-
-PATTERNS = {"0": None, "1": "2:4", "2": "block:16x16", "3": "fanin:0.75"}
-FORMATS = {"0": "bitmask", "1": "nm", "2": "bsr", "3": "fanin"}
-
-
-def packed(model: nn.Module) -> nn.Module:
-    return gs.sparsify_(model, PATTERNS, layout="format")
-
-
-def values(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of everything in the model, packed weights made dense."""
-    return {
-        name: value.to_dense() if isinstance(value, gs.SparseWeight) else value.detach().clone()
-        for name, value in model.state_dict().items()
-    }
-
-
-def equal(got: nn.Module, want: dict[str, Tensor]) -> bool:
-    found = values(got)
-    return found.keys() == want.keys() and all(
-        torch.equal(found[name], want[name]) for name in want
-    )
-
-
-def metadata(path: Path) -> dict[str, str]:
-    with safe_open(path, framework="pt") as file:
-        return dict(file.metadata())
-
-
-def rewrite(path: Path, change: Callable[[dict[str, Tensor], dict[str, str]], None]) -> None:
-    tensors, notes = load_file(path), metadata(path)
-    change(tensors, notes)
-    save_file(tensors, path, notes)
-
+from io_helpers import FORMATS, Conv1D, equal, metadata, network, packed, pruned, values
 
 # --- Round trips ----------------------------------------------------------------------------------
 
@@ -201,15 +143,62 @@ def test_meta_models_get_their_memory(tmp_path: Path) -> None:
     assert isinstance(empty[0].weight, gs.SparseWeight)
 
 
-class Conv1D(nn.Module):
-    def __init__(self, nf: int, nx: int) -> None:
-        super().__init__()
-        self.nf = nf
-        self.weight = nn.Parameter(torch.randn(nx, nf))
-        self.bias = nn.Parameter(torch.zeros(nf))
+class OwnForward(nn.Linear):
+    """Reads its weight itself."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.addmm(self.bias, x, self.weight)
+        return x @ self.weight.mT + self.bias
+
+
+def holding_every_obstacle() -> nn.ModuleDict:
+    model = nn.ModuleDict(
+        {
+            "free": nn.Linear(64, 64),
+            "own": OwnForward(64, 64),
+            "attention": nn.MultiheadAttention(64, 2),
+            "conv1d": Conv1D(64, 64),
+            "tied": nn.Linear(64, 64),
+            "reader": OwnForward(64, 64),
+        }
+    )
+    model["reader"].weight = model["tied"].weight
+    return model
+
+
+def test_what_stands_in_the_way_counts_on_the_meta_device_too(tmp_path: Path) -> None:
+    """The file was packed by somebody who did not know the modules, as the command does."""
+    path = tmp_path / "m.safetensors"
+    source = holding_every_obstacle()
+    weights = {
+        name: parameter
+        for name, parameter in source.named_parameters()
+        if name.endswith("weight") and "in_proj" not in name
+    }
+    for name, parameter in weights.items():
+        with torch.no_grad():
+            parameter.mul_(torch.rand_like(parameter) < 0.1)
+        owner, _, key = name.rpartition(".")
+        packed_weight = gs.SparseWeight.from_dense(parameter)
+        source.get_submodule(owner)._parameters[key] = nn.Parameter(packed_weight, False)
+    source["reader"].weight = source["tied"].weight
+    gs.save(source, path)
+    material = holding_every_obstacle()
+    with torch.device("meta"):
+        empty = holding_every_obstacle()
+    for model in (material, empty):
+        gs.load_into(model, path, layout="format")
+        for name, want in weights.items():
+            loaded = model.get_parameter(name)
+            assert isinstance(loaded, gs.SparseWeight) == (name == "free.weight"), name
+            values = loaded.to_dense() if isinstance(loaded, gs.SparseWeight) else loaded
+            assert torch.equal(values, want), name
+        assert model["reader"].weight is model["tied"].weight
+        model["own"](torch.randn(2, 64))
+        model["attention"](*[torch.randn(3, 64)] * 3)
+    reasons = [
+        [(layer.name, layer.reason) for layer in gs.explain(model)] for model in (material, empty)
+    ]
+    assert reasons[0] == reasons[1]
 
 
 def test_conv1d_keeps_its_orientation(tmp_path: Path) -> None:
@@ -292,245 +281,6 @@ def test_views_and_strided_tensors(tmp_path: Path) -> None:
         buffer.zero_()
     gs.load_into(other, tmp_path / "m.safetensors")
     assert equal(other, want)
-
-
-# --- What does not fit ----------------------------------------------------------------------------
-
-
-def refused(model: nn.Module, path: Path, text: str, **options: object) -> None:
-    """The file is refused with `text`, and the model is bit for bit what it was."""
-    before, objects = values(model), list(model.parameters())
-    with pytest.raises(ValueError, match=text):
-        gs.load_into(model, path, **options)  # type: ignore[arg-type]
-    assert equal(model, before)
-    assert all(a is b for a, b in zip(model.parameters(), objects, strict=True))
-    assert not any(hasattr(module, "gossamer_report") for module in model.modules())
-
-
-def test_names_that_do_not_match_are_listed(tmp_path: Path) -> None:
-    path = tmp_path / "m.safetensors"
-    gs.save(packed(network()), path)
-
-    def change(tensors: dict[str, Tensor], notes: dict[str, str]) -> None:
-        del tensors["4.bias"]
-        tensors["5.extra"] = torch.zeros(2)
-
-    rewrite(path, change)
-    refused(
-        network(), path, r"missing in the file: 4.bias; not in the model: 5.extra.*strict=False"
-    )
-    model = network()
-    bias = model[4].bias.detach().clone()
-    result = gs.load_into(model, path, strict=False, layout="format")
-    assert result == gs.LoadResult(["4.bias"], ["5.extra"])
-    assert torch.equal(model[4].bias, bias)
-    assert isinstance(model[0].weight, gs.SparseWeight)
-
-
-@pytest.mark.parametrize("strict", [True, False])
-def test_shapes_that_differ_are_refused(tmp_path: Path, strict: bool) -> None:
-    path = tmp_path / "m.safetensors"
-    gs.save(packed(network()), path)
-    model = network()
-    model[0] = nn.Linear(64, 95)
-    text = r"shapes differ: 0.weight \(file \[96, 64\], model \[95, 64\]\), 0.bias"
-    refused(model, path, text, strict=strict)
-
-
-def test_live_masks_are_named(tmp_path: Path) -> None:
-    path = tmp_path / "m.safetensors"
-    gs.save(packed(network()), path)
-    model = network()
-    nn.utils.parametrizations.weight_norm(model[0])
-    with pytest.raises(ValueError, match="live masks or parametrizations"):
-        gs.load_into(model, path)
-
-
-def test_missing_files_and_directories(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.safetensors"):
-        gs.load_into(network(), tmp_path / "nowhere.safetensors")
-    with pytest.raises(FileNotFoundError, match="no file"):
-        gs.load_into(network(), tmp_path)
-    with pytest.raises(OSError, match="could not be written"):
-        gs.save(network(), tmp_path / "no" / "such" / "m.safetensors")
-
-
-def test_options_are_checked(tmp_path: Path) -> None:
-    gs.save(network(), tmp_path / "m.safetensors")
-    refused(network(), tmp_path / "m.safetensors", "plan='fast'", plan="fast")
-    refused(network(), tmp_path / "m.safetensors", "memory='low'", memory="low")
-
-
-def test_what_a_file_cannot_hold(tmp_path: Path) -> None:
-    class Extra(nn.Linear):
-        def get_extra_state(self) -> dict[str, int]:
-            return {"a": 1}
-
-    path = tmp_path / "m.safetensors"
-    with pytest.raises(ValueError, match="_extra_state' is a dict"):
-        gs.save(Extra(4, 4), path)
-    with pytest.raises(ValueError, match="meta device"):
-        gs.save(nn.Linear(4, 4, device="meta"), path)
-    sparse = nn.Module()
-    sparse.register_buffer("s", torch.eye(4).to_sparse())
-    with pytest.raises(ValueError, match=r"'s' is torch.sparse_coo.*to_dense"):
-        gs.save(sparse, path)
-    assert not path.exists()
-
-
-# --- Damaged files --------------------------------------------------------------------------------
-
-
-def change_info(**fields: object) -> Callable[[dict[str, Tensor], dict[str, str]], None]:
-    def change(tensors: dict[str, Tensor], notes: dict[str, str]) -> None:
-        info = json.loads(notes["gossamer.weight.1.weight"])
-        for key, value in fields.items():
-            if value is None:
-                del info[key]
-            else:
-                info[key] = value
-        notes["gossamer.weight.1.weight"] = json.dumps(info)
-
-    return change
-
-
-def change_text(text: str) -> Callable[[dict[str, Tensor], dict[str, str]], None]:
-    return lambda tensors, notes: notes.update({"gossamer.weight.1.weight": text})
-
-
-def change_tensor(name: str, value: Callable[[Tensor], Tensor] | None) -> Callable[..., None]:
-    def change(tensors: dict[str, Tensor], notes: dict[str, str]) -> None:
-        if value is None:
-            del tensors[name]
-        else:
-            tensors[name] = value(tensors[name]) if name in tensors else value(torch.empty(0))
-
-    return change
-
-
-def last_column_up(columns: Tensor) -> Tensor:
-    columns = columns.to(torch.int32)
-    columns[-1, -1] = 4096
-    return columns.to(torch.uint16)
-
-
-@pytest.mark.parametrize(
-    ("change", "text"),
-    [
-        (change_text("{"), "not valid JSON"),
-        (change_text("[" * 5000), "JSON"),
-        (change_text("[]"), "no JSON object"),
-        (change_info(format=None), "format is missing"),
-        (change_info(colour="red"), "'colour' is not known"),
-        (change_info(version=2), "version 2 is not 1"),
-        (change_info(version=True), "version True is not 1"),
-        (change_info(format="csr"), "format 'csr' is not one of"),
-        (change_info(format=["nm"]), "format .* is not one of"),
-        (change_info(transposed="no"), "transposed is 'no'"),
-        (change_info(shape=[64]), "shape .64. is no list"),
-        (change_info(shape=[64, 2**31]), "not an integer from 0"),
-        (change_info(shape=[64, 96.0]), "not an integer from 0"),
-        (change_info(shape=[64, 92]), "packed weight '1.weight'"),
-        (change_info(dtype="float64"), "packed weight '1.weight'"),
-        (change_info(dtype="float31"), "packed weight '1.weight'.*float31"),
-        (change_info(pattern="2:5"), "packed weight '1.weight'"),
-        (change_info(pattern="1:4"), "packed weight '1.weight'"),
-        (change_tensor("1.weight.indices", None), "'1.weight.indices' is missing"),
-        (change_tensor("1.weight.indices", lambda t: t[:-1].clone()), "packed weight '1.weight'"),
-        (change_tensor("1.weight.values", lambda t: t.double()), "packed weight '1.weight'"),
-        (
-            change_tensor("1.weight.indices", lambda t: torch.zeros_like(t)),
-            "packed weight '1.weight'",
-        ),
-        (change_tensor("0.weight.row_offsets", lambda t: t.flip(0)), "packed weight '0.weight'"),
-        (change_tensor("0.weight.bitmask", lambda t: t * 0), "packed weight '0.weight'"),
-        (change_tensor("2.weight.block_cols", lambda t: t + 1000), "packed weight '2.weight'"),
-        (change_tensor("3.weight.cols", last_column_up), "packed weight '3.weight'"),
-        (change_tensor("1.weight", lambda t: torch.zeros(64, 96)), "'1.weight' twice"),
-    ],
-)
-def test_damaged_packed_weights(tmp_path: Path, change: Callable[..., None], text: str) -> None:
-    path = tmp_path / "m.safetensors"
-    gs.save(packed(network()), path)
-    rewrite(path, change)
-    refused(network(), path, text)
-
-
-@pytest.mark.parametrize("keep", [0, 7, 8, 100, -1])
-def test_truncated_files(tmp_path: Path, keep: int) -> None:
-    path = tmp_path / "m.safetensors"
-    gs.save(packed(network()), path)
-    path.write_bytes(path.read_bytes()[:keep])
-    refused(network(), path, "is not a valid safetensors file")
-
-
-def attack_files() -> list[Path]:
-    return sorted((Path(__file__).parents[1] / "attacks").rglob("*.safetensors"))
-
-
-@pytest.mark.parametrize("path", attack_files(), ids=lambda path: path.stem)
-def test_attack_files_leave_the_model_alone(path: Path) -> None:
-    refused(network(), path, "safetensors")
-
-
-# --- Writing is atomic ----------------------------------------------------------------------------
-
-
-def leftovers(directory: Path) -> list[str]:
-    return [name for name in os.listdir(directory) if name.endswith(".tmp")]
-
-
-def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "m.safetensors"
-    gs.save(network(), path)
-    before = path.read_bytes()
-    program = (
-        "import resource, signal, sys, torch, gossamer as gs\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
-        "try:\n"
-        "    gs.save(torch.nn.Linear(512, 512), sys.argv[1])\n"
-        "except OSError as error:\n"
-        "    print('refused:', error)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=False
-    )
-    assert "refused:" in done.stdout, done.stderr
-    assert "could not be written" in done.stdout
-    assert path.read_bytes() == before
-    assert not leftovers(tmp_path)
-
-
-def test_an_interrupted_write_leaves_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "m.safetensors"
-    gs.save(network(), path)
-    before = path.read_bytes()
-
-    def interrupted(*args: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("gossamer.io.os.replace", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        gs.save(network(), path)
-    assert path.read_bytes() == before
-    assert not leftovers(tmp_path)
-
-
-def test_permissions_and_links_are_kept(tmp_path: Path) -> None:
-    path, link = tmp_path / "m.safetensors", tmp_path / "link.safetensors"
-    gs.save(nn.Linear(4, 4), path)
-    umask = os.umask(0)
-    os.umask(umask)
-    assert path.stat().st_mode & 0o777 == 0o666 & ~umask
-    path.chmod(0o640)
-    link.symlink_to(path)
-    gs.save(nn.Linear(5, 5), link)
-    assert link.is_symlink()
-    assert path.stat().st_mode & 0o777 == 0o640
-    assert load_file(path)["weight"].shape == (5, 5)
 
 
 # --- The command reads and writes the same files --------------------------------------------------

@@ -127,6 +127,35 @@ def test_the_mask_is_frozen_after_the_end() -> None:
     assert torch.equal(pruner.mask(group), before)
 
 
+@pytest.mark.parametrize("scope", ["tensor", "global"])
+def test_a_missed_end_is_made_up_for_and_then_frozen(scope: str) -> None:
+    model = nn.Linear(32, 16)
+    pruner = GradualMagnitude("unstructured:0.75", 0, 4, scope=scope)
+    pruner.prepare(model)
+    for _ in range(3):
+        pruner.step()
+    pruner.enable_mask_update = False
+    pruner.step()
+    pruner.step()
+    (group,) = pruner.groups
+    assert int((~pruner.mask(group)).sum()) == 378  # of step 3: 384·(1 − (1/4)³)
+    # The debt is in the model's own checkpoint: a new sparsifier pays it.
+    resumed = nn.Linear(32, 16)
+    other = GradualMagnitude("unstructured:0.75", 0, 4, scope=scope)
+    other.prepare(resumed)
+    resumed.load_state_dict(model.state_dict())
+    for owner in (other, pruner):
+        owner.enable_mask_update = True
+        owner.step()
+        mask = owner.mask(owner.groups[0])
+        assert int((~mask).sum()) == 384
+        before = mask.clone()
+        with torch.no_grad():
+            owner.dense_weight(owner.groups[0])[~before] = 100.0
+        owner.step()
+        assert torch.equal(owner.mask(owner.groups[0]), before)
+
+
 # --- Weights of every rank ------------------------------------------------------------------------
 
 

@@ -207,6 +207,28 @@ def test_copy_into_packed() -> None:
     assert torch.equal(strict.to_dense(), torch.zeros(8, 16))
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("error", [ValueError, RuntimeError])
+def test_only_a_pattern_that_the_layout_cannot_hold_changes_the_layout(
+    packed: bool, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = SparseWeight.from_dense(torch.zeros(8, 16), "2:4", layout="nm24_pairs")
+    other = SparseWeight.from_dense(sparse_matrix(8, 16))
+    pairs.copy_(other)
+    assert pairs.layout_name == "bitmask"
+    assert torch.equal(pairs.to_dense(), other.to_dense())
+
+    def broken(*args: object) -> None:
+        raise error("the bytes are not a packed weight")
+
+    blocked = SparseWeight.from_dense(torch.zeros(8, 16), layout="kcsr64")
+    before = blocked.packed.clone()
+    monkeypatch.setattr(torch.ops.gossamer, "convert", broken)
+    with pytest.raises(error, match="the bytes are not a packed weight"):
+        blocked.copy_(other if packed else other.to_dense())
+    assert torch.equal(blocked.packed, before)
+
+
 def test_state_dicts_in_every_direction() -> None:
     source, w = packed_layer()
     other = sparse_matrix(24, 40)

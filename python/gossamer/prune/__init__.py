@@ -9,24 +9,69 @@ pruner.squash_mask()       # plain weights with zeros
 
 from __future__ import annotations
 
+from gossamer.prune.calibration_report import CalibrationReport, LayerResult
 from gossamer.prune.checkpoint import attach_masks
+from gossamer.prune.distribution import erk, lamp, owl, uniform
 from gossamer.prune.mask import Mask, masked_parameters
 from gossamer.prune.methods import GradualMagnitude, Magnitude, Random
+from gossamer.prune.one_shot import ALPS, RIA, Best, OneShot, SparseGPT, Wanda
+from gossamer.prune.parts import (
+    Admm,
+    ByMagnitude,
+    ByObs,
+    ByRIA,
+    ByWanda,
+    LeastSquares,
+    ObsSweep,
+    Part,
+    Score,
+    Swap,
+)
 from gossamer.prune.pattern import CustomPattern
+from gossamer.prune.problem import LayerProblem
 from gossamer.prune.report import density, sparsity_report
 from gossamer.prune.schedule import cubic_sparsity
+from gossamer.prune.scored_mask import ScoredMask
 from gossamer.prune.sparsifier import Sparsifier
+from gossamer.prune.training import LotteryTicket, Movement, Supermask
 
 __all__ = [
+    "ALPS",
+    "RIA",
+    "Admm",
+    "Best",
+    "ByMagnitude",
+    "ByObs",
+    "ByRIA",
+    "ByWanda",
+    "CalibrationReport",
     "CustomPattern",
     "GradualMagnitude",
+    "LayerProblem",
+    "LayerResult",
+    "LeastSquares",
+    "LotteryTicket",
     "Magnitude",
     "Mask",
+    "Movement",
+    "ObsSweep",
+    "OneShot",
+    "Part",
     "Random",
+    "Score",
+    "ScoredMask",
+    "SparseGPT",
     "Sparsifier",
+    "Supermask",
+    "Swap",
+    "Wanda",
     "attach_masks",
     "cubic_sparsity",
     "density",
+    "erk",
+    "lamp",
     "masked_parameters",
+    "owl",
     "sparsity_report",
+    "uniform",
 ]

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from gossamer.prune.mask import Mask, attach
+from gossamer.prune.mask import Mask, attach, join
+from gossamer.prune.scored_mask import ScoredMask
 from gossamer.prune.targets import Target, choose, find_targets
 
 __all__ = ["attach_masks"]
@@ -37,9 +38,21 @@ def attach_masks(model: nn.Module, state_dict: Mapping[str, Tensor] | None = Non
             shape, or that can take no mask.
     """
     targets = find_targets(model)
-    wanted = _with_zeros(targets) if state_dict is None else _in_checkpoint(targets, state_dict)
-    attach((target.places, Mask(kept)) for target, kept in wanted)
+    if state_dict is None:
+        attach((target.places, Mask(kept)) for target, kept in _with_zeros(targets))
+        return model
+    kinds = {
+        target.fqn: ScoredMask if f"{_prefix(target)}scores" in state_dict else Mask
+        for target in targets.values()
+    }
+    wanted = _in_checkpoint(targets, state_dict)
+    attach((target.places, kinds[target.fqn](kept)) for target, kept in wanted)
     return model
+
+
+def _prefix(target: Target) -> str:
+    """What the names of a live mask's own state begin with."""
+    return join(target.module_fqn, f"parametrizations.{target.tensor_name}.0.")
 
 
 def _with_zeros(targets: Mapping[str, Target]) -> list[tuple[Target, Tensor]]:

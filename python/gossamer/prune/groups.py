@@ -9,7 +9,15 @@ from typing import Any, TypeAlias
 from gossamer.prune.pattern import CustomPattern
 from gossamer.prune.targets import Target
 
-__all__ = ["Group", "hyperparameters", "new_group", "plain", "saved_group", "sparse_params"]
+__all__ = [
+    "Group",
+    "hyperparameters",
+    "new_group",
+    "plain",
+    "saved_group",
+    "settings_of",
+    "sparse_params",
+]
 
 Group: TypeAlias = "dict[str, Any]"
 """Hyperparameters, and "tensor_fqn", "module_fqn", "module", "tensor_name"."""
@@ -39,6 +47,33 @@ def saved_group(group: Group) -> dict[str, Any]:
     """A group as plain data."""
     own = {key: plain(value) for key, value in hyperparameters(group).items()}
     return {"tensor_fqn": group["tensor_fqn"], **own}
+
+
+def settings_of(
+    kind: str,
+    defaults: Mapping[str, Any],
+    owner: str,
+    own: Mapping[str, Any],
+    complete: bool = False,
+) -> dict[str, Any]:
+    """The defaults with a weight's own hyperparameters.
+
+    Args:
+        kind: the sparsifier's class, for messages.
+        defaults: every hyperparameter there is.
+        owner: the weight's full name, for messages.
+        own: what differs from the defaults.
+        complete: whether `own` has to name every hyperparameter.
+
+    Raises:
+        ValueError: a hyperparameter does not exist, or is not there.
+    """
+    unknown = sorted(set(own) - set(defaults))
+    missing = sorted(set(defaults) - set(own)) if complete else []
+    if unknown or missing:
+        fault = f"unknown hyperparameters {unknown}" if unknown else f"no {missing}"
+        raise ValueError(f"'{owner}' has {fault}; {kind} takes {sorted(defaults)}")
+    return {**defaults, **own}
 
 
 def sparse_params(

@@ -26,6 +26,8 @@ class Mask(nn.Module):
         mask: bool, the weight's shape; True is kept. A buffer: a model's own `state_dict` has it.
         steps: int64 scalar: how many steps of a sparsifier it has seen. A buffer too, so that a
             schedule goes on from a model's checkpoint.
+        updated: int64 scalar: the step that selected the mask, 0 where none did. A buffer, so that
+            a schedule knows after a resumption what it still owes.
 
     Args:
         mask: bool, the weight's shape.
@@ -36,6 +38,7 @@ class Mask(nn.Module):
 
     mask: Tensor
     steps: Tensor
+    updated: Tensor
 
     def __init__(self, mask: Tensor) -> None:
         super().__init__()
@@ -45,6 +48,7 @@ class Mask(nn.Module):
             )
         self.register_buffer("mask", mask.detach().clone())
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=mask.device))
+        self.register_buffer("updated", torch.zeros((), dtype=torch.int64, device=mask.device))
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight with zeros where nothing is kept; same shape and dtype."""
@@ -64,7 +68,9 @@ class Mask(nn.Module):
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         # Masks of torch.ao.pruning have the same key but count no steps.
-        state_dict.setdefault(prefix + "steps", torch.zeros_like(self.steps))
+        steps = state_dict.setdefault(prefix + "steps", torch.zeros_like(self.steps))
+        # A checkpoint that does not say when the mask was selected has missed no update.
+        state_dict.setdefault(prefix + "updated", steps.clone())
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gossamer.prune.groups import Group
 from gossamer.prune.pattern import CustomPattern, parse_pattern, pattern_at
-from gossamer.prune.schedule import cubic_sparsity
+from gossamer.prune.schedule import scheduled_sparsity
 from gossamer.prune.sparsifier import Sparsifier
 
 __all__ = ["GradualMagnitude", "Magnitude", "Random"]
@@ -56,12 +56,13 @@ class Random(Sparsifier):
 
 
 class GradualMagnitude(Magnitude):
-    """Magnitude pruning whose sparsity grows on the cubic schedule while the model trains.
+    """Magnitude pruning whose sparsity grows on a schedule while the model trains.
 
     Call `step()` after each step of the optimizer. Calls are counted from 1. At call `begin_step`,
-    every `every` calls from there, and at call `end_step`, masks are selected for the sparsity
-    `cubic_sparsity(initial_sparsity, S, begin_step, end_step, call)`; otherwise they stay as they
-    are. After `end_step` calls the pattern is reached, and frozen from then on.
+    every `every` calls from there, and at call `end_step`, masks are selected for the sparsity that
+    the schedule has reached; otherwise they stay as they are. After `end_step` calls the pattern is
+    reached, and frozen from then on. Where updates were disabled at call `end_step`, the first call
+    after it that may update reaches the pattern.
 
     `unstructured`, `block` and `fanin` patterns grow to their own sparsity S. `N:M` goes from M
     down to N kept of every M (2:4 is 4:4, then 3:4, then 2:4), each as soon as the schedule allows;
@@ -74,6 +75,7 @@ class GradualMagnitude(Magnitude):
         every: steps between two changes; 1 or more.
         initial_sparsity: fraction of zeros at `begin_step`; at most the pattern's.
         scope: as for `Sparsifier`.
+        schedule: "cubic", "cosine", "linear" or "constant" (`gossamer.prune.schedule.SCHEDULES`).
 
     Raises:
         ValueError: the schedule cannot be, or the pattern is an object: only the patterns of the
@@ -88,6 +90,7 @@ class GradualMagnitude(Magnitude):
         every: int = 1,
         initial_sparsity: float = 0.0,
         scope: str = "tensor",
+        schedule: str = "cubic",
     ) -> None:
         super().__init__(
             pattern,
@@ -96,6 +99,7 @@ class GradualMagnitude(Magnitude):
             end_step=end_step,
             every=every,
             initial_sparsity=initial_sparsity,
+            schedule=schedule,
         )
 
     def check(self, settings: Mapping[str, Any]) -> None:
@@ -115,7 +119,8 @@ class GradualMagnitude(Magnitude):
                 "from 0 and an every from 1 are accepted"
             )
         final = parse_pattern(pattern).sparsity
-        cubic_sparsity(initial, final, settings["begin_step"], settings["end_step"], 0)
+        begin, end = settings["begin_step"], settings["end_step"]
+        scheduled_sparsity(settings["schedule"], initial, final, begin, end, 0)
         if initial > final:
             raise ValueError(
                 f"initial_sparsity={initial} with pattern '{pattern}': at most the pattern's own "
@@ -125,11 +130,15 @@ class GradualMagnitude(Magnitude):
     def pattern_of(self, group: Group) -> str | None:
         """The pattern at this step's sparsity; None between changes and outside the schedule."""
         step, begin, end = self.step_count, group["begin_step"], group["end_step"]
-        due = step == end or (begin <= step < end and (step - begin) % group["every"] == 0)
+        if step < end:
+            due = step >= begin and (step - begin) % group["every"] == 0
+        else:
+            due = self.last_update(group) < end
         if not due:
             return None
         final = parse_pattern(group["pattern"]).sparsity
-        sparsity = cubic_sparsity(group["initial_sparsity"], final, begin, end, step)
+        initial, schedule = group["initial_sparsity"], group["schedule"]
+        sparsity = scheduled_sparsity(schedule, initial, final, begin, end, step)
         return pattern_at(group["pattern"], sparsity)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gossamer import _ops  # noqa: F401  (loads the operators)
 
-__all__ = ["CustomPattern", "PatternFields", "parse_pattern", "pattern_at"]
+__all__ = ["CustomPattern", "PatternFields", "parse_pattern", "pattern_at", "pattern_with"]
 
 _VNM_LIVE_COLUMNS = 4
 
@@ -74,6 +74,14 @@ def parse_pattern(text: str) -> PatternFields:
     return PatternFields(**json.loads(torch.ops.gossamer.parse_pattern(text)))
 
 
+def pattern_with(pattern: str, sparsity: float) -> str:
+    """A pattern that has a sparsity of its own (`unstructured`, `block`, `fanin`) with another."""
+    fields = parse_pattern(pattern)
+    if fields.kind == "block":
+        return f"block:{fields.block_rows}x{fields.block_cols}:{sparsity}"
+    return f"{fields.kind}:{sparsity}"
+
+
 def pattern_at(pattern: str, sparsity: float) -> str:
     """The pattern of the same shape with fewer zeros, for a sparsity that is still growing.
 
@@ -92,10 +100,8 @@ def pattern_at(pattern: str, sparsity: float) -> str:
     fields = parse_pattern(pattern)
     if sparsity >= fields.sparsity:
         return fields.text
-    if fields.kind == "block":
-        return f"block:{fields.block_rows}x{fields.block_cols}:{sparsity}"
     if not fields.grouped:
-        return f"{fields.kind}:{sparsity}"
+        return pattern_with(pattern, sparsity)
     kept = max(fields.n, fields.m - math.floor(sparsity * fields.m))
     if fields.kind == "nm":
         return f"{kept}:{fields.m}"

@@ -3,7 +3,20 @@
 
 from __future__ import annotations
 
-__all__ = ["cubic_sparsity"]
+import math
+from collections.abc import Callable
+
+__all__ = ["SCHEDULES", "cubic_sparsity", "scheduled_sparsity"]
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "cubic": lambda t: 1.0 - (1.0 - t) ** 3,
+    "cosine": lambda t: (1.0 - math.cos(math.pi * t)) / 2,
+    "linear": lambda t: t,
+    "constant": lambda t: 1.0,
+}
+"""Names to how much of the way from initial to final sparsity is done at t in [0, 1] of the ramp.
+
+`constant` is there from the first step of the ramp on. More can be added."""
 
 
 def cubic_sparsity(initial: float, final: float, begin: int, end: int, step: int) -> float:
@@ -39,3 +52,27 @@ def cubic_sparsity(initial: float, final: float, begin: int, end: int, step: int
         return final
     rest = 1.0 - (step - begin) / (end - begin)
     return final + (initial - final) * rest * rest * rest
+
+
+def scheduled_sparsity(
+    schedule: str, initial: float, final: float, begin: int, end: int, step: int
+) -> float:
+    """A schedule of `SCHEDULES`: `initial` before `begin`, `final` from `end` on.
+
+    Args:
+        schedule: its name.
+        initial: as for `cubic_sparsity`.
+        final: as for `cubic_sparsity`.
+        begin: as for `cubic_sparsity`.
+        end: as for `cubic_sparsity`.
+        step: as for `cubic_sparsity`.
+
+    Raises:
+        ValueError: as `cubic_sparsity`, or there is no such schedule.
+    """
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule {schedule!r}: one of {sorted(SCHEDULES)} is accepted")
+    cubic = cubic_sparsity(initial, final, begin, end, step)
+    if schedule == "cubic" or not begin <= step < end:
+        return cubic
+    return initial + (final - initial) * SCHEDULES[schedule]((step - begin) / (end - begin))

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 from gossamer.prune.matrix import MatrixForm
 from gossamer.prune.pattern import CustomPattern, parse_pattern
 
-__all__ = ["Candidate", "select"]
+__all__ = ["Candidate", "Rival", "select", "select_all"]
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,33 @@ def select(
     else:
         masks = [_select_by_object(candidate, pattern) for candidate in candidates]
     return [candidate.unfold(mask) for candidate, mask in zip(candidates, masks, strict=True)]
+
+
+class Rival(NamedTuple):
+    """A weight with the pattern that it is to have, and the scope in which its scores compete."""
+
+    candidate: Candidate
+    pattern: str | CustomPattern
+    scope: str
+
+
+def select_all(rivals: Sequence[Rival]) -> list[Tensor]:
+    """The mask of each weight; those of equal pattern and scope "global" compete together.
+
+    Raises:
+        ValueError: as for `select`.
+    """
+    masks: dict[int, Tensor] = {}
+    together: dict[str, list[int]] = defaultdict(list)
+    for index, (candidate, pattern, scope) in enumerate(rivals):
+        if isinstance(pattern, str) and scope == "global":
+            together[pattern].append(index)
+        else:
+            masks[index] = select([candidate], pattern, scope)[0]
+    for shared, members in together.items():
+        found = select([rivals[index].candidate for index in members], shared, "global")
+        masks.update(zip(members, found, strict=True))
+    return [masks[index] for index in range(len(rivals))]
 
 
 def _select_by_core(candidates: Sequence[Candidate], pattern: str, scope: str) -> list[Tensor]:

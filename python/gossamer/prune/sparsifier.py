@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -17,12 +16,13 @@ from gossamer.prune.groups import (
     hyperparameters,
     new_group,
     plain,
-    saved_group,
+    settings_of,
     sparse_params,
 )
 from gossamer.prune.mask import Mask, attach, detach, mask_of, masked_parameters, zeros_of
 from gossamer.prune.pattern import CustomPattern, parse_pattern
-from gossamer.prune.selection import Candidate, select
+from gossamer.prune.saved import pair, read_state, take, write_state
+from gossamer.prune.selection import Candidate, Rival, select_all
 from gossamer.prune.targets import Config, Target, choose, find_targets
 
 __all__ = ["Sparsifier"]
@@ -171,7 +171,7 @@ class Sparsifier:
         if self._loaded is not None:
             self._check_loaded(groups, self._loaded, strict=True)
         attach(
-            (target.places, Mask(torch.ones_like(target.weight, dtype=torch.bool)))
+            (target.places, self._new_mask(target.weight))
             for target, _ in chosen
             if target.mask is None and target.weight is not None
         )
@@ -246,12 +246,9 @@ class Sparsifier:
         text. `torch.load(weights_only=True)` reads it.
         """
         waiting = self._loaded or {"groups": self.groups, "state": self.state}
-        return {
-            "steps": self.step_count,
-            "enable_mask_update": self.enable_mask_update,
-            "groups": [saved_group(group) for group in waiting["groups"]],
-            "state": {fqn: dict(own) for fqn, own in waiting["state"].items()},
-        }
+        return write_state(
+            self.step_count, self.enable_mask_update, waiting["groups"], waiting["state"]
+        )
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> None:
         """Takes up where `state_dict()` left off; the argument is not changed.
@@ -267,15 +264,7 @@ class Sparsifier:
             ValueError: the weights or hyperparameters are not those of this sparsifier. Nothing has
                 changed then.
         """
-        loaded = copy.deepcopy(dict(state_dict))
-        missing = {"steps", "enable_mask_update", "groups", "state"} - set(loaded)
-        if missing:
-            raise ValueError(
-                f"the sparsifier's state lacks {sorted(missing)}: what state_dict() of a "
-                "sparsifier returned is accepted"
-            )
-        for group in loaded["groups"]:
-            self._restore_pattern(group)
+        loaded = read_state(state_dict, (self.defaults, *self.groups))
         if self.groups:
             self._check_loaded(self.groups, loaded, strict)
             self._take(loaded)
@@ -297,6 +286,10 @@ class Sparsifier:
     def mask(self, group: Group) -> Tensor:
         """The mask itself, a buffer of the model: bool, the weight's shape; True is kept."""
         return self._mask(group).mask
+
+    def last_update(self, group: Group) -> int:
+        """The step that selected the mask, 0 where none did yet; kept in the model's buffers."""
+        return int(self._mask(group).updated)
 
     def zero_pruned_state(self, optimizer: torch.optim.Optimizer) -> None:
         """Zeroes an optimizer's state (momentum, second moments) of weights that are not kept.
@@ -332,27 +325,27 @@ class Sparsifier:
 
     def _select(self, groups: Iterable[Group]) -> None:
         """Finds the masks of all groups before it writes any."""
-        found: list[tuple[Group, Tensor]] = []
-        rivals: dict[str, list[tuple[Group, Candidate]]] = defaultdict(list)
+        rivals: list[Rival] = []
+        chosen: list[Group] = []
         for group in groups:
             pattern = self.pattern_of(group)
             if pattern is None:
                 continue
             weight = self.dense_weight(group)
             scores = self.score(weight, group)
-            fqn, scope = group["tensor_fqn"], group["scope"]
-            candidate = Candidate.of(fqn, group["module"], weight, scores, pattern)
-            if isinstance(pattern, str) and scope == "global":
-                rivals[pattern].append((group, candidate))
-            else:
-                found.append((group, select([candidate], pattern, scope)[0]))
-        for pattern, members in rivals.items():
-            masks = select([candidate for _, candidate in members], pattern, "global")
-            found += [(group, mask) for (group, _), mask in zip(members, masks, strict=True)]
-        for group, mask in found:
-            self.mask(group).copy_(mask)
+            candidate = Candidate.of(group["tensor_fqn"], group["module"], weight, scores, pattern)
+            rivals.append(Rival(candidate, pattern, group["scope"]))
+            chosen.append(group)
+        for group, mask in zip(chosen, select_all(rivals), strict=True):
+            live = self._mask(group)
+            live.mask.copy_(mask)
+            live.updated.fill_(self.step_count)
 
     # --- Groups -----------------------------------------------------------------------------------
+
+    def _new_mask(self, weight: Tensor) -> Mask:
+        """The live mask that `prepare` puts on a weight, with nothing dropped."""
+        return Mask(torch.ones_like(weight, dtype=torch.bool))
 
     def _mask(self, group: Group) -> Mask:
         mask = mask_of(group["module"], group["tensor_name"])
@@ -382,14 +375,7 @@ class Sparsifier:
         self, owner: str, own: Mapping[str, Any], complete: bool = False
     ) -> dict[str, Any]:
         """The defaults with a weight's own hyperparameters, checked."""
-        unknown = sorted(set(own) - set(self.defaults))
-        missing = sorted(set(self.defaults) - set(own)) if complete else []
-        if unknown or missing:
-            fault = f"unknown hyperparameters {unknown}" if unknown else f"no {missing}"
-            raise ValueError(
-                f"'{owner}' has {fault}; {type(self).__name__} takes {sorted(self.defaults)}"
-            )
-        settings = {**self.defaults, **own}
+        settings = settings_of(type(self).__name__, self.defaults, owner, own, complete)
         self._check(owner, settings)
         return settings
 
@@ -401,35 +387,11 @@ class Sparsifier:
 
     # --- Saved state ------------------------------------------------------------------------------
 
-    def _restore_pattern(self, group: dict[str, Any]) -> None:
-        """Puts the object back where its text was saved."""
-        objects = [own["pattern"] for own in (self.defaults, *self.groups)]
-        for pattern in objects:
-            if not isinstance(pattern, str) and str(pattern) == group.get("pattern"):
-                group["pattern"] = pattern
-
     def _check_loaded(self, groups: list[Group], loaded: Mapping[str, Any], strict: bool) -> None:
-        ours = {group["tensor_fqn"] for group in groups}
-        theirs = {group["tensor_fqn"] for group in loaded["groups"]}
-        if strict and ours != theirs:
-            raise ValueError(
-                f"the saved state is of other weights: not saved {sorted(ours - theirs)}, not "
-                f"prepared {sorted(theirs - ours)}; prepare with the same config, or pass "
-                "strict=False"
-            )
-        for group in loaded["groups"]:
-            if group["tensor_fqn"] in ours:
-                self._settings(group["tensor_fqn"], hyperparameters(group), complete=True)
+        for group, saved in pair(groups, loaded, strict=strict):
+            self._settings(group["tensor_fqn"], hyperparameters(saved), complete=True)
 
     def _take(self, loaded: Mapping[str, Any]) -> None:
-        ours = {group["tensor_fqn"]: group for group in self.groups}
-        theirs = {saved["tensor_fqn"]: saved for saved in loaded["groups"]}
-        theirs = {fqn: saved for fqn, saved in theirs.items() if fqn in ours}
-        for fqn, saved in theirs.items():
-            ours[fqn].update(hyperparameters(saved))
-        for fqn in theirs:
-            self.state.pop(fqn, None)
-            if fqn in loaded["state"]:
-                self.state[fqn] = loaded["state"][fqn]
+        take(self.groups, self.state, loaded)
         self.enable_mask_update = bool(loaded["enable_mask_update"])
         self._set_steps(int(loaded["steps"]))

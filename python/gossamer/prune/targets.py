@@ -86,7 +86,7 @@ def find_targets(model: nn.Module) -> dict[str, Target]:
     found: dict[str, Target] = {}
     places: dict[int, list[tuple[nn.Module, str]]] = {}
     for module_fqn, module in model.named_modules():
-        if isinstance(module, parametrize.ParametrizationList):
+        if isinstance(module, parametrize.ParametrizationList | Mask):
             continue
         for name, weight, mask in _parameters_of(module):
             target = Target(join(module_fqn, name), module_fqn, module, name, weight, mask)

@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Layer by layer through a model: inputs, a problem, its parts, and on with the pruned weight."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gossamer.prune.calibration_report import CalibrationReport, LayerResult
+from gossamer.prune.capture import (
+    Forward,
+    capture_call,
+    capture_inputs,
+    evaluating,
+    find_order,
+)
+from gossamer.prune.layer import LayerForm
+from gossamer.prune.mask import Mask
+from gossamer.prune.problem import LayerProblem
+from gossamer.prune.stages import Call, Stage, StageWatch, advance, find_stages, replay
+
+__all__ = ["CalibratedLayer", "Calibration"]
+
+TARGETS = ("sparse-inputs", "dense-inputs", "dense-target")
+
+
+@dataclass
+class CalibratedLayer:
+    """A layer under a live mask.
+
+    Attributes:
+        fqn: the weight's full name.
+        module: the layer.
+        weight: the dense parameter under the mask.
+        mask: the live mask.
+        form: how it is a matrix product.
+        problem: makes its problem from the weight [groups, out, in] and the Gram matrix.
+        solve: what runs the parts.
+    """
+
+    fqn: str
+    module: nn.Module
+    weight: Tensor
+    mask: Mask
+    form: LayerForm
+    problem: Callable[[Tensor, Tensor], LayerProblem]
+    solve: Callable[[LayerProblem], None]
+
+
+@dataclass
+class _Sums:
+    """Gram matrices of a group's inputs, summed over tokens: [groups, in, in], float64."""
+
+    gram: Tensor
+    cross: Tensor | None
+    dense_gram: Tensor | None
+    tokens: int = 0
+
+
+@dataclass
+class _Stream:
+    """Where one of the two models, pruned so far and dense, is in its walk over the stages."""
+
+    stage: Stage | None = None
+    calls: list[Call] = field(default_factory=list)
+
+
+class Calibration:
+    """One walk through a model. The model is as it was where it raises.
+
+    Args:
+        model: in any mode; it runs in evaluation mode, without gradients.
+        layers: what is pruned.
+        batches: run again for each layer, so that they must be the same each time.
+        forward: how the model is called with a batch.
+        target: "sparse-inputs" (reproduce W·X on the inputs of the model pruned so far),
+            "dense-inputs" (on those of the dense model) or "dense-target" (reproduce what the dense
+            model gives, W·X₀, from the inputs of the model pruned so far).
+        progress: called with each layer's result, its number from 1, and how many there are.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Sequence[CalibratedLayer],
+        batches: Sequence[Any],
+        forward: Forward,
+        target: str,
+        progress: Callable[[LayerResult, int, int], None] | None = None,
+    ) -> None:
+        self._model = model
+        self._layers = {layer.fqn: layer for layer in layers}
+        self._batches = batches
+        self._forward = forward
+        self._target = target
+        self._progress = progress
+        self._dense: dict[str, Tensor] = {}
+        self._stages: dict[str, Stage] = {}
+        self._streams = {"pruned": _Stream(), "dense": _Stream()}
+
+    def run(self) -> CalibrationReport:
+        """Prunes all layers.
+
+        Raises:
+            ValueError: there is no batch, a layer is never called, or its inputs are not finite.
+        """
+        if not self._batches:
+            raise ValueError(
+                "calibrate: there are no batches; pass at least one, for instance a list of 8 "
+                "tensors of 64 samples"
+            )
+        saved = {
+            fqn: (layer.weight.data.clone(), layer.mask.mask.clone())
+            for fqn, layer in self._layers.items()
+        }
+        self._dense = {fqn: weight for fqn, (weight, _) in saved.items()}
+        try:
+            with evaluating(self._model):
+                return self._walk()
+        except BaseException:
+            for fqn, (weight, mask) in saved.items():
+                self._layers[fqn].weight.data = weight
+                self._layers[fqn].mask.mask.copy_(mask)
+            raise
+
+    def _walk(self) -> CalibrationReport:
+        for layer in self._layers.values():
+            layer.mask.mask.fill_(True)
+        modules = {fqn: layer.module for fqn, layer in self._layers.items()}
+        watch = StageWatch(find_stages(self._model, list(modules.values())))
+        order = find_order(self._model, modules, self._batches, self._forward, watch)
+        unreached = [fqn for fqn, calls in order.calls.items() if not sum(calls)]
+        if unreached:
+            raise ValueError(
+                f"calibrate: no batch reaches {', '.join(map(repr, unreached))}; pass batches that "
+                "use all layers, or leave these dense: prepare(model, {'<name>': None, '*': ...})"
+            )
+        for stage in watch.stages():
+            parts = {id(part) for part in stage.module.modules()}
+            own = {fqn: stage for fqn, module in modules.items() if id(module) in parts}
+            self._stages.update(own)
+        report = CalibrationReport(target=self._target)
+        for group in order.groups:
+            layers = [self._layers[fqn] for fqn in group]
+            sums = self._sums(layers[0], order.calls[group[0]])
+            for layer in layers:
+                start = time.perf_counter()
+                result = self._solve(layer, sums)
+                result.seconds = time.perf_counter() - start
+                report.layers.append(result)
+                if self._progress is not None:
+                    self._progress(result, len(report.layers), len(self._layers))
+        return report
+
+    def _solve(self, layer: CalibratedLayer, sums: _Sums) -> LayerResult:
+        tokens = max(sums.tokens, 1)
+        dense = layer.form.matrices(self._dense[layer.fqn].float())
+        problem = layer.problem(dense, sums.gram / tokens)
+        problem.tokens = sums.tokens
+        problem.cross = None if sums.cross is None else sums.cross / tokens
+        if not float(problem.gram.diagonal(dim1=-2, dim2=-1).sum()) > 0:
+            raise ValueError(
+                f"'{layer.fqn}': all of its {sums.tokens} inputs are zero, so that no weight "
+                "matters; calibrate with data that makes it work, or leave it dense"
+            )
+        asked = problem.damping
+        problem.correct()
+        layer.solve(problem)
+        if problem.mask is None:
+            raise ValueError(f"'{layer.fqn}': none of the parts selected a mask")
+        solved = problem.kept_weight
+        if not bool(solved.isfinite().all()):
+            raise ValueError(
+                f"'{layer.fqn}': the corrected weight is not finite; raise damping above "
+                f"{problem.damping:g}"
+            )
+        self._write(layer, problem)
+        target_error = None
+        if sums.dense_gram is not None:
+            target_error = problem.target_error(sums.dense_gram / tokens)
+        return LayerResult(
+            fqn=layer.fqn,
+            shape=list(layer.form.shape),
+            pattern=str(problem.pattern),
+            tokens=sums.tokens,
+            zeros=1.0 - float(problem.mask.float().mean()),
+            error=problem.error(),
+            target_error=target_error,
+            damping=problem.damping,
+            asked_damping=asked,
+            notes=dict(problem.notes),
+        )
+
+    def _write(self, layer: CalibratedLayer, problem: LayerProblem) -> None:
+        assert problem.mask is not None
+        layer.mask.mask.copy_(layer.form.parameter(problem.mask))
+        if problem.solution is None and problem.cross is None:
+            return  # The dense values stay under the mask.
+        value = layer.form.parameter(problem.kept_weight)
+        layer.weight.data = value.to(layer.weight.dtype).contiguous()
+
+    # --- Inputs -----------------------------------------------------------------------------------
+
+    def _sums(self, layer: CalibratedLayer, calls: Sequence[int]) -> _Sums:
+        size = layer.form.matrices(self._dense[layer.fqn]).shape[-1]
+        shape = (layer.form.groups, size, size)
+
+        def zeros() -> Tensor:
+            return torch.zeros(shape, dtype=torch.float64, device=layer.weight.device)
+
+        corrects = self._target == "dense-target"
+        sums = _Sums(zeros(), zeros() if corrects else None, zeros() if corrects else None)
+        for index in range(len(self._batches)):
+            inputs = self._inputs(layer, index, calls, self._target == "dense-inputs")
+            if sums.cross is None or sums.dense_gram is None:
+                for x in inputs:
+                    _add(sums.gram, layer, x, x)
+            else:
+                dense = self._inputs(layer, index, calls, True)
+                for x, x0 in zip(inputs, dense, strict=True):
+                    _add(sums.gram, layer, x, x)
+                    _add(sums.cross, layer, x0, x)
+                    _add(sums.dense_gram, layer, x0, x0)
+            sums.tokens += sum(x.shape[1] for x in inputs)
+            if not bool(sums.gram.diagonal(dim1=-2, dim2=-1).isfinite().all()):
+                raise ValueError(
+                    f"'{layer.fqn}': its inputs hold NaN or infinity in batch {index}; look for "
+                    "the layer before it that overflows, or calibrate in float32"
+                )
+        return sums
+
+    def _inputs(
+        self, layer: CalibratedLayer, index: int, calls: Sequence[int], dense: bool
+    ) -> list[Tensor]:
+        """What the layer gets from one batch, in the dense or the pruned model, as rows."""
+        stage = self._stages.get(layer.fqn)
+        with self._as_dense() if dense else contextlib.nullcontext():
+            if stage is None:
+                seen = capture_inputs(
+                    self._model, layer.module, self._batches[index], self._forward, calls[index]
+                )
+            else:
+                call = self._calls(stage, dense)[index]
+                seen = capture_inputs(
+                    stage.module,
+                    layer.module,
+                    call,
+                    lambda _, own: replay(stage, own),
+                    calls[index],
+                )
+        return [layer.form.rows(layer.module, x) for x in seen]
+
+    def _calls(self, stage: Stage, dense: bool) -> list[Call]:
+        """The arguments of a stage for each batch; runs the stage before it where that gives them.
+
+        The layers of that stage, and all before it, are pruned by now.
+        """
+        stream = self._streams["dense" if dense else "pruned"]
+        if stream.stage is stage:
+            return stream.calls
+        passed = _between(stream.stage, stage)
+        if passed is None:
+            stream.calls = [
+                capture_call(self._model, stage.module, batch, self._forward)
+                for batch in self._batches
+            ]
+        for last in passed or []:
+            for index, call in enumerate(stream.calls):
+                stream.calls[index] = advance(last, call)
+        stream.stage = stage
+        return stream.calls
+
+    @contextlib.contextmanager
+    def _as_dense(self) -> Iterator[None]:
+        """The model with its dense weights; nothing is copied."""
+        pruned = {fqn: layer.weight.data for fqn, layer in self._layers.items()}
+        masks = {fqn: layer.mask.mask for fqn, layer in self._layers.items()}
+        for fqn, layer in self._layers.items():
+            layer.weight.data = self._dense[fqn]
+            layer.mask._buffers["mask"] = torch.ones((), dtype=torch.bool, device=masks[fqn].device)
+        try:
+            yield
+        finally:
+            for fqn, layer in self._layers.items():
+                layer.weight.data = pruned[fqn]
+                layer.mask._buffers["mask"] = masks[fqn]
+
+
+def _between(begin: Stage | None, end: Stage) -> list[Stage] | None:
+    """The stages to run to get from the input of one to that of another; None where none do."""
+    passed: list[Stage] = []
+    stage = end.follows
+    while stage is not None:
+        passed.insert(0, stage)
+        if stage is begin:
+            return passed
+        stage = stage.follows
+    return None
+
+
+def _add(gram: Tensor, layer: CalibratedLayer, x: Tensor, y: Tensor) -> None:
+    """Adds xᵀ·y for each group of a convolution."""
+    if x.device != gram.device:
+        raise ValueError(
+            f"'{layer.fqn}': its inputs are on {x.device}, its weight was on {gram.device} when "
+            "calibration began; leave the model where it is until it ends"
+        )
+    for group in range(len(gram)):
+        torch.ops.gossamer.gram_(gram[group], x[group].float(), y[group].float())

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What calibration did to each layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+__all__ = ["CalibrationReport", "LayerResult"]
+
+
+@dataclass
+class LayerResult:
+    """One layer.
+
+    Attributes:
+        fqn: the weight's full name.
+        shape: the weight's shape.
+        pattern: the pattern's text.
+        tokens: rows of inputs that were seen (patches of a convolution).
+        zeros: fraction of zeros.
+        error: ‖(W − Ŵ)·X‖² / ‖W·X‖².
+        target_error: ‖W·X₀ − Ŵ·X‖² / ‖W·X₀‖² with the target "dense-target", X₀ the inputs of the
+            layer in the dense model; None with others.
+        damping: of the Gram matrix, as a fraction of its mean diagonal.
+        asked_damping: what it was before it was raised.
+        notes: what parts report.
+        seconds: time of the parts.
+    """
+
+    fqn: str
+    shape: list[int]
+    pattern: str
+    tokens: int
+    zeros: float
+    error: float
+    target_error: float | None
+    damping: float
+    asked_damping: float
+    notes: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+@dataclass
+class CalibrationReport:
+    """All layers, in the order in which they were pruned.
+
+    Attributes:
+        target: what was reproduced.
+        layers: one result for each.
+        left_dense: layers that calibration left dense, with the reason.
+    """
+
+    target: str = "sparse-inputs"
+    layers: list[LayerResult] = field(default_factory=list)
+    left_dense: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def mean_error(self) -> float:
+        """The mean of the layers' errors; 0 for none."""
+        return sum(layer.error for layer in self.layers) / max(len(self.layers), 1)
+
+    def __str__(self) -> str:
+        width = max((len(layer.fqn) for layer in self.layers), default=5)
+        lines = [f"{'layer':<{width}}  pattern            zeros    error   target  seconds"]
+        for layer in self.layers:
+            target = "      –" if layer.target_error is None else f"{layer.target_error:7.4f}"
+            raised = ""
+            if layer.damping != layer.asked_damping:
+                raised = f"  damping raised from {layer.asked_damping:g} to {layer.damping:g}"
+            lines.append(
+                f"{layer.fqn:<{width}}  {layer.pattern:<16} {layer.zeros:7.2%}  {layer.error:7.4f}"
+                f"  {target}  {layer.seconds:7.2f}{raised}"
+            )
+        lines += [f"{fqn:<{width}}  dense: {why}" for fqn, why in self.left_dense.items()]
+        return "\n".join([*lines, f"mean error {self.mean_error:.4f}, target {self.target}"])

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Running a model for the inputs of its layers: by hooks, without tracing."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from gossamer.prune.stages import Call, StageWatch
+
+__all__ = [
+    "Forward",
+    "Layers",
+    "capture_call",
+    "capture_inputs",
+    "find_order",
+    "run_batch",
+    "watch_inputs",
+]
+
+Forward: TypeAlias = Callable[[nn.Module, Any], Any]
+"""How a model is called with a batch."""
+
+Layers: TypeAlias = "Mapping[str, nn.Module]"
+"""Layers by the full name of their weight."""
+
+
+class _ReachedError(Exception):
+    """Ends a forward pass whose rest is not needed."""
+
+
+def run_batch(model: nn.Module, batch: Any) -> Any:
+    """Calls a model: with the items of a dict by name, of a list or tuple in order, else as is."""
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    if isinstance(batch, list | tuple):
+        return model(*batch)
+    return model(batch)
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; each module's own mode comes back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@dataclass
+class Order:
+    """When layers are called.
+
+    Attributes:
+        groups: layers in the order of their first call; those that always get the same input
+            together.
+        calls: how often each was called, for each batch.
+    """
+
+    groups: list[list[str]] = field(default_factory=list)
+    calls: dict[str, list[int]] = field(default_factory=dict)
+
+
+def find_order(
+    model: nn.Module,
+    layers: Layers,
+    batches: Sequence[Any],
+    forward: Forward,
+    watch: StageWatch,
+) -> Order:
+    """Runs all batches once to see in which order layers are called.
+
+    Layers of one shape of inputs that are called one after the other with the very same tensor, in
+    every batch, form a group: their inputs are captured once.
+    """
+    calls = {name: [0] * len(batches) for name in layers}
+    sequence: list[str] = []
+    together: dict[str, str] = {}
+    apart: set[str] = set()
+    for index, batch in enumerate(batches):
+        last: tuple[str, Tensor, int] | None = None
+        found: list[str] = []
+
+        def record(name: str, x: Tensor, index: int = index, found: list[str] = found) -> None:
+            nonlocal last
+            calls[name][index] += 1
+            found.append(name)
+            same = last is not None and last[1] is x and last[2] == x._version
+            if same and last is not None and isinstance(layers[name], nn.Linear):
+                first = together.setdefault(name, last[0])
+                if first != last[0]:
+                    apart.add(name)
+            else:
+                apart.add(name)
+            last = (name, x, x._version)
+
+        with watch_inputs(layers, record), watch.batch():
+            forward(model, batch)
+        _merge(sequence, found)
+    groups: list[list[str]] = []
+    for name in sequence:
+        joins = name not in apart and groups and groups[-1][-1] == together.get(name)
+        if joins and isinstance(layers[groups[-1][0]], nn.Linear):
+            groups[-1].append(name)
+        else:
+            groups.append([name])
+    return Order(groups, calls)
+
+
+def capture_inputs(
+    model: nn.Module,
+    layer: nn.Module,
+    batch: Any,
+    forward: Forward,
+    calls: int,
+) -> list[Tensor]:
+    """What a layer is called with during one forward pass, which ends at its last call.
+
+    Args:
+        model: whose forward pass it is.
+        layer: one of its modules.
+        batch: what the model is called with.
+        forward: how.
+        calls: how many calls of the layer the pass makes.
+    """
+    seen: list[Tensor] = []
+
+    def record(name: str, x: Tensor) -> None:
+        # A later layer may write into its input.
+        seen.append(x if len(seen) + 1 == calls else x.clone())
+        if len(seen) == calls:
+            raise _ReachedError
+
+    if calls:
+        with watch_inputs({"": layer}, record), contextlib.suppress(_ReachedError):
+            forward(model, batch)
+    return seen
+
+
+def capture_call(model: nn.Module, block: nn.Module, batch: Any, forward: Forward) -> Call:
+    """The arguments of the one call of a block, where the forward pass ends."""
+    seen: list[Call] = []
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.append((args, kwargs))
+        raise _ReachedError
+
+    handle = block.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        with contextlib.suppress(_ReachedError):
+            forward(model, batch)
+    finally:
+        handle.remove()
+    (call,) = seen
+    return call
+
+
+@contextlib.contextmanager
+def watch_inputs(layers: Layers, record: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Tells `record` of each call of the layers, before it is made."""
+
+    def hook_of(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x = args[0] if args else next(iter(kwargs.values()))
+            record(name, x)
+
+        return hook
+
+    handles = [
+        layer.register_forward_pre_hook(hook_of(name), with_kwargs=True)
+        for name, layer in layers.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _merge(sequence: list[str], found: Sequence[str]) -> None:
+    """Adds names that are new to a sequence, each after the one it was called after."""
+    last = -1
+    for name in dict.fromkeys(found):
+        if name in sequence:
+            last = sequence.index(name)
+        else:
+            last += 1
+            sequence.insert(last, name)

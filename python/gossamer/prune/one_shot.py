@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""One-shot methods: masks and corrected weights from calibration data, no training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from gossamer.prune.calibration import TARGETS, CalibratedLayer, Calibration
+from gossamer.prune.calibration_report import CalibrationReport, LayerResult
+from gossamer.prune.capture import Forward, run_batch
+from gossamer.prune.groups import Group
+from gossamer.prune.layer import LayerForm
+from gossamer.prune.parts import (
+    Admm,
+    ByRIA,
+    ByWanda,
+    LeastSquares,
+    ObsSweep,
+    Part,
+)
+from gossamer.prune.pattern import CustomPattern
+from gossamer.prune.problem import LayerProblem
+from gossamer.prune.sparsifier import Sparsifier
+
+__all__ = ["ALPS", "RIA", "Best", "OneShot", "SparseGPT", "Wanda"]
+
+
+class OneShot(Sparsifier):
+    """Prunes layer by layer, in the order in which the model calls them.
+
+        sparsifier = OneShot("2:4", ByWanda(), Swap(), LeastSquares(), target="dense-target")
+        sparsifier.prepare(model)
+        print(sparsifier.calibrate(batches))
+        sparsifier.squash_mask()
+
+    Between `calibrate` and `squash_mask` the masks are live, for fine-tuning; `step` leaves them as
+    they are. Linear layers and 2-D convolutions are accepted.
+
+    Args:
+        pattern: as for `Sparsifier`.
+        *parts: what finds mask and weights of a layer, called one after the other with a
+            `LayerProblem` (gossamer.prune.parts).
+        scope: where weights compete: "row" or "tensor".
+        target: what a layer is to reproduce: "sparse-inputs", its output on the inputs it gets
+            from the model pruned so far; "dense-inputs", on the inputs it got in the dense model;
+            "dense-target", the dense model's output from the inputs of the model pruned so far,
+            which makes up for the errors of the layers before it.
+        damping: δ of H = G + δI, as a fraction of the mean of diag(G). Where H is not positive
+            definite all the same, it is raised tenfold, up to 1, and the report says so.
+
+    Raises:
+        ValueError: a hyperparameter is not accepted.
+    """
+
+    def __init__(
+        self,
+        pattern: str | CustomPattern,
+        *parts: Part,
+        scope: str = "tensor",
+        target: str = "sparse-inputs",
+        damping: float = 0.01,
+    ) -> None:
+        if target not in TARGETS:
+            raise ValueError(f"target {target!r}: one of {list(TARGETS)} is accepted")
+        self.parts = parts
+        self.target = target
+        self.report: CalibrationReport | None = None
+        super().__init__(pattern, scope, damping=damping)
+
+    def check(self, settings: Mapping[str, Any]) -> None:
+        """Competition ends at the layer; the damping is a fraction."""
+        super().check(settings)
+        if settings["scope"] == "global":
+            raise ValueError(
+                "scope 'global': 'row' or 'tensor' is accepted, since layers are pruned one after "
+                "the other; give each its own sparsity in prepare's config instead"
+            )
+        damping = settings["damping"]
+        if not isinstance(damping, int | float) or not 0 <= damping <= 1:
+            raise ValueError(f"damping {damping!r}: a number from 0 to 1 is accepted")
+
+    def solve(self, problem: LayerProblem) -> None:
+        """Finds the mask, and perhaps a corrected weight, of one layer: calls the parts."""
+        if not self.parts:
+            raise NotImplementedError(
+                f"{type(self).__name__} has no parts: pass some, e.g. OneShot('2:4', ByWanda()), "
+                "or override solve(problem)"
+            )
+        for part in self.parts:
+            part(problem)
+
+    def calibrate(
+        self,
+        batches: Iterable[Any],
+        *,
+        forward: Forward = run_batch,
+        progress: Callable[[LayerResult, int, int], None] | None = None,
+    ) -> CalibrationReport:
+        """Prunes all prepared weights with the inputs that they see, and counts a step.
+
+        The batches are held in memory and run several times. The model runs in evaluation mode,
+        without gradients, where it is; it comes back in the mode it had.
+
+        Args:
+            batches: what the model is called with: a dict by name, a list or tuple in order,
+                anything else as it is.
+            forward: another way to call it, e.g. `lambda model, batch: model(batch[0])`.
+            progress: called with each layer's result, its number from 1, and how many there are.
+
+        Returns:
+            What became of each layer; also kept as `report`.
+
+        Raises:
+            RuntimeError: nothing is prepared.
+            ValueError: no batch, a layer that no batch reaches, inputs that are not finite, a Gram
+                matrix that cannot be factored. The model is as it was then.
+        """
+        self._need_groups("calibrate")
+        assert self.model is not None
+        layers = [self._layer(group) for group in self.groups]
+        walk = Calibration(self.model, layers, list(batches), forward, self.target, progress)
+        self.report = walk.run()
+        self._set_steps(self.step_count + 1)
+        for group in self.groups:
+            self._mask(group).updated.fill_(self.step_count)
+        return self.report
+
+    def _step(self) -> None:
+        if not any(int(self._mask(group).updated) for group in self.groups):
+            raise RuntimeError(
+                f"step: {type(self).__name__} needs the inputs of the layers; call "
+                "calibrate(batches) first"
+            )
+
+    def _layer(self, group: Group) -> CalibratedLayer:
+        weight = self.dense_weight(group)
+        try:
+            form = LayerForm.of(group["module"], weight)
+        except ValueError as error:
+            raise ValueError(f"calibrate: '{group['tensor_fqn']}' {error}") from None
+
+        def problem(dense: Any, gram: Any) -> LayerProblem:
+            pattern = self.pattern_of(group)
+            assert pattern is not None
+            return LayerProblem(
+                fqn=group["tensor_fqn"],
+                dense=dense,
+                gram=gram,
+                pattern=pattern,
+                scope=group["scope"],
+                segment=form.segment,
+                damping=group["damping"],
+            )
+
+        return CalibratedLayer(
+            group["tensor_fqn"],
+            group["module"],
+            weight,
+            self._mask(group),
+            form,
+            problem,
+            self.solve,
+        )
+
+
+class Wanda(OneShot):
+    """Weights times norms of inputs, by row; no weight changes (arXiv:2306.11695).
+
+    Args:
+        pattern: as for `Sparsifier`.
+        scope: "row" as in the paper; "tensor" is better for convolutions.
+        target: as for `OneShot`.
+    """
+
+    def __init__(
+        self,
+        pattern: str | CustomPattern,
+        scope: str = "row",
+        target: str = "sparse-inputs",
+    ) -> None:
+        super().__init__(pattern, ByWanda(), scope=scope, target=target)
+
+
+class RIA(OneShot):
+    """Relative importance times norms of inputs; no weight changes (Zhang et al. 2024, ICLR).
+
+    Args:
+        pattern: as for `Sparsifier`.
+        power: how much the norms count.
+        scope: as for `OneShot`.
+        target: as for `OneShot`.
+    """
+
+    def __init__(
+        self,
+        pattern: str | CustomPattern,
+        power: float = 0.5,
+        scope: str = "row",
+        target: str = "sparse-inputs",
+    ) -> None:
+        super().__init__(pattern, ByRIA(power), scope=scope, target=target)
+
+
+class SparseGPT(OneShot):
+    """Masks and corrections in one sweep over the columns (arXiv:2301.00774).
+
+    Args:
+        pattern: as for `Sparsifier`.
+        block: columns that are selected together.
+        scope: "tensor": weights of a block of columns compete over all rows, as in the paper;
+            "row": in each row.
+        target: as for `OneShot`.
+        damping: as for `OneShot`.
+    """
+
+    def __init__(
+        self,
+        pattern: str | CustomPattern,
+        block: int = 128,
+        scope: str = "tensor",
+        target: str = "sparse-inputs",
+        damping: float = 0.01,
+    ) -> None:
+        super().__init__(pattern, ObsSweep(block), scope=scope, target=target, damping=damping)
+
+
+class ALPS(OneShot):
+    """ADMM for the mask, then least squares on it (arXiv:2406.07831).
+
+    Args:
+        pattern: a pattern of the grammar.
+        iterations: of ADMM, at most.
+        scope: as for `OneShot`.
+        target: as for `OneShot`.
+        damping: as for `OneShot`.
+    """
+
+    def __init__(
+        self,
+        pattern: str,
+        iterations: int = 300,
+        scope: str = "tensor",
+        target: str = "sparse-inputs",
+        damping: float = 0.01,
+    ) -> None:
+        parts = (Admm(iterations), LeastSquares())
+        super().__init__(pattern, *parts, scope=scope, target=target, damping=damping)
+
+
+class Best(OneShot):
+    """What measures best: ALPS that reproduces the dense model's outputs.
+
+    Args:
+        pattern: a pattern of the grammar.
+        scope: as for `OneShot`.
+        damping: as for `OneShot`.
+    """
+
+    def __init__(self, pattern: str, scope: str = "tensor", damping: float = 0.01) -> None:
+        parts = (Admm(), LeastSquares())
+        super().__init__(pattern, *parts, scope=scope, target="dense-target", damping=damping)

@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The parts that one-shot methods are made of.
+
+A part is called with a `LayerProblem` and writes its `mask`, its `solution`, or both. Scores select
+a mask, `Swap` improves one, updates correct the weights that are kept:
+
+    OneShot("2:4", ByWanda(), Swap(), LeastSquares())
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from gossamer.prune.problem import LayerProblem
+
+__all__ = [
+    "Admm",
+    "ByMagnitude",
+    "ByObs",
+    "ByRIA",
+    "ByWanda",
+    "LeastSquares",
+    "ObsSweep",
+    "Part",
+    "Score",
+    "Swap",
+]
+
+Part: TypeAlias = Callable[[LayerProblem], None]
+"""Anything that is called with a layer's problem and writes what it found."""
+
+
+class Score:
+    """Selects a mask: what scores highest inside the pattern's scope is kept.
+
+    A subclass that defines `score` is complete.
+    """
+
+    def score(self, problem: LayerProblem) -> Tensor:
+        """How much each weight is worth keeping: [groups, out, in], no NaN."""
+        raise NotImplementedError(f"{type(self).__name__} defines no score(problem)")
+
+    def __call__(self, problem: LayerProblem) -> None:
+        """Writes the problem's mask."""
+        problem.mask = problem.select(self.score(problem))
+        problem.solution = None
+
+
+@dataclass(frozen=True)
+class ByMagnitude(Score):
+    """|w|."""
+
+    def score(self, problem: LayerProblem) -> Tensor:
+        """|w|."""
+        return problem.weight.abs()
+
+
+@dataclass(frozen=True)
+class ByWanda(Score):
+    """|w|·‖x_j‖₂ (Sun et al. 2023, arXiv:2306.11695, equation 1)."""
+
+    def score(self, problem: LayerProblem) -> Tensor:
+        """|w|·‖x_j‖₂."""
+        return problem.weight.abs() * problem.norms
+
+
+@dataclass(frozen=True)
+class ByRIA(Score):
+    """Relative importance and activations (Zhang et al. 2024, ICLR, "Plug-and-play", equation 3).
+
+    (|w| / Σ_column |w| + |w| / Σ_row |w|)·‖x_j‖₂^power.
+
+    Attributes:
+        power: how much the activations count.
+    """
+
+    power: float = 0.5
+
+    def score(self, problem: LayerProblem) -> Tensor:
+        """The relative importance."""
+        size = problem.weight.abs()
+        smallest = torch.finfo(size.dtype).tiny  # An empty row or column scores 0, not NaN.
+        rows = size / size.sum(dim=-1, keepdim=True).clamp(min=smallest)
+        cols = size / size.sum(dim=-2, keepdim=True).clamp(min=smallest)
+        return (rows + cols) * problem.norms**self.power
+
+
+@dataclass(frozen=True)
+class ByObs(Score):
+    """w² / [H⁻¹]_jj: the loss when one weight is dropped and the others follow."""
+
+    def score(self, problem: LayerProblem) -> Tensor:
+        """The saliency of optimal brain surgeon (Hassibi & Stork 1992)."""
+        inverse_diagonal = problem.factor().square().sum(dim=-2)[:, None]
+        return problem.weight.square() / inverse_diagonal.float()
+
+
+@dataclass(frozen=True)
+class Swap:
+    """Swaps kept and dropped weights while that lowers the layer's loss, weights unchanged.
+
+    The 1-swap local search of SparseSwaps (arXiv:2512.10922). Counts of rows (of groups, for N:M)
+    stay as they are.
+
+    Attributes:
+        max_swaps: at most so many in a row; 0 for no limit.
+    """
+
+    max_swaps: int = 0
+
+    def __call__(self, problem: LayerProblem) -> None:
+        """Improves the problem's mask."""
+        mask, fields = _mask_of(problem, "Swap"), problem.fields
+        if fields is None or fields.kind not in ("unstructured", "nm", "fanin"):
+            raise ValueError(
+                f"Swap, '{problem.fqn}': swaps keep unstructured, fanin and N:M patterns; "
+                f"'{problem.pattern}' would be broken: leave Swap out"
+            )
+        swaps = 0
+        for group, own in enumerate(mask):
+            better, made = torch.ops.gossamer.swap_refine(
+                problem.weight[group].cpu(),
+                problem.gram[group].float().cpu(),
+                own.cpu(),
+                fields.m if fields.grouped else 0,
+                problem.segment if fields.grouped else 0,
+                self.max_swaps,
+            )
+            own.copy_(better)
+            swaps += made
+        problem.notes["swaps"] = swaps
+        problem.solution = None
+
+
+@dataclass(frozen=True)
+class ObsSweep:
+    """The column sweep of SparseGPT (Frantar & Alistarh 2023, arXiv:2301.00774).
+
+    Corrects the weights right of each one that is dropped. Where no part before it selected a mask,
+    it selects one on its way, with the weights as they are by then: over all rows of `block`
+    columns with scope "tensor", in each row of them with scope "row".
+
+    Attributes:
+        block: columns that are selected together.
+    """
+
+    block: int = 128
+
+    def __call__(self, problem: LayerProblem) -> None:
+        """Writes mask and solution."""
+        fields = problem.fields
+        if problem.mask is None and (fields is None or fields.kind in ("block", "vnm")):
+            ByObs()(problem)
+        pattern = str(problem.pattern)
+        if fields is not None and fields.kind == "unstructured" and problem.scope == "row":
+            pattern = f"fanin:{fields.sparsity}"
+        factor = problem.factor().float()
+
+        def sweep(group: int) -> tuple[Tensor, Tensor]:
+            mask = None if problem.mask is None else problem.mask[group].cpu()
+            result: tuple[Tensor, Tensor] = torch.ops.gossamer.obs_sweep(
+                problem.weight[group].cpu(),
+                factor[group].cpu(),
+                mask,
+                "" if mask is not None else pattern,
+                self.block,
+                problem.segment,
+            )
+            return result
+
+        _write(problem, problem.each(sweep))
+
+
+@dataclass(frozen=True)
+class Admm:
+    """Mask and weights together by ADMM, with the penalty's schedule of ALPS.
+
+    Meng et al. 2024, arXiv:2406.07831. `LeastSquares` after it makes the weights exact.
+
+    Attributes:
+        iterations: at most so many; it ends where the mask stands still.
+        penalty: ρ at the start.
+    """
+
+    iterations: int = 300
+    penalty: float = 0.1
+
+    def __call__(self, problem: LayerProblem) -> None:
+        """Writes mask and solution."""
+        if problem.fields is None:
+            raise ValueError(
+                f"Admm, '{problem.fqn}': pattern {problem.pattern} is an object; the patterns of "
+                "the grammar are accepted: use a score and LeastSquares() for others"
+            )
+        damped = problem.damped
+        scale = damped.diagonal(dim1=-2, dim2=-1).rsqrt()[:, None]
+        values, vectors = torch.linalg.eigh(damped * scale * scale.mT)
+        if not bool((values > 0).all()):
+            problem._cholesky(flipped=False)
+            raise ValueError(
+                f"Admm, '{problem.fqn}': the damped Gram matrix has the eigenvalue "
+                f"{float(values.min()):.3g}; raise damping above {problem.damping:g}"
+            )
+        scaled = (problem.weight / scale).float()
+        iterations = 0
+
+        def solve(group: int) -> tuple[Tensor, Tensor]:
+            nonlocal iterations
+            weight, mask, made, _, _ = torch.ops.gossamer.admm(
+                scaled[group].cpu(),
+                vectors[group].float().cpu(),
+                values[group, None].float().cpu(),
+                problem.pattern,
+                problem.scope,
+                self.iterations,
+                self.penalty,
+                problem.segment,
+            )
+            iterations += made
+            return weight, mask
+
+        _write(problem, problem.each(solve))
+        assert problem.solution is not None
+        problem.solution = (problem.solution * scale).float()
+        problem.notes["admm_iterations"] = iterations
+
+
+@dataclass(frozen=True)
+class LeastSquares:
+    """The best weights on the mask: least squares by conjugate gradients, all rows at once.
+
+    Attributes:
+        iterations: at most so many.
+        tolerance: a row is done when its residual is so small against its target.
+    """
+
+    iterations: int = 50
+    tolerance: float = 1e-4
+
+    def __call__(self, problem: LayerProblem) -> None:
+        """Writes the solution."""
+        mask = _mask_of(problem, "LeastSquares")
+        gram, target = problem.damped.float(), problem.target().float()
+        start = problem.kept_weight
+        worst = 0.0
+
+        def fit(group: int) -> tuple[Tensor, Tensor]:
+            nonlocal worst
+            weight, _, residual = torch.ops.gossamer.refit(
+                start[group].cpu(),
+                gram[group].cpu(),
+                target[group].cpu(),
+                mask[group].cpu(),
+                self.iterations,
+                self.tolerance,
+            )
+            worst = max(worst, residual)
+            return weight, mask[group]
+
+        _write(problem, problem.each(fit))
+        problem.notes["residual"] = worst
+
+
+def _mask_of(problem: LayerProblem, part: str) -> Tensor:
+    if problem.mask is None:
+        raise ValueError(
+            f"{part}, '{problem.fqn}': no part before it selected a mask; put a score such as "
+            "ByWanda(), or Admm(), before it"
+        )
+    return problem.mask
+
+
+def _write(problem: LayerProblem, solved: list[tuple[Tensor, Tensor]]) -> None:
+    device = problem.dense.device
+    problem.solution = torch.stack([weight for weight, _ in solved]).to(device)
+    problem.mask = torch.stack([mask for _, mask in solved]).to(device)

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What a one-shot method is asked for one layer, and what its parts have answered so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from gossamer.prune.pattern import CustomPattern, PatternFields, parse_pattern
+
+__all__ = ["LayerProblem"]
+
+_MOST_DAMPING = 1.0
+
+_T = TypeVar("_T")
+
+
+@dataclass
+class LayerProblem:
+    """One layer: min ‖T − Ŵ·X‖² over Ŵ that have the pattern, X the layer's inputs.
+
+    T is W·X, or W·X₀ where X₀ are the inputs of the same layer in the dense model. Matrices are
+    [groups, out, in] and [groups, in, in] (groups is 1 but for grouped convolutions), on the
+    weight's device. Gram matrices are means over tokens.
+
+    Attributes:
+        fqn: the weight's full name.
+        dense: W, float32.
+        gram: G = XᵀX / tokens, float64.
+        cross: C = X₀ᵀX / tokens, float64; None where T is W·X.
+        pattern: a pattern's text, or an object with `select`.
+        scope: "row" or "tensor".
+        segment: patterns that group neighbouring inputs start anew after so many.
+        tokens: how many rows the means are over.
+        weight: what is to be reproduced on X: W, or what `correct` made of it; float32.
+        mask: bool, what is kept; None until a part selected it.
+        solution: the weight that a part corrected, zero where dropped; None until one did.
+        damping: δ as a fraction of the mean of diag(G); parts that factor G may have raised it.
+        notes: what parts report, such as {"swaps": 17}.
+    """
+
+    fqn: str
+    dense: Tensor
+    gram: Tensor
+    pattern: str | CustomPattern
+    scope: str = "row"
+    segment: int = 0
+    cross: Tensor | None = None
+    tokens: int = 0
+    damping: float = 0.01
+    mask: Tensor | None = None
+    solution: Tensor | None = None
+    notes: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.weight = self.dense
+        self.segment = self.segment or self.dense.shape[-1]
+
+    # --- What parts read --------------------------------------------------------------------------
+
+    @property
+    def fields(self) -> PatternFields | None:
+        """The pattern's fields; None for an object."""
+        return parse_pattern(self.pattern) if isinstance(self.pattern, str) else None
+
+    @property
+    def norms(self) -> Tensor:
+        """‖X_j‖₂/√tokens of each input, [groups, 1, in], float32."""
+        return self.gram.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt().float()[:, None]
+
+    @property
+    def kept_weight(self) -> Tensor:
+        """The weight as solved so far: the solution, else the masked weight, else the weight."""
+        if self.solution is not None:
+            return self.solution
+        return self.weight if self.mask is None else torch.where(self.mask, self.weight, 0)
+
+    @property
+    def damped(self) -> Tensor:
+        """H = G + δI, float64."""
+        return self.gram + self._ridge()
+
+    def target(self) -> Tensor:
+        """T·Xᵀ with the damping that makes it W·H for T = W·X: [groups, out, in], float64."""
+        against = self.gram if self.cross is None else self.cross
+        return self.dense.double() @ (against + self._ridge())
+
+    def select(self, scores: Tensor, pattern: str | CustomPattern | None = None) -> Tensor:
+        """The mask that the pattern keeps of some scores, both [groups, out, in].
+
+        Raises:
+            ValueError: a score is NaN.
+        """
+        pattern = self.pattern if pattern is None else pattern
+        grouped = isinstance(pattern, str) and parse_pattern(pattern).grouped
+        groups, rows, cols = scores.shape
+        flat = scores.detach()
+        if grouped:  # One matrix for each segment, so that no group crosses from one to the next.
+            flat = flat.reshape(groups, rows, -1, self.segment).transpose(1, 2).flatten(0, 1)
+        flat = flat.to("cpu", torch.float64 if scores.dtype == torch.float64 else torch.float32)
+        if isinstance(pattern, str):
+            mask = torch.ops.gossamer.select_masks([flat.contiguous()], pattern, self.scope)[0]
+        else:
+            mask = pattern.select(flat if groups > 1 else flat[0]).view(flat.shape)
+        if grouped:
+            mask = mask.view(groups, -1, rows, self.segment).transpose(1, 2)
+        return mask.reshape(groups, rows, cols).to(scores.device)
+
+    def each(self, solve: Callable[[int], _T]) -> list[_T]:
+        """Calls a solver for each of the layer's matrices."""
+        return [solve(group) for group in range(len(self.dense))]
+
+    # --- Factors of H -----------------------------------------------------------------------------
+
+    def factor(self) -> Tensor:
+        """U upper triangular with UᵀU = H⁻¹, [groups, in, in], float64; raises δ until it exists.
+
+        With A upper triangular and H = A·Aᵀ (a Cholesky factor read from the last row up),
+        U = A⁻¹: one factorisation and one triangular inverse.
+        """
+        lower = self._cholesky(flipped=True)
+        upper = lower.flip(-2, -1)
+        identity = torch.eye(upper.shape[-1], dtype=upper.dtype, device=upper.device)
+        return torch.linalg.solve_triangular(upper, identity.expand_as(upper), upper=True)
+
+    def correct(self) -> None:
+        """Replaces the weight by the dense one that gives T best on X: W·(C + δI)·(G + δI)⁻¹."""
+        if self.cross is None:
+            return
+        lower = self._cholesky(flipped=False)
+        solved = torch.cholesky_solve(self.target().mT, lower).mT
+        self.weight = solved.float()
+
+    def _ridge(self) -> Tensor:
+        mean = self.gram.diagonal(dim1=-2, dim2=-1).mean(dim=-1)
+        size = self.gram.shape[-1]
+        identity = torch.eye(size, dtype=self.gram.dtype, device=self.gram.device)
+        return self.damping * mean[:, None, None] * identity
+
+    def _cholesky(self, *, flipped: bool) -> Tensor:
+        """The lower Cholesky factor of H, or of H with rows and columns in reverse."""
+        asked = self.damping
+        while True:
+            matrix = self.damped.flip(-2, -1) if flipped else self.damped
+            lower, failed = torch.linalg.cholesky_ex(matrix)
+            if not bool(failed.any()):
+                return lower
+            if self.damping * 10 > _MOST_DAMPING:
+                raise ValueError(
+                    f"'{self.fqn}': the Gram matrix of its inputs is not positive definite, with a "
+                    f"damping from {asked:g} up to {self.damping:g} of its mean diagonal. "
+                    f"It saw {self.tokens} tokens for {matrix.shape[-1]} inputs; calibrate with "
+                    "more data, or leave the layer dense (config={'<name>': None})"
+                )
+            self.damping = max(self.damping * 10, 1e-6)
+
+    # --- What came out ----------------------------------------------------------------------------
+
+    def error(self, weight: Tensor | None = None) -> float:
+        """‖(W − Ŵ)·X‖² / ‖W·X‖²."""
+        delta = (self.kept_weight if weight is None else weight).double() - self.dense
+        return _ratio(_energy(delta, self.gram), _energy(self.dense.double(), self.gram))
+
+    def target_error(self, dense_gram: Tensor) -> float:
+        """‖W·X₀ − Ŵ·X‖² / ‖W·X₀‖².
+
+        Args:
+            dense_gram: X₀ᵀX₀ / tokens, [groups, in, in].
+        """
+        assert self.cross is not None
+        dense, solved = self.dense.double(), self.kept_weight.double()
+        whole = _energy(dense, dense_gram)
+        shared = ((dense @ self.cross) * solved).sum()
+        return _ratio(whole - 2 * shared + _energy(solved, self.gram), whole)
+
+
+def _energy(weight: Tensor, gram: Tensor) -> Tensor:
+    return ((weight @ gram) * weight).sum()
+
+
+def _ratio(part: Tensor, whole: Tensor) -> float:
+    return float(part / whole) if float(whole) > 0 else 0.0

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Blocks of a model that can be run by themselves, found by watching it run."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Call", "Stage", "StageWatch", "advance", "find_stages", "replay"]
+
+Call: TypeAlias = "tuple[tuple[Any, ...], dict[str, Any]]"
+"""Positional and keyword arguments of a module's call."""
+
+
+@dataclass
+class Stage:
+    """A module that runs once in every forward pass and whose arguments can be kept.
+
+    Attributes:
+        module: the block.
+        follows: the stage whose output it takes, with the same other arguments; None where
+            something else comes between.
+        writes_input: whether it changes its input in place.
+    """
+
+    module: nn.Module
+    follows: Stage | None = None
+    writes_input: bool = False
+
+
+def replay(stage: Stage, call: Call) -> Any:
+    """Runs a stage on kept arguments, which stay as they are."""
+    args, kwargs = call
+    if stage.writes_input:
+        args, kwargs = _with_input(call, _input_of(call).clone())
+    return stage.module(*args, **kwargs)
+
+
+def advance(stage: Stage, call: Call) -> Call:
+    """Runs a stage; the arguments of the one that follows it."""
+    output = replay(stage, call)
+    return _with_input(call, output if isinstance(output, Tensor) else output[0])
+
+
+def find_stages(model: nn.Module, layers: Sequence[nn.Module]) -> list[nn.Module]:
+    """Modules that may be stages: members of lists and sequences, the outermost of them.
+
+    A list counts where at least two of its members hold layers that are pruned.
+    """
+    wanted = {id(layer) for layer in layers}
+    found: list[nn.Module] = []
+
+    def holds(module: nn.Module) -> bool:
+        return any(id(part) in wanted for part in module.modules())
+
+    def visit(module: nn.Module, *, inside: bool) -> None:
+        members = list(module.children())
+        is_list = isinstance(module, nn.Sequential | nn.ModuleList)
+        if not is_list or not (inside or sum(holds(member) for member in members) >= 2):
+            for member in members:
+                visit(member, inside=False)
+            return
+        for member in members:
+            if isinstance(member, nn.Sequential | nn.ModuleList):
+                visit(member, inside=True)
+            else:
+                found.append(member)
+
+    visit(model, inside=False)
+    unique = {id(module): module for module in found}
+    return list(unique.values())
+
+
+@dataclass
+class _Run:
+    """One call of a candidate: what went in and what came out, while the pass lasts."""
+
+    module: nn.Module
+    call: Call
+    version: int
+    output: Any = None
+    output_version: int = 0
+
+
+@dataclass
+class StageWatch:
+    """Watches candidates over all batches and says which are stages.
+
+    Attributes:
+        candidates: modules that may be stages.
+    """
+
+    candidates: Sequence[nn.Module]
+    _stages: dict[int, Stage] = field(default_factory=dict)
+    _refused: set[int] = field(default_factory=set)
+    _links: dict[int, int | None] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def batch(self) -> Iterator[None]:
+        """Watches one forward pass."""
+        runs: list[_Run] = []
+
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            call = (args, kwargs)
+            fits = _is_plain(call) and isinstance(_input_of(call), Tensor)
+            if not fits:
+                self._refused.add(id(module))
+                return
+            x = _input_of(call)
+            if runs:
+                self._link(runs[-1], module, call)
+            else:
+                self._links[id(module)] = None
+            runs.append(_Run(module, call, x._version))
+
+        def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            run = next((run for run in reversed(runs) if run.module is module), None)
+            if run is None:
+                return
+            first = output if isinstance(output, Tensor) else _first_of(output)
+            run.output, run.output_version = first, getattr(first, "_version", 0)
+            stage = self._stages.setdefault(id(module), Stage(module))
+            stage.writes_input |= _input_of(run.call)._version != run.version
+
+        handles = []
+        for module in self.candidates:
+            handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+            handles.append(module.register_forward_hook(after, with_kwargs=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+        called = [id(run.module) for run in runs]
+        for module in self.candidates:
+            if called.count(id(module)) != 1:
+                self._refused.add(id(module))
+
+    def stages(self) -> list[Stage]:
+        """The candidates that were called exactly once in every pass, with what they follow."""
+        good = {key: stage for key, stage in self._stages.items() if key not in self._refused}
+        for key, stage in good.items():
+            link = self._links.get(key)
+            stage.follows = good.get(link) if link is not None else None
+        return list(good.values())
+
+    def _link(self, last: _Run, module: nn.Module, call: Call) -> None:
+        x = _input_of(call)
+        linked = (
+            last.output is x
+            and last.output_version == x._version
+            and _same_rest(last.call, call)
+            and self._links.get(id(module), id(last.module)) == id(last.module)
+        )
+        self._links[id(module)] = id(last.module) if linked else None
+
+
+def _first_of(output: Any) -> Any:
+    return output[0] if isinstance(output, tuple | list) and output else None
+
+
+def _input_of(call: Call) -> Any:
+    args, kwargs = call
+    return args[0] if args else next(iter(kwargs.values()), None)
+
+
+def _with_input(call: Call, x: Tensor) -> Call:
+    args, kwargs = call
+    if args:
+        return (x, *args[1:]), kwargs
+    return args, {**kwargs, next(iter(kwargs)): x}
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value can be passed twice: a cache that blocks append to cannot."""
+    if isinstance(value, tuple | list):
+        return all(_is_plain(item) for item in value)
+    if isinstance(value, dict):
+        return all(_is_plain(item) for item in value.values())
+    return value is None or isinstance(value, Tensor | bool | int | float | str | torch.dtype)
+
+
+def _same_rest(call: Call, other: Call) -> bool:
+    """Whether two calls differ in their input alone."""
+    blank = torch.empty(0)
+    return _same(_with_input(call, blank), _with_input(other, blank))
+
+
+def _same(value: Any, other: Any) -> bool:
+    if isinstance(value, Tensor) or isinstance(other, Tensor):
+        return value is other
+    if isinstance(value, tuple | list) and isinstance(other, tuple | list):
+        pairs = zip(value, other, strict=False)
+        return len(value) == len(other) and all(_same(a, b) for a, b in pairs)
+    if isinstance(value, dict) and isinstance(other, dict):
+        return list(value) == list(other) and all(_same(value[k], other[k]) for k in value)
+    return bool(value == other)

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Threads, blocking and table rows of *_conv2d_kcsr*_f32: a convolution as K-blocked CSR over a
+// tile of shifted views.
+//
+//   for each panel of output pixels, each block of filters (their sums stay in L2):
+//     for each block of KC inputs (a few channels, all their taps): copy the pixels that those taps
+//     see from X
+//       into a tile (L1), add every kept value of the filters
+//     store the sums to Y, with residual and activation
+//
+// X is read where it lies: a tile holds KC × panel floats, and no matrix of patches is ever made.
+// Inputs and outputs are planar (NCHW) or channels-last; only the copy and the store differ.
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+#include "core/layouts.h"
+#include "cpu/conv_panel.h"
+#include "cpu/conv_rows.h"
+#include "cpu/conv_task.h"
+#include "cpu/kcsr_source.h"
+#include "cpu/spmm_driver.h"
+#include "gossamer/conv.h"
+
+namespace gossamer::cpu {
+namespace {
+
+using detail::ceil_div;
+
+/// One instruction set and element type, and one widest panel.
+struct Variant {
+  const KcsrFunctions& sums;
+  const ConvFunctions& steps;
+  int vectors;
+};
+
+/// Filters [first, first + count), whose sums for one panel are ready, to Y.
+struct Finished {
+  const Conv2dArgs& args;
+  const ConvPanel& panel;
+  const float* sums;
+  std::int64_t lanes;
+  std::int64_t first;
+  std::int64_t count;
+
+  std::int64_t bytes() const { return dtype_bytes(args.weight.dtype()); }
+  const std::byte* at(const void* data, std::int64_t index) const {
+    return data == nullptr ? nullptr : static_cast<const std::byte*>(data) + index * bytes();
+  }
+  std::byte* y(std::int64_t index) const {
+    return static_cast<std::byte*>(args.y) + index * bytes();
+  }
+
+  /// Channels-last pixels follow each other through rows and images: one panel is one matrix.
+  void store_channels_last(const KcsrFunctions& functions) const {
+    const std::int64_t stride = args.y_strides.column;
+    const std::int64_t offset = panel.first_pixel() * stride + first;
+    functions.store(
+        {sums, lanes,
+         FinishTask{nullptr, 0, panel.pixels(), count, at(args.bias, first),
+                    at(args.residual, offset), stride, y(offset), stride, args.activation}});
+  }
+
+  void store_planar(const ConvFunctions& steps) const {
+    for (const ConvPanel::ImageRun& run : panel.image_runs()) {
+      const std::int64_t offset =
+          run.image * args.y_strides.image + first * args.y_strides.channel + run.pixel;
+      steps.store({sums + run.lane, lanes, count, run.length, at(args.bias, first),
+                   at(args.residual, offset), y(offset), args.y_strides.channel, args.activation});
+    }
+  }
+};
+
+/// All inputs of `rows` filters from `row` on for one panel of pixels.
+void run_panel(const Variant& variant, const KcsrSource& source, const Conv2dArgs& args, int width,
+               const ConvPanel& panel, std::int64_t row, std::int64_t rows, float* tile,
+               float* sums) {
+  const std::int64_t lanes = variant.sums.vector_lanes * kPanelVectors[width];
+  for (std::int64_t k = 0; k < source.block_count; ++k) {
+    const std::int64_t begin = k * source.block;
+    const std::int64_t end = std::min(begin + source.block, source.in);
+    panel.fill(variant.steps, begin, end, tile);
+    KcsrAddTask task = source.add_task(k);
+    task.rows = rows;
+    task.tile = tile;
+    task.sums = sums;
+    task.first = k == 0;
+    task.columns = end - begin;
+    variant.sums.add[width](task);
+  }
+  const Finished finished{args, panel, sums, lanes, row, rows};
+  args.y_strides.channels_last() ? finished.store_channels_last(variant.sums)
+                                 : finished.store_planar(variant.steps);
+}
+
+void run_part(const Variant& variant, KcsrSource source, const Conv2dArgs& args,
+              const SpmmPart& part) {
+  const std::int64_t widest = variant.sums.vector_lanes * variant.vectors;
+  const std::int64_t tile_floats = source.block * widest;
+  float* tile = scratch(tile_floats + kSumsFloats);
+  float* sums = tile + tile_floats;
+  ConvPanel panel(args);
+  for (std::int64_t row = part.row_begin; row < part.row_end;) {
+    const std::int64_t rows = std::min(part.row_end - row, kSumsFloats / widest);
+    source.index(row, rows, nullptr);
+    for (std::int64_t pixel = part.token_begin; pixel < part.token_end;) {
+      const std::int64_t left = part.token_end - pixel;
+      const int width = panel_width(left, variant.sums.vector_lanes, variant.vectors);
+      const std::int64_t lanes = variant.sums.vector_lanes * kPanelVectors[width];
+      panel.move_to(pixel, std::min(left, lanes), lanes);
+      run_panel(variant, source, args, width, panel, row, rows, tile, sums);
+      pixel += panel.pixels();
+    }
+    row += rows;
+  }
+}
+
+/// A 1×1 convolution that takes every pixel sees each image as a single row.
+Conv2dArgs flattened(Conv2dArgs args) {
+  Conv2dShape& s = args.shape;
+  const bool pointwise = s.kernel_h == 1 && s.kernel_w == 1 && s.stride_h == 1 && s.stride_w == 1 &&
+                         s.pad_top == 0 && s.pad_bottom == 0 && s.pad_left == 0 && s.pad_right == 0;
+  if (!pointwise || args.x_strides.row != s.width * args.x_strides.column) return args;
+  s.width *= s.height;
+  s.height = 1;
+  return args;
+}
+
+void run(const Variant& variant, const Conv2dArgs& given) {
+  const Conv2dArgs args = flattened(given);
+  const std::int64_t pixels = args.shape.pixels();
+  if (pixels <= 0 || args.weight.out() == 0) return;
+  const std::int64_t lanes = variant.sums.vector_lanes * variant.vectors;
+  const std::int64_t panels = ceil_div(pixels, lanes);
+  const std::int64_t work =
+      args.weight.kept() * ceil_div(pixels, variant.sums.vector_lanes) / kMinWorkPerThread;
+  const std::int64_t threads =
+      std::clamp(work, std::int64_t{1}, std::int64_t{std::max(args.parallel.threads, 1)});
+  // Pixels first, because a tile is then filled once; filters where panels do not suffice.
+  const std::int64_t pixel_parts = std::min(threads, panels);
+  const std::int64_t row_parts = ceil_div(threads, pixel_parts);
+  ParallelFor parallel = args.parallel;
+  if (threads == 1) parallel.run = nullptr;
+  const KcsrSource source(args.weight, 0);
+  parallel_for(parallel, pixel_parts * row_parts, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t item = begin; item < end; ++item) {
+      const std::int64_t row = item / pixel_parts;
+      const std::int64_t column = item % pixel_parts;
+      run_part(variant, source, args,
+               {source.balanced_row(row, row_parts), source.balanced_row(row + 1, row_parts),
+                panels * column / pixel_parts * lanes,
+                std::min(panels * (column + 1) / pixel_parts * lanes, pixels)});
+    }
+  });
+}
+
+template <const KcsrFunctions& sums, const ConvFunctions& steps, Layout layout, int vectors>
+Conv2dKernel row(std::string_view name, std::uint32_t needs, DType dtype = DType::kFloat32) {
+  Conv2dKernel kernel;
+  kernel.name = name;
+  kernel.needs = needs;
+  kernel.layout = layout;
+  kernel.dtype = dtype;
+  kernel.run = [](const Conv2dArgs& args) { run({sums, steps, vectors}, args); };
+  return kernel;
+}
+
+}  // namespace
+
+std::vector<Conv2dKernel> conv2d_kcsr_rows() {
+  using enum Layout;
+  using enum DType;
+  constexpr const KcsrFunctions& plain = generic_spmm_f32;
+  constexpr const ConvFunctions& steps = generic_conv2d_f32;
+  std::vector<Conv2dKernel> rows{
+      row<plain, steps, kKcsr64, 8>("generic_conv2d_kcsr64_f32", kIsaGeneric),
+      row<plain, steps, kKcsr128, 8>("generic_conv2d_kcsr128_f32", kIsaGeneric),
+      row<plain, steps, kKcsr256, 8>("generic_conv2d_kcsr256_f32", kIsaGeneric)};
+#if defined(__x86_64__)
+  const auto add = [&](const Conv2dKernel& kernel) { rows.push_back(kernel); };
+  constexpr const KcsrFunctions& a2 = avx2_spmm_f32;
+  constexpr const ConvFunctions& c2 = avx2_conv2d_f32;
+  add(row<a2, c2, kKcsr128, 8>("avx2_conv2d_kcsr128_f32_nv8", kIsaAvx2));
+  add(row<a2, c2, kKcsr256, 8>("avx2_conv2d_kcsr256_f32_nv8", kIsaAvx2));
+  add(row<a2, c2, kKcsr256, 4>("avx2_conv2d_kcsr256_f32_nv4", kIsaAvx2));
+  constexpr const KcsrFunctions& a5 = avx512_spmm_f32;
+  constexpr const ConvFunctions& c5 = avx512_conv2d_f32;
+  add(row<a5, c5, kKcsr64, 8>("avx512_conv2d_kcsr64_f32_nv8", kIsaAvx512));
+  add(row<a5, c5, kKcsr128, 8>("avx512_conv2d_kcsr128_f32_nv8", kIsaAvx512));
+  add(row<a5, c5, kKcsr128, 4>("avx512_conv2d_kcsr128_f32_nv4", kIsaAvx512));
+  add(row<a5, c5, kKcsr256, 4>("avx512_conv2d_kcsr256_f32_nv4", kIsaAvx512));
+#endif
+  return rows;
+}
+
+}  // namespace gossamer::cpu

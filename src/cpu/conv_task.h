@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+
+#include <cstdint>
+
+#include "gossamer/activation.h"
+
+// The steps of a convolution that differ from a linear layer's, as plain data: instruction-set
+// folders include nothing else. A panel is `lanes` output pixels, a tile is one block of inputs (a
+// few channels, all their taps) for one panel; the sums are those of K-blocked CSR (kcsr_task.h).
+// X, Y, bias and residual have the element type of the functions; tiles and sums are float32.
+namespace gossamer::cpu {
+
+/// tile[c·tile_stride + i] = x[c·plane + i·step] for `channels` planes and `length` pixels of a
+/// row.
+struct ConvCopyTask {
+  const void* x;
+  std::int64_t plane;
+  std::int64_t step;
+  std::int64_t length;
+  std::int64_t channels;
+  float* tile;  ///< of the first channel and pixel
+  std::int64_t tile_stride;
+};
+
+/// tile[c·tile_stride + t] = pixels[t][c]: channels-last pixels transposed. A null pixel is padding
+/// and gives zeros.
+struct ConvTransposeTask {
+  const void* const* pixels;  ///< [lanes]
+  std::int64_t channels;
+  float* tile;
+  std::int64_t tile_stride;
+  std::int64_t lanes;
+};
+
+/// y[r·y_plane + i] = act(sums[r·lanes + i] + bias[r] + residual[r·y_plane + i]) for one run of
+/// planar output pixels.
+struct ConvStoreTask {
+  const float* sums;  ///< of the first row and pixel
+  std::int64_t lanes;
+  std::int64_t rows;
+  std::int64_t length;
+  const void* bias;      ///< of the first row, or null
+  const void* residual;  ///< or null
+  void* y;
+  std::int64_t y_plane;
+  Activation activation;
+};
+
+struct ConvFunctions {
+  void (*copy)(const ConvCopyTask&);
+  void (*transpose)(const ConvTransposeTask&);
+  void (*store)(const ConvStoreTask&);
+};
+
+extern const ConvFunctions generic_conv2d_f32;
+extern const ConvFunctions avx2_conv2d_f32;
+extern const ConvFunctions avx512_conv2d_f32;
+
+}  // namespace gossamer::cpu
