@@ -7,5 +7,7 @@ struct FloatSums {
   static constexpr int kMaxTokens = 8;
   static Vector zero_sum() { return zero(); }
   static Vector add_sums(Vector a, Vector b) { return add(a, b); }
+  static Vector load_sum(const float* p) { return load(p); }
+  static void store_sum(float* p, Vector sum) { store(p, sum); }
   static float total(Vector sum) { return sum_lanes(sum); }
 };

@@ -18,7 +18,7 @@
 /// R rows × T tokens. Rows follow each other in memory, so the values to be fetched next lie as far
 /// behind the last row as has been used of all of them.
 template <typename Step, int R, int T>
-inline void decode_rows(const gossamer::cpu::BitmaskDecodeTask& task, std::int64_t row) {
+inline void decode_rows(const gossamer::cpu::DecodeTask& task, std::int64_t row) {
   using Value = typename Step::Value;
   using Input = typename Step::Input;
   constexpr std::int64_t kColumns = Step::kColumns;
@@ -29,7 +29,7 @@ inline void decode_rows(const gossamer::cpu::BitmaskDecodeTask& task, std::int64
   const Value* values[R];
   const std::uint8_t* bits[R];
   for (int r = 0; r < R; ++r) {
-    values[r] = static_cast<const Value*>(task.values) + task.offsets[row + r];
+    values[r] = static_cast<const Value*>(task.values) + task.row_offsets[row + r];
     bits[r] = task.bits + (row + r) * task.row_bytes;
     for (int t = 0; t < T; ++t) {
       for (int c = 0; c < kChains; ++c) sum[r][t][c] = Step::zero_sum();
@@ -90,7 +90,7 @@ inline void decode_rows(const gossamer::cpu::BitmaskDecodeTask& task, std::int64
 /// Two rows at a time where the inputs of many tokens would otherwise be loaded for every one, and
 /// the sums fit the registers.
 template <typename Step, int T>
-inline void decode_all_rows(const gossamer::cpu::BitmaskDecodeTask& task) {
+inline void decode_all_rows(const gossamer::cpu::DecodeTask& task) {
   constexpr int R = T > 2 && 2 * T <= kMaxSums ? 2 : 1;
   std::int64_t row = 0;
   for (; row + R <= task.rows; row += R) decode_rows<Step, R, T>(task, row);
@@ -98,7 +98,7 @@ inline void decode_all_rows(const gossamer::cpu::BitmaskDecodeTask& task) {
 }
 
 template <typename Step>
-void decode(const gossamer::cpu::BitmaskDecodeTask& task) {
+void decode(const gossamer::cpu::DecodeTask& task) {
   switch (task.tokens) {
     case 1:
       return decode_all_rows<Step, 1>(task);

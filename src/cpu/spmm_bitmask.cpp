@@ -205,12 +205,15 @@ void add_row(std::string_view name, std::uint32_t needs, DType dtype) {
   register_linear_kernel(kernel);
 }
 
-/// Units cost as much as values; of density d there are 1 - (1 - d)^n of a n-th as many.
+/// Units cost as much as values. Of density d there are 1 - (1 - d)^n of an n-th as many, but where
+/// the pattern keeps units whole.
 double unit_seconds(const SpmmCost& cost, int vectors, std::int64_t block, int inputs,
                     const LinearDesc& desc, std::int64_t tokens, int threads) {
   LinearDesc units = desc;
   units.in = ceil_div(desc.in, inputs);
-  units.density = 1.0 - std::pow(1.0 - desc.density, inputs);
+  const bool whole =
+      desc.pattern.kind == Pattern::Kind::kBlock && desc.pattern.block_cols % inputs == 0;
+  units.density = whole ? desc.density : 1.0 - std::pow(1.0 - desc.density, inputs);
   return spmm_seconds(16, cost, vectors, block / inputs, units, tokens, threads);
 }
 

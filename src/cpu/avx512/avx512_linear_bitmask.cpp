@@ -10,7 +10,7 @@
 
 #include <cstdint>
 
-#include "cpu/bitmask_task.h"
+#include "cpu/decode_task.h"
 
 namespace {
 
@@ -58,15 +58,59 @@ struct Step : FloatSums {
 
 #include "cpu/linear_bitmask.inl"
 
+/// A step of a block.
+template <typename Element>
+struct BlockStep : FloatSums {
+  using Value = typename Element::Type;
+  using Input = float;
+  using Inputs = Vector;
+  static constexpr std::int64_t kColumns = kLanes;
+
+  static Vector load(const Value* values) { return Element::load(values); }
+  static Vector load_first(const Value* values, std::int64_t count) {
+    return Element::load_first(values, count);
+  }
+  static Vector load_input(const float* x) { return Float32::load(x); }
+  static Vector first_inputs(const float* x, std::int64_t count) {
+    return Float32::load_first(x, count);
+  }
+  static Vector multiply_add(Vector weights, Vector inputs, Vector sum) {
+    return ::multiply_add(weights, inputs, sum);
+  }
+};
+
+constexpr std::int64_t kRowsOfSums = 64;
+constexpr int kTwoStepTokens = 8;
+#include "cpu/linear_blocks.inl"
+
 }  // namespace
 
 namespace gossamer::cpu {
 
-constinit const BitmaskDecodeFunctions avx512_linear_bitmask_f32 = {
+constinit const DecodeFunctions avx512_linear_bitmask_f32 = {
     decode<Step<Float32>>, widen<Float32>, is_finite<Float32>, finish<Float32>, true, nullptr};
-constinit const BitmaskDecodeFunctions avx512_linear_bitmask_bf16 = {
+constinit const DecodeFunctions avx512_linear_bitmask_bf16 = {
     decode<Step<BFloat16>>, widen<BFloat16>, is_finite<BFloat16>, finish<BFloat16>, false, nullptr};
-constinit const BitmaskDecodeFunctions avx512_linear_bitmask_f16 = {
+constinit const DecodeFunctions avx512_linear_bitmask_f16 = {
     decode<Step<Float16>>, widen<Float16>, is_finite<Float16>, finish<Float16>, false, nullptr};
+
+constinit const DecodeFunctions avx512_linear_bsr_f32 = {decode_blocks<BlockStep<Float32>>,
+                                                         widen<Float32>,
+                                                         is_finite<Float32>,
+                                                         finish<Float32>,
+                                                         true,
+                                                         nullptr};
+constinit const DecodeFunctions avx512_linear_bsr_bf16 = {decode_blocks<BlockStep<BFloat16>>,
+                                                          widen<BFloat16>,
+                                                          is_finite<BFloat16>,
+                                                          finish<BFloat16>,
+                                                          false,
+                                                          nullptr};
+constinit const DecodeFunctions avx512_linear_bsr_f16 = {decode_blocks<BlockStep<Float16>>,
+                                                         widen<Float16>,
+                                                         is_finite<Float16>,
+                                                         finish<Float16>,
+                                                         false,
+                                                         nullptr};
 
 }  // namespace gossamer::cpu

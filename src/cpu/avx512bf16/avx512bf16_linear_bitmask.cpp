@@ -11,7 +11,7 @@
 
 #include <cstdint>
 
-#include "cpu/bitmask_task.h"
+#include "cpu/decode_task.h"
 
 namespace {
 
@@ -72,7 +72,32 @@ struct FiniteStep : Step {
 
 #include "cpu/linear_bitmask.inl"
 
-void multiply(const gossamer::cpu::BitmaskDecodeTask& task) {
+/// A step of a block.
+struct BlockStep : FloatSums {
+  using Value = std::uint16_t;
+  using Input = std::uint16_t;
+  using Inputs = __m512i;
+  static constexpr std::int64_t kColumns = 32;
+
+  static __m512i load(const std::uint16_t* p) { return _mm512_loadu_si512(p); }
+  static __m512i load_first(const std::uint16_t* p, std::int64_t count) {
+    return _mm512_maskz_loadu_epi16((__mmask32{1} << static_cast<unsigned>(count)) - 1u, p);
+  }
+  static __m512i load_input(const std::uint16_t* x) { return load(x); }
+  static __m512i first_inputs(const std::uint16_t* x, std::int64_t count) {
+    return load_first(x, count);
+  }
+  static Vector multiply_add(__m512i weights, __m512i inputs, Vector sum) {
+    return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(inputs),
+                            reinterpret_cast<__m512bh>(weights));
+  }
+};
+
+constexpr std::int64_t kRowsOfSums = 64;
+constexpr int kTwoStepTokens = 8;
+#include "cpu/linear_blocks.inl"
+
+void multiply(const gossamer::cpu::DecodeTask& task) {
   task.x_is_finite ? decode<FiniteStep>(task) : decode<Step>(task);
 }
 
@@ -80,7 +105,14 @@ void multiply(const gossamer::cpu::BitmaskDecodeTask& task) {
 
 namespace gossamer::cpu {
 
-constinit const BitmaskDecodeFunctions avx512bf16_linear_bitmask_bf16 = {
+constinit const DecodeFunctions avx512bf16_linear_bitmask_bf16 = {
     multiply, widen<BFloat16>, is_finite<BFloat16>, finish<BFloat16>, true, nullptr};
+
+constinit const DecodeFunctions avx512bf16_linear_bsr_bf16 = {decode_blocks<BlockStep>,
+                                                              widen<BFloat16>,
+                                                              is_finite<BFloat16>,
+                                                              finish<BFloat16>,
+                                                              true,
+                                                              nullptr};
 
 }  // namespace gossamer::cpu

@@ -11,7 +11,7 @@
 
 #include <cstdint>
 
-#include "cpu/bitmask_task.h"
+#include "cpu/decode_task.h"
 
 namespace {
 
@@ -25,14 +25,28 @@ constexpr int kMaxSums = 12;
 
 inline float sum_lanes(Vector v) { return _mm512_reduce_add_ps(v); }
 
-struct Step {
+/// Sums of integers in registers, and in memory that is typed as floats.
+struct IntegerSums {
+  using Sum = __m512i;
+  static constexpr int kMaxTokens = 9;
+  static Sum zero_sum() { return _mm512_setzero_si512(); }
+  static Sum add_sums(Sum a, Sum b) { return _mm512_add_epi32(a, b); }
+  static Sum load_sum(const float* p) { return _mm512_loadu_si512(p); }
+  static void store_sum(float* p, Sum sum) { _mm512_storeu_si512(p, sum); }
+  static float total(Sum sum) {
+    const std::int32_t all = _mm512_reduce_add_epi32(sum);
+    float bits;
+    __builtin_memcpy(&bits, &all, sizeof(bits));
+    return bits;
+  }
+};
+
+struct Step : IntegerSums {
   using Value = std::int8_t;
   using Input = std::uint8_t;
   using Mask = std::uint64_t;
   using Weights = __m512i;
-  using Sum = __m512i;
   static constexpr std::int64_t kColumns = 64;
-  static constexpr int kMaxTokens = 9;
 
   static Mask load_mask(const std::uint8_t* bits) {
     std::uint64_t word;
@@ -60,18 +74,31 @@ struct Step {
   static Sum multiply_add(Weights weights, __m512i inputs, Mask, Sum sum) {
     return _mm512_dpbusd_epi32(sum, inputs, weights);
   }
-  static Sum zero_sum() { return _mm512_setzero_si512(); }
-  static Sum add_sums(Sum a, Sum b) { return _mm512_add_epi32(a, b); }
-  /// An integer in the bits of a float.
-  static float total(Sum sum) {
-    const std::int32_t all = _mm512_reduce_add_epi32(sum);
-    float bits;
-    __builtin_memcpy(&bits, &all, sizeof(bits));
-    return bits;
-  }
 };
 
 #include "cpu/linear_bitmask.inl"
+
+/// A step of a block.
+struct BlockStep : IntegerSums {
+  using Value = std::int8_t;
+  using Input = std::uint8_t;
+  using Inputs = __m512i;
+  static constexpr std::int64_t kColumns = 64;
+
+  static __m512i load(const std::int8_t* p) { return _mm512_loadu_si512(p); }
+  static __m512i load_first(const std::int8_t* p, std::int64_t count) {
+    return _mm512_maskz_loadu_epi8((__mmask64{1} << static_cast<unsigned>(count)) - 1u, p);
+  }
+  static __m512i load_input(const std::uint8_t* x) { return _mm512_loadu_si512(x); }
+  static __m512i first_inputs(const std::uint8_t* x, std::int64_t) { return load_input(x); }
+  static Sum multiply_add(__m512i weights, __m512i inputs, Sum sum) {
+    return _mm512_dpbusd_epi32(sum, inputs, weights);
+  }
+};
+
+constexpr std::int64_t kRowsOfSums = 64;
+constexpr int kTwoStepTokens = 9;
+#include "cpu/linear_blocks.inl"
 
 bool always_finite(const void*, std::int64_t) { return true; }
 
@@ -79,7 +106,10 @@ bool always_finite(const void*, std::int64_t) { return true; }
 
 namespace gossamer::cpu {
 
-constinit const BitmaskDecodeFunctions avx512vnni_linear_bitmask_int8 = {
+constinit const DecodeFunctions avx512vnni_linear_bitmask_int8 = {
     decode<Step>, nullptr, always_finite, finish<Float32>, true, dequantize};
+
+constinit const DecodeFunctions avx512vnni_linear_bsr_int8 = {
+    decode_blocks<BlockStep>, nullptr, always_finite, finish<Float32>, true, dequantize};
 
 }  // namespace gossamer::cpu
