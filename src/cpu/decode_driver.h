@@ -50,7 +50,7 @@ class DecodeGroup {
     task.x_stride = padded;
     task.values = weight_.values;
     task.in = weight_.in;
-    task.tokens = functions_.dequantize == nullptr ? tokens_ : tokens_ + 1;
+    task.tokens = functions_.unsigned_inputs ? tokens_ + 1 : tokens_;
     task.sums = sums;
     task.sums_stride = kDecodeRows;
     for (std::int64_t row = begin; row < end; row += kDecodeRows) {
@@ -68,23 +68,23 @@ class DecodeGroup {
   }
 
   bool copy_inputs(std::int64_t padded, std::byte* to) const {
-    const std::int64_t bytes = functions_.takes_elements ? x_bytes_ : 4;
+    const std::int64_t bytes = functions_.input_bytes;
     bool finite = true;
     for (std::int64_t t = 0; t < tokens_; ++t) {
       const std::byte* x =
           static_cast<const std::byte*>(args_.x) +
           (batch_ * args_.x_batch_stride + (token_ + t) * args_.x_stride) * x_bytes_;
       std::byte* row = to + t * padded * bytes;
-      if (functions_.takes_elements) {
+      if (functions_.widen == nullptr) {
         std::memcpy(row, x, static_cast<std::size_t>(weight_.in * bytes));
       } else {
-        functions_.widen(x, weight_.in, reinterpret_cast<float*>(row));
+        functions_.widen(x, weight_.in, row);
       }
       std::memset(row + weight_.in * bytes, 0,
                   static_cast<std::size_t>((padded - weight_.in) * bytes));
-      finite = finite && functions_.is_finite(x, weight_.in);
+      finite = finite && (functions_.is_finite == nullptr || functions_.is_finite(x, weight_.in));
     }
-    if (functions_.dequantize != nullptr) shift_inputs(padded, to);
+    if (functions_.unsigned_inputs) shift_inputs(padded, to);
     return finite;
   }
 
@@ -95,7 +95,7 @@ class DecodeGroup {
   }
 
   void dequantize(std::int64_t row, std::int64_t rows, float* sums) const {
-    const float* corrections = sums + tokens_ * kDecodeRows;
+    const float* corrections = functions_.unsigned_inputs ? sums + tokens_ * kDecodeRows : nullptr;
     const float* scale = args_.weight_scale;
     functions_.dequantize({sums, kDecodeRows, tokens_, rows,
                            reinterpret_cast<const std::int32_t*>(corrections),

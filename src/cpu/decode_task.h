@@ -42,20 +42,23 @@ struct DecodeTask {
 /// What the driver needs of an instruction set and an element type.
 struct DecodeFunctions {
   void (*multiply)(const DecodeTask&);
-  /// float32 of `count` elements.
-  void (*widen)(const void* from, std::int64_t count, float* to);
-  /// Whether all of `count` elements are finite.
+  /// `count` elements of X in the type that `multiply` takes; null: as they are.
+  void (*widen)(const void* from, std::int64_t count, void* to);
+  std::int64_t input_bytes;  ///< of that type
+  /// Whether all of `count` elements are finite; null: they always are.
   bool (*is_finite)(const void* from, std::int64_t count);
   void (*finish)(const FinishTask&);
-  bool takes_elements;  ///< X as it is; otherwise widened to float32
-  /// Quantized calls, where it is not null: `multiply` takes inputs plus 128 and one token more,
-  /// all 128, whose sums are the others' corrections; sums are 32-bit integers until they are here.
+  /// Of quantized calls, otherwise null: sums are 32-bit integers until they are here.
   void (*dequantize)(const DequantizeTask&);
+  /// Quantized calls: `multiply` takes inputs plus 128 and one token more, all 128, whose sums are
+  /// the others' corrections. Otherwise there are none.
+  bool unsigned_inputs;
 };
 
 extern const DecodeFunctions avx2_linear_bitmask_f32;
 extern const DecodeFunctions avx2_linear_bitmask_bf16;
 extern const DecodeFunctions avx2_linear_bitmask_f16;
+extern const DecodeFunctions avx2_linear_bitmask_int8;
 extern const DecodeFunctions avx512_linear_bitmask_f32;
 extern const DecodeFunctions avx512_linear_bitmask_bf16;
 extern const DecodeFunctions avx512_linear_bitmask_f16;

@@ -29,7 +29,7 @@ struct DequantizeTask {
   std::int64_t sums_stride;
   std::int64_t tokens;
   std::int64_t rows;
-  const std::int32_t* corrections;
+  const std::int32_t* corrections;  ///< or null: 0
   const float* x_scale;
   const float* weight_scale;  ///< or null: 1
 };

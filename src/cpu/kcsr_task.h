@@ -103,6 +103,10 @@ extern const KcsrFunctions avx512vnni_spmm_quads;
 /// Blocks of a number of columns that four divides.
 extern const KcsrFunctions avx512vnni_spmm_block_quads;
 
+/// Values are pairs of int8 widened to 16 bits, tiles hold inputs likewise; sums are 32-bit
+/// integers.
+extern const KcsrFunctions avx2_spmm_int8_pairs;
+
 /// Turns the bits of some rows into what KcsrAddTask reads: cols[i] is the column, inside its block
 /// of inputs, of the i-th kept value of these rows; segments[k·rows + r] says where block k of row
 /// r begins, and segments[(k + 1)·rows + r] where it ends.
@@ -118,34 +122,25 @@ struct BitmaskIndexTask {
 void avx2_bitmask_index(const BitmaskIndexTask& task);
 void avx512vbmi2_bitmask_index(const BitmaskIndexTask& task);
 
-/// The same for pairs of bfloat16: a pair is listed where either of its two inputs is kept.
-struct BitmaskPairTask {
+/// The same for units of two or four inputs, a unit being listed where any of its inputs is kept.
+struct BitmaskUnitTask {
   const std::uint8_t* bits;
-  const std::uint16_t* values;  ///< of the first row
+  const void* values;  ///< of the first row
   std::int64_t rows;
   std::int64_t in;
-  std::int64_t block;       ///< inputs, a multiple of 32, at most 512
-  std::uint32_t* pairs;     ///< room for 16 more than the rows have
-  std::uint8_t* cols;       ///< likewise
-  std::uint32_t* segments;  ///< [ceil(in / block) + 1][rows], counting pairs
-};
-
-void avx512bf16_bitmask_pairs(const BitmaskPairTask& task);
-
-/// The same for fours of int8: listed where any of four inputs is kept.
-struct BitmaskQuadTask {
-  const std::uint8_t* bits;
-  const std::int8_t* values;  ///< of the first row
-  std::int64_t rows;
-  std::int64_t in;
-  std::int64_t block;         ///< inputs, a multiple of 64, at most 1024
-  std::uint32_t* quads;       ///< room for 16 more than the rows have
+  std::int64_t block;         ///< inputs, a multiple of 64, at most 256 units
+  std::uint32_t* units;       ///< room for 16 more than the rows have
   std::uint8_t* cols;         ///< likewise
-  std::uint32_t* segments;    ///< [ceil(in / block) + 1][rows], counting fours
+  std::uint32_t* segments;    ///< [ceil(in / block) + 1][rows], counting units
   std::int32_t* corrections;  ///< [rows]: 128 times the sum of the row's weights
 };
 
-void avx512vnni_bitmask_quads(const BitmaskQuadTask& task);
+/// Pairs of bfloat16, as avx512bf16_spmm_pairs takes them; no corrections.
+void avx512bf16_bitmask_pairs(const BitmaskUnitTask& task);
+/// Fours of int8.
+void avx512vnni_bitmask_quads(const BitmaskUnitTask& task);
+/// Pairs of int8, each widened to 16 bits; no corrections.
+void avx2_bitmask_int8_pairs(const BitmaskUnitTask& task);
 
 /// corrections[row] = 128 times the sum of the row's weights, of rows in blocks.
 struct BlockSumsTask {

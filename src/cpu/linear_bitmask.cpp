@@ -28,6 +28,7 @@ struct Cost {
 constexpr Cost kAvx2Cost{8.0, 1.8, 0.42};
 constexpr Cost kAvx2HalfCost{8.0, 1.9, 0.42};
 constexpr Cost kAvx512Cost{16.0, 2.4, 0.4};
+constexpr Cost kAvx2Int8Cost{16.0, 4.0, 0.8};
 constexpr Cost kInt8Cost{64.0, 3.3, 0.5};
 constexpr Cost kBf16Cost{32.0, 2.8, 0.5};
 
@@ -74,6 +75,8 @@ void register_linear_bitmask() {
   add_row<avx2_linear_bitmask_f32, kAvx2Cost>("avx2_linear_bitmask_f32", kIsaAvx2, kFloat32);
   add_row<avx2_linear_bitmask_bf16, kAvx2HalfCost>("avx2_linear_bitmask_bf16", kIsaAvx2, kBFloat16);
   add_row<avx2_linear_bitmask_f16, kAvx2HalfCost>("avx2_linear_bitmask_f16", kIsaAvx2, kFloat16);
+  add_row<avx2_linear_bitmask_int8, kAvx2Int8Cost>("avx2_linear_bitmask_int8", kIsaAvx2, kInt8,
+                                                   refuses_long_rows);
   add_row<avx512_linear_bitmask_f32, kAvx512Cost>("avx512_linear_bitmask_f32", kIsaAvx512,
                                                   kFloat32);
   add_row<avx512_linear_bitmask_bf16, kAvx512Cost>("avx512_linear_bitmask_bf16", kIsaAvx512,

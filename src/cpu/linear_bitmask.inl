@@ -122,7 +122,8 @@ void decode(const gossamer::cpu::DecodeTask& task) {
 }
 
 template <typename Element>
-void widen(const void* from, std::int64_t count, float* to) {
+void widen(const void* from, std::int64_t count, void* memory) {
+  auto* to = static_cast<float*>(memory);
   const auto* p = static_cast<const typename Element::Type*>(from);
   std::int64_t i = 0;
   for (; i + kLanes <= count; i += kLanes) store(to + i, Element::load(p + i));

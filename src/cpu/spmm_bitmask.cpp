@@ -24,6 +24,7 @@ using detail::ceil_div;
 constexpr std::int64_t kIndexedAtOnce = std::int64_t{1} << 20;  ///< kept values: a byte each
 
 using IndexFunction = void (*)(const BitmaskIndexTask&);
+using UnitFunction = void (*)(const BitmaskUnitTask&);
 
 /// One batch of a packed weight.
 struct BitmaskSource {
@@ -147,26 +148,27 @@ struct BitmaskUnitSource {
   }
 };
 
-struct BitmaskPairSource : BitmaskUnitSource {
+/// Of floating-point units, and of quantized ones.
+template <UnitFunction function>
+struct BitmaskUnits : BitmaskUnitSource {
   using BitmaskUnitSource::BitmaskUnitSource;
 
   void index(std::int64_t row, std::int64_t count, std::byte* memory) {
     const Memory m = lay_out(row, count, memory);
-    avx512bf16_bitmask_pairs({weight.bits + row * weight.row_bytes,
-                              reinterpret_cast<const std::uint16_t*>(weight.row_values(row)), count,
-                              in, block, m.units, m.cols, m.segments});
+    function({weight.bits + row * weight.row_bytes, weight.row_values(row), count, in, block,
+              m.units, m.cols, m.segments, nullptr});
   }
 };
 
-struct BitmaskQuadSource : BitmaskUnitSource {
+template <UnitFunction function>
+struct QuantizedBitmaskUnits : BitmaskUnitSource {
   using BitmaskUnitSource::BitmaskUnitSource;
   const std::int32_t* corrections = nullptr;
 
   void index(std::int64_t row, std::int64_t count, std::byte* memory) {
     const Memory m = lay_out(row, count, memory);
-    avx512vnni_bitmask_quads({weight.bits + row * weight.row_bytes,
-                              reinterpret_cast<const std::int8_t*>(weight.row_values(row)), count,
-                              in, block, m.units, m.cols, m.segments, m.row_words});
+    function({weight.bits + row * weight.row_bytes, weight.row_values(row), count, in, block,
+              m.units, m.cols, m.segments, m.row_words});
     corrections = m.row_words;
   }
 };
@@ -182,6 +184,7 @@ constexpr SpmmCost kVbmi2Cost128{1.32, 0.58, 2.7, 0.94, 0.05};
 constexpr SpmmCost kVbmi2Cost256{0.84, 0.83, 8.9, 0.51, 0.02};
 constexpr SpmmCost kPairCost128{1.44, 0.54, 0.0, 1.50, 0.32};
 constexpr SpmmCost kPairCost256{1.50, 0.49, 0.0, 0.90, 0.29};
+constexpr SpmmCost kSmallPairCost{1.0, 0.8, 5.0, 1.0, 4.0};
 constexpr SpmmCost kQuadCost256{1.44, 0.54, 0.0, 1.50, 0.4};
 constexpr SpmmCost kQuadCost512{1.50, 0.49, 0.0, 0.90, 0.4};
 constexpr SpmmCost kVbmi2HalfCost256{1.62, 0.59, 5.6, 0.70, 0.01};
@@ -207,47 +210,35 @@ void add_row(std::string_view name, std::uint32_t needs, DType dtype) {
 
 /// Units cost as much as values. Of density d there are 1 - (1 - d)^n of an n-th as many, but where
 /// the pattern keeps units whole.
-double unit_seconds(const SpmmCost& cost, int vectors, std::int64_t block, int inputs,
-                    const LinearDesc& desc, std::int64_t tokens, int threads) {
+double unit_seconds(std::int64_t lanes, const SpmmCost& cost, int vectors, std::int64_t block,
+                    int inputs, const LinearDesc& desc, std::int64_t tokens, int threads) {
   LinearDesc units = desc;
   units.in = ceil_div(desc.in, inputs);
   const bool whole =
       desc.pattern.kind == Pattern::Kind::kBlock && desc.pattern.block_cols % inputs == 0;
   units.density = whole ? desc.density : 1.0 - std::pow(1.0 - desc.density, inputs);
-  return spmm_seconds(16, cost, vectors, block / inputs, units, tokens, threads);
+  return spmm_seconds(lanes, cost, vectors, block / inputs, units, tokens, threads);
 }
 
-template <const KcsrFunctions& functions, typename Source, const SpmmCost& cost, int block,
-          int vectors>
-LinearKernel unit_row(std::string_view name, std::uint32_t needs, DType dtype) {
+/// `inputs`: of a unit.
+template <const KcsrFunctions& functions, typename Source, const SpmmCost& cost, int inputs,
+          int block, int vectors>
+void add_unit_row(std::string_view name, std::uint32_t needs, DType dtype) {
   LinearKernel kernel;
   kernel.name = name;
-  kernel.needs = kIsaAvx512 | kIsaAvx512Vbmi2 | needs;
+  kernel.needs = needs;
   kernel.layout = Layout::kBitmask;
   kernel.weight_dtype = dtype;
   kernel.activation_dtype = dtype;
+  if (dtype == DType::kInt8) kernel.refuses = refuses_long_rows;
   kernel.seconds = [](const LinearDesc& desc, const Machine&, std::int64_t tokens, int threads) {
-    const int inputs = 4 / static_cast<int>(dtype_bytes(desc.weight_dtype));
-    return unit_seconds(cost, vectors, block, inputs, desc, tokens, threads);
+    return unit_seconds(functions.vector_lanes, cost, vectors, block, inputs, desc, tokens,
+                        threads);
   };
   kernel.run = [](const LinearArgs& args) {
     run_spmm(functions, vectors, args,
              [&](std::int64_t batch) { return Source(args.weight, batch, block); });
   };
-  return kernel;
-}
-
-template <const SpmmCost& cost, int block, int vectors>
-void add_pair_row(std::string_view name) {
-  register_linear_kernel(unit_row<avx512bf16_spmm_pairs, BitmaskPairSource, cost, block, vectors>(
-      name, kIsaAvx512Bf16, DType::kBFloat16));
-}
-
-template <const SpmmCost& cost, int block, int vectors>
-void add_quad_row(std::string_view name) {
-  LinearKernel kernel = unit_row<avx512vnni_spmm_quads, BitmaskQuadSource, cost, block, vectors>(
-      name, kIsaAvx512Vnni, DType::kInt8);
-  kernel.refuses = refuses_long_rows;
   register_linear_kernel(kernel);
 }
 
@@ -293,10 +284,23 @@ void register_spmm_bitmask() {
       "avx512vbmi2_spmm_bitmask64_f16_nv8", kVbmi2, kFloat16);
   add_row<avx512_spmm_f16, kVbmi2HalfCost256, by_compress, 256, 4>(
       "avx512vbmi2_spmm_bitmask256_f16_nv4", kVbmi2, kFloat16);
-  add_pair_row<kPairCost128, 128, 8>("avx512bf16_spmm_bitmask128_bf16_nv8");
-  add_pair_row<kPairCost256, 256, 4>("avx512bf16_spmm_bitmask256_bf16_nv4");
-  add_quad_row<kQuadCost256, 256, 8>("avx512vnni_spmm_bitmask256_int8_nv8");
-  add_quad_row<kQuadCost512, 512, 4>("avx512vnni_spmm_bitmask512_int8_nv4");
+  using Pairs = BitmaskUnits<avx512bf16_bitmask_pairs>;
+  constexpr std::uint32_t kBf16 = kVbmi2 | kIsaAvx512Bf16;
+  add_unit_row<avx512bf16_spmm_pairs, Pairs, kPairCost128, 2, 128, 8>(
+      "avx512bf16_spmm_bitmask128_bf16_nv8", kBf16, kBFloat16);
+  add_unit_row<avx512bf16_spmm_pairs, Pairs, kPairCost256, 2, 256, 4>(
+      "avx512bf16_spmm_bitmask256_bf16_nv4", kBf16, kBFloat16);
+
+  using Quads = QuantizedBitmaskUnits<avx512vnni_bitmask_quads>;
+  constexpr std::uint32_t kVnni = kVbmi2 | kIsaAvx512Vnni;
+  add_unit_row<avx512vnni_spmm_quads, Quads, kQuadCost256, 4, 256, 8>(
+      "avx512vnni_spmm_bitmask256_int8_nv8", kVnni, kInt8);
+  add_unit_row<avx512vnni_spmm_quads, Quads, kQuadCost512, 4, 512, 4>(
+      "avx512vnni_spmm_bitmask512_int8_nv4", kVnni, kInt8);
+
+  using SmallPairs = QuantizedBitmaskUnits<avx2_bitmask_int8_pairs>;
+  add_unit_row<avx2_spmm_int8_pairs, SmallPairs, kSmallPairCost, 2, 256, 8>(
+      "avx2_spmm_bitmask256_int8_nv8", kIsaAvx2, kInt8);
 #endif
 }
 

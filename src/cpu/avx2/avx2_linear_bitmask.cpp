@@ -120,29 +120,32 @@ void multiply(const gossamer::cpu::DecodeTask& task) {
 namespace gossamer::cpu {
 
 constinit const DecodeFunctions avx2_linear_bitmask_f32 = {
-    multiply<Float32>, widen<Float32>, is_finite<Float32>, finish<Float32>, true, nullptr};
+    multiply<Float32>, nullptr, 4, is_finite<Float32>, finish<Float32>, nullptr, false};
 constinit const DecodeFunctions avx2_linear_bitmask_bf16 = {
-    multiply<BFloat16>, widen<BFloat16>, is_finite<BFloat16>, finish<BFloat16>, false, nullptr};
+    multiply<BFloat16>, widen<BFloat16>, 4, is_finite<BFloat16>, finish<BFloat16>, nullptr, false};
 constinit const DecodeFunctions avx2_linear_bitmask_f16 = {
-    multiply<Float16>, widen<Float16>, is_finite<Float16>, finish<Float16>, false, nullptr};
+    multiply<Float16>, widen<Float16>, 4, is_finite<Float16>, finish<Float16>, nullptr, false};
 
 constinit const DecodeFunctions avx2_linear_bsr_f32 = {decode_blocks<BlockStep<Float32>>,
-                                                       widen<Float32>,
+                                                       nullptr,
+                                                       4,
                                                        is_finite<Float32>,
                                                        finish<Float32>,
-                                                       true,
-                                                       nullptr};
+                                                       nullptr,
+                                                       false};
 constinit const DecodeFunctions avx2_linear_bsr_bf16 = {decode_blocks<BlockStep<BFloat16>>,
                                                         widen<BFloat16>,
+                                                        4,
                                                         is_finite<BFloat16>,
                                                         finish<BFloat16>,
-                                                        false,
-                                                        nullptr};
+                                                        nullptr,
+                                                        false};
 constinit const DecodeFunctions avx2_linear_bsr_f16 = {decode_blocks<BlockStep<Float16>>,
                                                        widen<Float16>,
+                                                       4,
                                                        is_finite<Float16>,
                                                        finish<Float16>,
-                                                       false,
-                                                       nullptr};
+                                                       nullptr,
+                                                       false};
 
 }  // namespace gossamer::cpu

@@ -88,29 +88,33 @@ constexpr int kTwoStepTokens = 8;
 namespace gossamer::cpu {
 
 constinit const DecodeFunctions avx512_linear_bitmask_f32 = {
-    decode<Step<Float32>>, widen<Float32>, is_finite<Float32>, finish<Float32>, true, nullptr};
+    decode<Step<Float32>>, nullptr, 4, is_finite<Float32>, finish<Float32>, nullptr, false};
 constinit const DecodeFunctions avx512_linear_bitmask_bf16 = {
-    decode<Step<BFloat16>>, widen<BFloat16>, is_finite<BFloat16>, finish<BFloat16>, false, nullptr};
+    decode<Step<BFloat16>>, widen<BFloat16>, 4,    is_finite<BFloat16>,
+    finish<BFloat16>,       nullptr,         false};
 constinit const DecodeFunctions avx512_linear_bitmask_f16 = {
-    decode<Step<Float16>>, widen<Float16>, is_finite<Float16>, finish<Float16>, false, nullptr};
+    decode<Step<Float16>>, widen<Float16>, 4, is_finite<Float16>, finish<Float16>, nullptr, false};
 
 constinit const DecodeFunctions avx512_linear_bsr_f32 = {decode_blocks<BlockStep<Float32>>,
-                                                         widen<Float32>,
+                                                         nullptr,
+                                                         4,
                                                          is_finite<Float32>,
                                                          finish<Float32>,
-                                                         true,
-                                                         nullptr};
+                                                         nullptr,
+                                                         false};
 constinit const DecodeFunctions avx512_linear_bsr_bf16 = {decode_blocks<BlockStep<BFloat16>>,
                                                           widen<BFloat16>,
+                                                          4,
                                                           is_finite<BFloat16>,
                                                           finish<BFloat16>,
-                                                          false,
-                                                          nullptr};
+                                                          nullptr,
+                                                          false};
 constinit const DecodeFunctions avx512_linear_bsr_f16 = {decode_blocks<BlockStep<Float16>>,
                                                          widen<Float16>,
+                                                         4,
                                                          is_finite<Float16>,
                                                          finish<Float16>,
-                                                         false,
-                                                         nullptr};
+                                                         nullptr,
+                                                         false};
 
 }  // namespace gossamer::cpu

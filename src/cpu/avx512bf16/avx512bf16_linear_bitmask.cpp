@@ -106,13 +106,9 @@ void multiply(const gossamer::cpu::DecodeTask& task) {
 namespace gossamer::cpu {
 
 constinit const DecodeFunctions avx512bf16_linear_bitmask_bf16 = {
-    multiply, widen<BFloat16>, is_finite<BFloat16>, finish<BFloat16>, true, nullptr};
+    multiply, nullptr, 2, is_finite<BFloat16>, finish<BFloat16>, nullptr, false};
 
-constinit const DecodeFunctions avx512bf16_linear_bsr_bf16 = {decode_blocks<BlockStep>,
-                                                              widen<BFloat16>,
-                                                              is_finite<BFloat16>,
-                                                              finish<BFloat16>,
-                                                              true,
-                                                              nullptr};
+constinit const DecodeFunctions avx512bf16_linear_bsr_bf16 = {
+    decode_blocks<BlockStep>, nullptr, 2, is_finite<BFloat16>, finish<BFloat16>, nullptr, false};
 
 }  // namespace gossamer::cpu

@@ -197,12 +197,12 @@ constinit const KcsrFunctions avx512bf16_spmm_block_pairs = {
     {add_blocks<PairUnit, 1>, add_blocks<PairUnit, 2>, add_blocks<PairUnit, 3>,
      add_blocks<PairUnit, 4>, add_blocks<PairUnit, 6>, add_blocks<PairUnit, 8>}};
 
-void avx512bf16_bitmask_pairs(const BitmaskPairTask& task) {
+void avx512bf16_bitmask_pairs(const BitmaskUnitTask& task) {
   constexpr std::uint32_t kEven = 0x55555555u;
   const __m128i first = _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   const std::int64_t row_bytes = (task.in + 7) / 8;
   const std::int64_t block_bytes = task.block / 8;
-  const std::uint16_t* values = task.values;
+  const auto* values = static_cast<const std::uint16_t*>(task.values);
   std::int64_t count = 0;
   for (std::int64_t row = 0; row < task.rows; ++row) {
     const std::uint8_t* bits = task.bits + row * row_bytes;
@@ -220,7 +220,7 @@ void avx512bf16_bitmask_pairs(const BitmaskPairTask& task) {
         const __mmask32 zeros = _mm512_mask_testn_epi16_mask(kept, weights, weights);
         weights = _mm512_mask_mov_epi16(weights, zeros, _mm512_set1_epi16(-32768));
         const auto live = static_cast<__mmask16>(_pext_u32(kept | kept >> 1, kEven));
-        _mm512_storeu_si512(task.pairs + count, compress(live, weights));
+        _mm512_storeu_si512(task.units + count, compress(live, weights));
         _mm_storeu_si128(reinterpret_cast<__m128i*>(task.cols + count),
                          compress_bytes(live, columns));
         count += _mm_popcnt_u32(live);

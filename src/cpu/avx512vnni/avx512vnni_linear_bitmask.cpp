@@ -100,16 +100,14 @@ constexpr std::int64_t kRowsOfSums = 64;
 constexpr int kTwoStepTokens = 9;
 #include "cpu/linear_blocks.inl"
 
-bool always_finite(const void*, std::int64_t) { return true; }
-
 }  // namespace
 
 namespace gossamer::cpu {
 
 constinit const DecodeFunctions avx512vnni_linear_bitmask_int8 = {
-    decode<Step>, nullptr, always_finite, finish<Float32>, true, dequantize};
+    decode<Step>, nullptr, 1, nullptr, finish<Float32>, dequantize, true};
 
 constinit const DecodeFunctions avx512vnni_linear_bsr_int8 = {
-    decode_blocks<BlockStep>, nullptr, always_finite, finish<Float32>, true, dequantize};
+    decode_blocks<BlockStep>, nullptr, 1, nullptr, finish<Float32>, dequantize, true};
 
 }  // namespace gossamer::cpu

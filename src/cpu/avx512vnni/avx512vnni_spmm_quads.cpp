@@ -189,12 +189,12 @@ constinit const KcsrFunctions avx512vnni_spmm_block_quads = {
     nullptr,
     {}};
 
-void avx512vnni_bitmask_quads(const BitmaskQuadTask& task) {
+void avx512vnni_bitmask_quads(const BitmaskUnitTask& task) {
   constexpr std::uint64_t kFirstOfFour = 0x1111111111111111u;
   const __m128i first = _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   const std::int64_t row_bytes = (task.in + 7) / 8;
   const std::int64_t block_bytes = task.block / 8;
-  const std::int8_t* values = task.values;
+  const auto* values = static_cast<const std::int8_t*>(task.values);
   std::int64_t count = 0;
   for (std::int64_t row = 0; row < task.rows; ++row) {
     const std::uint8_t* bits = task.bits + row * row_bytes;
@@ -213,7 +213,7 @@ void avx512vnni_bitmask_quads(const BitmaskQuadTask& task) {
         sum = _mm512_dpbusd_epi32(sum, _mm512_set1_epi8(-128), weights);  // 128 unsigned
         const std::uint64_t any = kept | kept >> 1 | kept >> 2 | kept >> 3;
         const auto live = static_cast<__mmask16>(_pext_u64(any, kFirstOfFour));
-        _mm512_storeu_si512(task.quads + count, compress(live, weights));
+        _mm512_storeu_si512(task.units + count, compress(live, weights));
         _mm_storeu_si128(reinterpret_cast<__m128i*>(task.cols + count),
                          compress_bytes(live, columns));
         count += _mm_popcnt_u32(live);
