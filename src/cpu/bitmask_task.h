@@ -12,7 +12,8 @@ inline constexpr std::int64_t kDecodeTokens = 8;
 inline constexpr std::int64_t kDecodePadding = 64;
 
 /// sums[t][row] = Σ x[t][k]·w[row][k] over the kept k of some rows of a bitmask weight, at most
-/// kDecodeTokens tokens. Plain data: instruction-set folders include it.
+/// kDecodeTokens tokens and, in quantized calls, one more. Plain data: instruction-set folders
+/// include it.
 struct BitmaskDecodeTask {
   const std::uint8_t* bits;  ///< of the first row
   std::int64_t row_bytes;
@@ -39,6 +40,9 @@ struct BitmaskDecodeFunctions {
   bool (*is_finite)(const void* from, std::int64_t count);
   void (*finish)(const FinishTask&);
   bool takes_elements;  ///< X as it is; otherwise widened to float32
+  /// Quantized calls, where it is not null: `multiply` takes inputs plus 128 and one token more,
+  /// all 128, whose sums are the others' corrections; sums are 32-bit integers until they are here.
+  void (*dequantize)(const DequantizeTask&);
 };
 
 extern const BitmaskDecodeFunctions avx2_linear_bitmask_f32;
@@ -48,5 +52,6 @@ extern const BitmaskDecodeFunctions avx512_linear_bitmask_f32;
 extern const BitmaskDecodeFunctions avx512_linear_bitmask_bf16;
 extern const BitmaskDecodeFunctions avx512_linear_bitmask_f16;
 extern const BitmaskDecodeFunctions avx512bf16_linear_bitmask_bf16;
+extern const BitmaskDecodeFunctions avx512vnni_linear_bitmask_int8;
 
 }  // namespace gossamer::cpu

@@ -14,6 +14,7 @@
 #include "cpu/bitmask_task.h"
 #include "cpu/registration.h"
 #include "cpu/scratch.h"
+#include "cpu/spmm_driver.h"
 #include "gossamer/linear.h"
 
 namespace gossamer::cpu {
@@ -32,7 +33,8 @@ class Group {
       : functions_(functions),
         args_(args),
         weight_(args.weight, batch),
-        bytes_(dtype_bytes(args.weight.dtype())),
+        x_bytes_(dtype_bytes(args.weight.dtype())),
+        bytes_(functions.dequantize == nullptr ? x_bytes_ : 4),
         batch_(batch),
         token_(token),
         tokens_(std::min(kDecodeTokens, args.tokens - token)) {}
@@ -40,9 +42,11 @@ class Group {
   /// Rows [begin, end), on the calling thread.
   void run(std::int64_t begin, std::int64_t end) const {
     if (begin >= end) return;
-    const std::int64_t padded = ceil_div(weight_.in, kDecodePadding) * kDecodePadding + 16;
-    float* memory = scratch(kDecodeTokens * (padded + kRowsAtOnce));
-    float* sums = memory + kDecodeTokens * padded;
+    // A row more than whole vectors, and not a power of two.
+    const std::int64_t padded = (ceil_div(weight_.in, kDecodePadding) + 1) * kDecodePadding;
+    constexpr std::int64_t kTokens = kDecodeTokens + 1;
+    float* memory = scratch(kTokens * (padded + kRowsAtOnce));
+    float* sums = memory + kTokens * padded;
     BitmaskDecodeTask task{};
     task.x_is_finite = copy_inputs(padded, reinterpret_cast<std::byte*>(memory));
     task.x = memory;
@@ -50,7 +54,7 @@ class Group {
     task.row_bytes = weight_.row_bytes;
     task.values = weight_.values;
     task.in = weight_.in;
-    task.tokens = tokens_;
+    task.tokens = functions_.dequantize == nullptr ? tokens_ : tokens_ + 1;
     task.sums = sums;
     task.sums_stride = kRowsAtOnce;
     for (std::int64_t row = begin; row < end; row += kRowsAtOnce) {
@@ -58,6 +62,7 @@ class Group {
       task.offsets = weight_.offsets + row;
       task.rows = std::min(kRowsAtOnce, end - row);
       functions_.multiply(task);
+      if (functions_.dequantize != nullptr) dequantize(row, task.rows, sums);
       finish(row, task.rows, sums);
     }
   }
@@ -68,11 +73,12 @@ class Group {
   }
 
   bool copy_inputs(std::int64_t padded, std::byte* to) const {
-    const std::int64_t bytes = functions_.takes_elements ? bytes_ : 4;
+    const std::int64_t bytes = functions_.takes_elements ? x_bytes_ : 4;
     bool finite = true;
     for (std::int64_t t = 0; t < tokens_; ++t) {
       const std::byte* x =
-          at(args_.x, batch_ * args_.x_batch_stride + (token_ + t) * args_.x_stride);
+          static_cast<const std::byte*>(args_.x) +
+          (batch_ * args_.x_batch_stride + (token_ + t) * args_.x_stride) * x_bytes_;
       std::byte* row = to + t * padded * bytes;
       if (functions_.takes_elements) {
         std::memcpy(row, x, static_cast<std::size_t>(weight_.in * bytes));
@@ -83,7 +89,23 @@ class Group {
                   static_cast<std::size_t>((padded - weight_.in) * bytes));
       finite = finite && functions_.is_finite(x, weight_.in);
     }
+    if (functions_.dequantize != nullptr) shift_inputs(padded, to);
     return finite;
+  }
+
+  /// Inputs plus 128, and a token of 128 behind the last.
+  void shift_inputs(std::int64_t padded, std::byte* to) const {
+    for (std::int64_t i = 0; i < tokens_ * padded; ++i) to[i] ^= std::byte{0x80};
+    std::memset(to + tokens_ * padded, 0x80, static_cast<std::size_t>(padded));
+  }
+
+  void dequantize(std::int64_t row, std::int64_t rows, float* sums) const {
+    const float* corrections = sums + tokens_ * kRowsAtOnce;
+    const float* scale = args_.weight_scale;
+    functions_.dequantize({sums, kRowsAtOnce, tokens_, rows,
+                           reinterpret_cast<const std::int32_t*>(corrections),
+                           args_.x_scale + batch_ * args_.tokens + token_,
+                           scale == nullptr ? nullptr : scale + batch_ * weight_.out + row});
   }
 
   void finish(std::int64_t row, std::int64_t rows, const float* sums) const {
@@ -108,7 +130,8 @@ class Group {
   const BitmaskDecodeFunctions& functions_;
   const LinearArgs& args_;
   BitmaskRows weight_;
-  std::int64_t bytes_;  ///< of an element
+  std::int64_t x_bytes_;  ///< of an element of X
+  std::int64_t bytes_;    ///< of an element of Y, bias and residual
   std::int64_t batch_;
   std::int64_t token_;
   std::int64_t tokens_;
@@ -149,6 +172,7 @@ struct Cost {
 constexpr Cost kAvx2Cost{8.0, 1.8, 0.42};
 constexpr Cost kAvx2HalfCost{8.0, 1.9, 0.42};
 constexpr Cost kAvx512Cost{16.0, 2.4, 0.4};
+constexpr Cost kInt8Cost{64.0, 3.3, 0.5};
 constexpr Cost kBf16Cost{32.0, 2.8, 0.5};
 
 double seconds(const LinearDesc& desc, const Machine& machine, std::int64_t tokens, int threads,
@@ -171,8 +195,10 @@ double seconds(const LinearDesc& desc, const Machine& machine, std::int64_t toke
 }
 
 template <const BitmaskDecodeFunctions& functions, const Cost& cost>
-void add_row(std::string_view name, std::uint32_t needs, DType dtype) {
+void add_row(std::string_view name, std::uint32_t needs, DType dtype,
+             std::string (*refuses)(const LinearDesc&) = nullptr) {
   LinearKernel kernel;
+  kernel.refuses = refuses;
   kernel.name = name;
   kernel.needs = needs;
   kernel.layout = Layout::kBitmask;
@@ -200,6 +226,9 @@ void register_linear_bitmask() {
                                                   kFloat16);
   add_row<avx512bf16_linear_bitmask_bf16, kBf16Cost>(
       "avx512bf16_linear_bitmask_bf16", kIsaAvx512 | kIsaAvx512Vbmi2 | kIsaAvx512Bf16, kBFloat16);
+  add_row<avx512vnni_linear_bitmask_int8, kInt8Cost>("avx512vnni_linear_bitmask_int8",
+                                                     kIsaAvx512 | kIsaAvx512Vbmi2 | kIsaAvx512Vnni,
+                                                     kInt8, refuses_long_rows);
 #endif
 }
 

@@ -26,6 +26,8 @@ inline float sum_lanes(Vector v) {
   return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
 }
 
+#include "cpu/float_sums.inl"
+
 /// For a byte of bits eight bytes: at a set bit its rank among the set bits, with the sign bit on;
 /// zero elsewhere.
 struct RankTable {
@@ -48,7 +50,7 @@ constexpr RankTable make_ranks() {
 constexpr RankTable kRanks = make_ranks();
 
 template <typename Element>
-struct Step {
+struct Step : FloatSums {
   using Value = typename Element::Type;
   using Input = float;
   using Mask = std::uint32_t;
@@ -93,10 +95,10 @@ void multiply(const gossamer::cpu::BitmaskDecodeTask& task) {
 namespace gossamer::cpu {
 
 constinit const BitmaskDecodeFunctions avx2_linear_bitmask_f32 = {
-    multiply<Float32>, widen<Float32>, is_finite<Float32>, finish<Float32>, true};
+    multiply<Float32>, widen<Float32>, is_finite<Float32>, finish<Float32>, true, nullptr};
 constinit const BitmaskDecodeFunctions avx2_linear_bitmask_bf16 = {
-    multiply<BFloat16>, widen<BFloat16>, is_finite<BFloat16>, finish<BFloat16>, false};
+    multiply<BFloat16>, widen<BFloat16>, is_finite<BFloat16>, finish<BFloat16>, false, nullptr};
 constinit const BitmaskDecodeFunctions avx2_linear_bitmask_f16 = {
-    multiply<Float16>, widen<Float16>, is_finite<Float16>, finish<Float16>, false};
+    multiply<Float16>, widen<Float16>, is_finite<Float16>, finish<Float16>, false, nullptr};
 
 }  // namespace gossamer::cpu

@@ -18,12 +18,14 @@ namespace {
 //
 #include "cpu/epilogue.inl"
 
-constexpr int kMaxSums = 16;
+constexpr int kMaxSums = 12;
 
 inline float sum_lanes(Vector v) { return _mm512_reduce_add_ps(v); }
 
+#include "cpu/float_sums.inl"
+
 template <typename Element>
-struct Step {
+struct Step : FloatSums {
   using Value = typename Element::Type;
   using Input = float;
   using Mask = std::uint32_t;
@@ -61,10 +63,10 @@ struct Step {
 namespace gossamer::cpu {
 
 constinit const BitmaskDecodeFunctions avx512_linear_bitmask_f32 = {
-    decode<Step<Float32>>, widen<Float32>, is_finite<Float32>, finish<Float32>, true};
+    decode<Step<Float32>>, widen<Float32>, is_finite<Float32>, finish<Float32>, true, nullptr};
 constinit const BitmaskDecodeFunctions avx512_linear_bitmask_bf16 = {
-    decode<Step<BFloat16>>, widen<BFloat16>, is_finite<BFloat16>, finish<BFloat16>, false};
+    decode<Step<BFloat16>>, widen<BFloat16>, is_finite<BFloat16>, finish<BFloat16>, false, nullptr};
 constinit const BitmaskDecodeFunctions avx512_linear_bitmask_f16 = {
-    decode<Step<Float16>>, widen<Float16>, is_finite<Float16>, finish<Float16>, false};
+    decode<Step<Float16>>, widen<Float16>, is_finite<Float16>, finish<Float16>, false, nullptr};
 
 }  // namespace gossamer::cpu

@@ -23,7 +23,9 @@ constexpr int kMaxSums = 16;
 
 inline float sum_lanes(Vector v) { return _mm512_reduce_add_ps(v); }
 
-struct Step {
+#include "cpu/float_sums.inl"
+
+struct Step : FloatSums {
   using Value = std::uint16_t;
   using Input = std::uint16_t;
   using Mask = std::uint32_t;
@@ -79,6 +81,6 @@ void multiply(const gossamer::cpu::BitmaskDecodeTask& task) {
 namespace gossamer::cpu {
 
 constinit const BitmaskDecodeFunctions avx512bf16_linear_bitmask_bf16 = {
-    multiply, widen<BFloat16>, is_finite<BFloat16>, finish<BFloat16>, true};
+    multiply, widen<BFloat16>, is_finite<BFloat16>, finish<BFloat16>, true, nullptr};
 
 }  // namespace gossamer::cpu
