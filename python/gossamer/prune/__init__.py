@@ -12,6 +12,7 @@ from __future__ import annotations
 from gossamer.prune.calibration_report import CalibrationReport, LayerResult
 from gossamer.prune.checkpoint import attach_masks
 from gossamer.prune.distribution import erk, lamp, owl, uniform
+from gossamer.prune.interop import from_torch_prune, to_torch_prune
 from gossamer.prune.mask import Mask, masked_parameters
 from gossamer.prune.methods import GradualMagnitude, Magnitude, Random
 from gossamer.prune.one_shot import ALPS, RIA, Best, OneShot, SparseGPT, Wanda
@@ -69,9 +70,11 @@ __all__ = [
     "cubic_sparsity",
     "density",
     "erk",
+    "from_torch_prune",
     "lamp",
     "masked_parameters",
     "owl",
     "sparsity_report",
+    "to_torch_prune",
     "uniform",
 ]
