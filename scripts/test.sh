@@ -36,9 +36,9 @@ export GOSSAMER_BIN=$PWD/.venv/bin/gossamer
 .venv/bin/python -m pytest -q -m timing
 
 section "the main job, with its promises"
-# A broken promise of speed counts only if it is broken twice: another process may have had a core.
-.venv/bin/python examples/digits_demo.py --out build/demo ||
-  .venv/bin/python examples/digits_demo.py --out build/demo
+# A broken promise of speed counts if it is broken twice and nobody else has the cores.
+demo=(.venv/bin/python examples/digits_demo.py --excuse-busy --out build/demo)
+"${demo[@]}" || "${demo[@]}"
 
 section "clang-tidy"
 scripts/lint.sh --tidy

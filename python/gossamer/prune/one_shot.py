@@ -21,9 +21,12 @@ from gossamer.prune.parts import (
 )
 from gossamer.prune.pattern import CustomPattern
 from gossamer.prune.problem import LayerProblem
+from gossamer.prune.reconstruction import Reconstruction
 from gossamer.prune.sparsifier import Sparsifier
 
 __all__ = ["ALPS", "RIA", "Best", "OneShot", "SparseGPT", "Wanda"]
+
+_DEFAULT_RECONSTRUCTION = Reconstruction()
 
 
 class OneShot(Sparsifier):
@@ -48,6 +51,8 @@ class OneShot(Sparsifier):
             which makes up for the errors of the layers before it.
         damping: δ of H = G + δI, as a fraction of the mean of diag(G). Where H is not positive
             definite all the same, it is raised tenfold, up to 1, and the report says so.
+        reconstruction: tunes the kept weights of each block after its layers; None does not.
+            Blocks are members of an `nn.ModuleList` or `nn.Sequential` that run once in a pass.
 
     Raises:
         ValueError: a hyperparameter is not accepted.
@@ -60,9 +65,11 @@ class OneShot(Sparsifier):
         scope: str = "tensor",
         target: str = "sparse-inputs",
         damping: float = 0.01,
+        reconstruction: Reconstruction | None = None,
     ) -> None:
         if target not in TARGETS:
             raise ValueError(f"target {target!r}: one of {list(TARGETS)} is accepted")
+        self.reconstruction = reconstruction
         self.parts = parts
         self.target = target
         self.report: CalibrationReport | None = None
@@ -119,7 +126,9 @@ class OneShot(Sparsifier):
         self._need_groups("calibrate")
         assert self.model is not None
         layers = [self._layer(group) for group in self.groups]
-        walk = Calibration(self.model, layers, list(batches), forward, self.target, progress)
+        walk = Calibration(
+            self.model, layers, list(batches), forward, self.target, self.reconstruction, progress
+        )
         self.report = walk.run()
         self._set_steps(self.step_count + 1)
         for group in self.groups:
@@ -249,14 +258,28 @@ class ALPS(OneShot):
 
 
 class Best(OneShot):
-    """What measures best: ALPS that reproduces the dense model's outputs.
+    """What measures best: ALPS that reproduces the dense model's outputs, then each block tuned.
 
     Args:
         pattern: a pattern of the grammar.
         scope: as for `OneShot`.
         damping: as for `OneShot`.
+        reconstruction: as for `OneShot`.
     """
 
-    def __init__(self, pattern: str, scope: str = "tensor", damping: float = 0.01) -> None:
-        parts = (Admm(), LeastSquares())
-        super().__init__(pattern, *parts, scope=scope, target="dense-target", damping=damping)
+    def __init__(
+        self,
+        pattern: str,
+        scope: str = "tensor",
+        damping: float = 0.01,
+        reconstruction: Reconstruction | None = _DEFAULT_RECONSTRUCTION,
+    ) -> None:
+        super().__init__(
+            pattern,
+            Admm(),
+            LeastSquares(),
+            scope=scope,
+            target="dense-target",
+            damping=damping,
+            reconstruction=reconstruction,
+        )
