@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gossamer.prune import device_solvers
-from gossamer.prune.pattern import CustomPattern, PatternFields, parse_pattern
+from gossamer.prune.pattern import CustomPattern, PatternFields, is_grouped, parse_pattern
 
 __all__ = ["LayerProblem"]
 
@@ -97,7 +97,7 @@ class LayerProblem:
             ValueError: a score is NaN.
         """
         pattern = self.pattern if pattern is None else pattern
-        grouped = isinstance(pattern, str) and parse_pattern(pattern).grouped
+        grouped = is_grouped(pattern)
         groups, rows, cols = scores.shape
         if isinstance(pattern, str) and not scores.is_cpu and parse_pattern(pattern).kind != "vnm":
             check_scores(self.fqn, scores)
@@ -111,7 +111,7 @@ class LayerProblem:
         if isinstance(pattern, str):
             mask = torch.ops.gossamer.select_masks([flat.contiguous()], pattern, self.scope)[0]
         else:
-            mask = pattern.select(flat if groups > 1 else flat[0]).view(flat.shape)
+            mask = pattern.select(flat if len(flat) > 1 else flat[0]).view(flat.shape)
         if grouped:
             mask = mask.view(groups, -1, rows, self.segment).transpose(1, 2)
         return mask.reshape(groups, rows, cols).to(scores.device)
