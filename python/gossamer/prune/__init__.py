@@ -36,6 +36,7 @@ from gossamer.prune.schedule import cubic_sparsity
 from gossamer.prune.scored_mask import ScoredMask
 from gossamer.prune.sparsifier import Sparsifier
 from gossamer.prune.training import LotteryTicket, Movement, Supermask
+from gossamer.prune.transposable import Transposable
 
 __all__ = [
     "ALPS",
@@ -68,6 +69,7 @@ __all__ = [
     "Sparsifier",
     "Supermask",
     "Swap",
+    "Transposable",
     "Wanda",
     "attach_masks",
     "cubic_sparsity",
