@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import return_and_correct_aliasing
 
 from gossamer import _ops
+from gossamer._weight_convolution import convolution, convolution_call
 from gossamer._weight_facts import DTYPES
 from gossamer._weight_functions import addmm, linear_call, matmul
-from gossamer._weight_tables import operator
+from gossamer._weight_tables import operator, refuse
 from gossamer.weight import SparseWeight
 
 _aten = torch.ops.aten
@@ -40,6 +41,11 @@ def _dispatch_view(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 @operator(_aten.t.default, _aten.transpose.int, _aten.permute.default)
 def _dispatch_transpose(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     weight = args[0]
+    if weight.kernel_size is not None:
+        raise NotImplementedError(
+            f"{func}: the dimensions of a packed convolution weight cannot be swapped; take "
+            ".to_dense() first"
+        )
     order = list(range(weight.dim()))
     if func is _aten.permute.default:
         order = [dim % weight.dim() for dim in args[1]]
@@ -91,8 +97,8 @@ def _planned_like(weight: SparseWeight, cast: SparseWeight) -> SparseWeight:
     The cost model chooses: a cast is no place to measure. Where it finds nothing faster than dense,
     the weight stays in its format, which a portable kernel computes; `explain` says so.
     """
-    if not any(weight.plan):
-        return cast
+    if not any(weight.plan) or weight.kernel_size is not None:
+        return cast  # convolutions have kernels for one dtype only
     memory = "default" if weight.dense is None else "speed"
     values = torch.ops.gossamer.unpack(cast.packed, cast._facts.logical_shape, cast.dtype)
     packed, text = torch.ops.gossamer.plan(cast.packed, values, False, 0, "model", memory, "", "")
@@ -193,6 +199,19 @@ def _dispatch_addmm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 @operator(_aten.linear.default)
 def _dispatch_linear(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return linear_call(*args, **kwargs)
+
+
+@operator(_aten.conv2d.default, _aten.conv2d.padding)
+def _dispatch_conv2d(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return convolution_call(*args, **kwargs)
+
+
+@operator(_aten.convolution.default)
+def _dispatch_convolution(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    x, weight, bias, stride, padding, dilation, transposed, _, groups = args
+    if transposed or not isinstance(weight, SparseWeight):
+        refuse(func)
+    return convolution(x, weight, bias, stride, padding, dilation, groups)
 
 
 @operator(_aten.is_same_size.default)

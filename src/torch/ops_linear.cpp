@@ -88,6 +88,14 @@ void check_record(const PackedView& weight, std::int64_t layout, const char* nam
       layout, name, recorded, static_cast<int>(weight.layout()), weight.out(), weight.in()));
 }
 
+void check_matrix(const PackedView& weight) {
+  if (weight.header().kernel_h == 0) return;
+  refuse(fmt::format(
+      "the packed weight is a convolution's with a {}×{} kernel, not a matrix: use it with "
+      "torch.nn.functional.conv2d, or unpack it",
+      weight.header().kernel_h, weight.header().kernel_w));
+}
+
 void check_bias(const Tensor& bias, const PackedView& weight) {
   const auto sizes = sizes_of(bias);
   const bool fits = weight.batch() == 1 ? sizes.size() == 1 && sizes[0] == weight.out()
@@ -122,30 +130,6 @@ void check_residual(const Tensor& residual, std::span<const std::int64_t> y_shap
 Tensor call(const char* op, StableIValue* stack) {
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, "", stack, TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
-}
-
-/// The shim has a - c·b, but no sum.
-Tensor add(const Tensor& a, const Tensor& b) { return torch::stable::subtract(a, b, -1.0); }
-
-/// act(y) by torch's own operators.
-Tensor activated(Tensor y, Activation activation) {
-  using torch::stable::detail::from;
-  switch (activation) {
-    case Activation::kNone:
-      return y;
-    case Activation::kRelu:
-    case Activation::kSilu: {
-      StableIValue stack = from(y);
-      return call(activation == Activation::kRelu ? "aten::relu" : "aten::silu", &stack);
-    }
-    case Activation::kGelu:
-    case Activation::kGeluTanh: {
-      const std::string approximate = activation == Activation::kGelu ? "none" : "tanh";
-      std::array<StableIValue, 2> stack{from(y), from(approximate)};
-      return call("aten::gelu", stack.data());
-    }
-  }
-  refuse(fmt::format("activation {} is not known", static_cast<int>(activation)));
 }
 
 /// A tensor's shape with `last` as its last dimension, without touching the heap.
@@ -185,6 +169,29 @@ Activation checked_activation(std::int64_t activation) {
                   activation));
 }
 
+// The shim has a - c·b, but no sum.
+Tensor add(const Tensor& a, const Tensor& b) { return torch::stable::subtract(a, b, -1.0); }
+
+Tensor activated(Tensor y, Activation activation) {
+  using torch::stable::detail::from;
+  switch (activation) {
+    case Activation::kNone:
+      return y;
+    case Activation::kRelu:
+    case Activation::kSilu: {
+      StableIValue stack = from(y);
+      return call(activation == Activation::kRelu ? "aten::relu" : "aten::silu", &stack);
+    }
+    case Activation::kGelu:
+    case Activation::kGeluTanh: {
+      const std::string approximate = activation == Activation::kGelu ? "none" : "tanh";
+      std::array<StableIValue, 2> stack{from(y), from(approximate)};
+      return call("aten::gelu", stack.data());
+    }
+  }
+  refuse(fmt::format("activation {} is not known", static_cast<int>(activation)));
+}
+
 Tensor dense_linear(const Tensor& x, const Tensor& dense, const std::optional<Tensor>& bias,
                     Activation activation, const std::optional<Tensor>& residual) {
   using torch::stable::detail::from;
@@ -209,6 +216,7 @@ Tensor linear(const Tensor& x, const Tensor& packed, std::int64_t layout, std::i
     const PackedTensor packed_tensor(packed);
     const PackedView& weight = packed_tensor.view();
     const bool batched = weight.batch() != 1;
+    check_matrix(weight);
     check_rows(x, "x", weight, weight.in());
     check_record(weight, layout, "out", out, weight.out());
     check_dtype(x, "x", weight.dtype());
@@ -268,6 +276,7 @@ Tensor linear_dx(const Tensor& grad, const Tensor& packed, std::int64_t layout, 
   return guarded([&] {
     const PackedTensor packed_tensor(packed);
     const PackedView& weight = packed_tensor.view();
+    check_matrix(weight);
     check_rows(grad, "grad", weight, weight.out());
     check_record(weight, layout, "inputs", inputs, weight.in());
     check_dtype(grad, "grad", weight.dtype());
