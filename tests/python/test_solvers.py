@@ -346,6 +346,8 @@ def test_gram_matrices_accumulate(dtype: torch.dtype) -> None:
         ops.gram_(gram, x, y[:5])
 
 
+DATA_DEPENDENT = ("test_schema", "test_autograd_registration")
+
 # --- Operators ------------------------------------------------------------------------------------
 
 
@@ -358,6 +360,13 @@ def test_operators_keep_their_word_to_torch() -> None:
     check(ops.lamp_scores.default, (weight,))
     check(ops.transposable_mask.default, (weight,))
     check(ops.gram_.default, (torch.zeros(8, 8), torch.randn(5, 8), torch.randn(5, 8)))
+    # What these answer depends on the data: no shapes to derive, schemas and dispatch to check.
+    refit = (weight * mask, gram, weight @ gram, mask, 5, 1e-5)
+    check(ops.refit.default, refit, test_utils=DATA_DEPENDENT)
+    admm = (weight, *eigen(gram), "2:4", "row", 5, 0.1, 0)
+    check(ops.admm.default, admm, test_utils=DATA_DEPENDENT)
+    swap = (weight, gram, mask, 0, 0, 0)
+    check(ops.swap_refine.default, swap, test_utils=DATA_DEPENDENT)
 
 
 def test_transposable_is_a_pattern_of_any_method() -> None:
