@@ -8,8 +8,8 @@
 // density d. The 16-bit types are widened before they are permuted and computed in float32.
 //
 // Against torch's dense linear at one token, 4096×4096, weights from memory, one thread of a
-// zen5-avx512 (2026-11-23), at 50 / 70 / 80 / 90 %: float32 1.7x / 2.1x / 2.3x / 2.5x, bfloat16 1.5x
-// / 1.5x / 1.7x / 1.7x (torch's uses AVX-512 there).
+// zen5-avx512 (2026-11-23), at 50 / 70 / 80 / 90 %: float32 1.7x / 2.1x / 2.3x / 2.5x,
+// bfloat16 1.5x / 1.5x / 1.7x / 1.7x (torch's uses AVX-512 there).
 #include <immintrin.h>
 
 #include <cstdint>

@@ -6,6 +6,9 @@
 //
 // A byte of bits is a line of a table: pshufb puts the next values at the places of the set bits
 // and zeros elsewhere. vpmaddubsw would take bytes, but its sums of two products saturate.
+//
+// 1024×1024, one thread of a zen5-avx512 (2026-11-23): at 128 tokens 205 and 463 dense-equivalent
+// GOP/s at 50 and 90 %; at one token 21 dense-equivalent GB/s.
 #include <immintrin.h>
 
 #include <cstddef>

@@ -7,8 +7,8 @@
 // Few tokens are bound by the bytes of the weight: 4·d + 1/8 a position instead of 4 for float32 of
 // density d. The 16-bit types are widened before they are expanded and computed in float32.
 //
-// Against torch's dense linear at one token, 4096×4096 float32, weights from memory, one thread of a
-// zen5-avx512 (2026-11-23): 2.2x / 3.1x / 3.3x / 3.8x at 50 / 70 / 80 / 90 %.
+// Against torch's dense linear at one token, 4096×4096 float32, weights from memory, one thread of
+// a zen5-avx512 (2026-11-23): 2.2x / 3.1x / 3.3x / 3.8x at 50 / 70 / 80 / 90 %.
 #include <immintrin.h>
 
 #include <cstdint>

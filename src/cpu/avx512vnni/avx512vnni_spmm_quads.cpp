@@ -10,9 +10,9 @@
 // vpdpbusd multiplies unsigned by signed bytes: inputs are stored plus 128, and 128 times the sum
 // of a row's weights is subtracted at the end. All of it is exact in 32 bits.
 //
-// Against torch's dense int8 product (torch._int_mm, no scales) at 128 tokens, 1024×1024, one thread
-// of a zen5-avx512 (2026-11-23), at 50 / 70 / 80 / 90 %: 1×4 blocks 1.0x / 1.6x / 2.3x / 3.2x,
-// unstructured 0.7x / 0.8x / 1.0x / 1.5x.
+// Against torch's dense int8 product (torch._int_mm, no scales) at 128 tokens, 1024×1024, one
+// thread of a zen5-avx512 (2026-11-23), at 50 / 70 / 80 / 90 %: 1×4 blocks 1.0x / 1.6x / 2.3x
+// / 3.2x, unstructured 0.7x / 0.8x / 1.0x / 1.5x.
 #include <immintrin.h>
 
 #include <cstddef>
