@@ -575,3 +575,33 @@ def test_an_expert_that_saw_enough_is_pruned() -> None:
     report = sparsifier.calibrate(batches)
     assert [layer.tokens for layer in report.layers] == [256, 64, 256]
     assert report.left_dense["gate.weight"] == "not chosen"
+
+
+# --- BatchNorm ------------------------------------------------------------------------------------
+
+
+def test_batchnorm_is_recalibrated_over_all_batches() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 2))
+    model.train()
+    model[2].eval()
+    batches = [torch.randn(50, 6) * 3 + 1 for _ in range(4)]
+    assert gs.prune.recalibrate_batchnorm(model, iter(batches)) is model
+    hidden = [model[0](x).detach() for x in batches]
+    want = torch.stack([h.mean(dim=0) for h in hidden]).mean(dim=0)
+    torch.testing.assert_close(model[1].running_mean, want)
+    want = torch.stack([h.var(dim=0) for h in hidden]).mean(dim=0)
+    torch.testing.assert_close(model[1].running_var, want)
+    assert model[1].momentum == 0.1
+    assert [module.training for module in model] == [True, True, False, True]
+
+
+def test_batchnorm_stays_as_it_was_where_recalibration_fails() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8)).eval()
+    model[1].running_mean += 5
+    before = state_of(model)
+    for batches, match in (([], "no batches"), ([torch.randn(9, 6), torch.randn(9, 5)], "shape")):
+        with pytest.raises((ValueError, RuntimeError), match=match):
+            gs.prune.recalibrate_batchnorm(model, batches)
+        assert_same(model, before)
+    with pytest.raises(ValueError, match="no BatchNorm layer"):
+        gs.prune.recalibrate_batchnorm(nn.Linear(2, 2), [torch.randn(3, 2)])

@@ -9,6 +9,7 @@ pruner.squash_mask()       # plain weights with zeros
 
 from __future__ import annotations
 
+from gossamer.prune.batchnorm import recalibrate_batchnorm
 from gossamer.prune.calibration_report import BlockResult, CalibrationReport, LayerResult
 from gossamer.prune.checkpoint import attach_masks
 from gossamer.prune.distribution import erk, lamp, owl, uniform
@@ -79,6 +80,7 @@ __all__ = [
     "lamp",
     "masked_parameters",
     "owl",
+    "recalibrate_batchnorm",
     "sparsity_report",
     "to_torch_prune",
     "uniform",
