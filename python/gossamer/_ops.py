@@ -17,6 +17,8 @@ from typing import Any, NoReturn, TypeVar
 import torch
 from torch import Tensor
 
+from gossamer import _ops_cuda
+
 _OLDEST_TORCH = (2, 10)
 
 _Fake = TypeVar("_Fake", bound=Callable[..., Any])
@@ -62,6 +64,7 @@ _load(_library_path())
 _cuda_library = _library_path().with_name("_C_cuda.so")
 if torch.cuda.is_available() and _cuda_library.is_file():
     _load(_cuda_library)
+    _ops_cuda.register()
 
 _ops = torch.ops.gossamer
 
