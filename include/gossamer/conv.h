@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -82,6 +83,7 @@ struct Conv2dKernel {
   std::uint32_t needs = kIsaGeneric;
   Layout layout = Layout::kKcsr128;
   DType dtype = DType::kFloat32;  ///< of weight and activations
+  int lanes = 1;                  ///< pixels that one vector holds
   void (*run)(const Conv2dArgs& args) = nullptr;
 };
 
@@ -90,6 +92,46 @@ std::span<const Conv2dKernel> conv2d_kernels();
 
 /// The row of that name, or null.
 const Conv2dKernel* find_conv2d_kernel(std::string_view name);
+
+/// The row that run_conv2d will call for so many output pixels: the header's choice of the bucket
+/// that token_bucket(pixels) names where this machine can run it, otherwise the widest row of the
+/// layout. For a layout that no row takes, a row of the layout that run_conv2d converts it to.
+/// Null where the plan says "dense". Throws Error(kUnsupported) where no row computes the dtype.
+const Conv2dKernel* choose_conv2d_kernel(const PackedView& weight, std::int64_t pixels);
+
+/// Y = act(conv2d(X, W) + bias + residual) by the chosen row (dense choices included: by the best
+/// sparse row, since only a door can run dense). A weight in a layout that no row takes is
+/// converted for this one call. Throws as check_conv2d and choose_conv2d_kernel do.
+void run_conv2d(const Conv2dArgs& args);
+
+/// What the dense peer of a convolution needs to be timed: a call that computes the dense Y of a
+/// shape, warm, in the memory format that is planned for. `name` as in DensePeer.
+struct Conv2dDensePeer {
+  std::function<void(const Conv2dShape& shape)> run;
+  std::string name = {};
+};
+
+/// What a convolution's plan is made for beside its weight: kernel size and channels are the
+/// weight's, the sizes of the maps are nominal.
+struct Conv2dLayer {
+  std::int64_t stride_h = 1;
+  std::int64_t stride_w = 1;
+  std::int64_t pad_top = 0;
+  std::int64_t pad_bottom = 0;
+  std::int64_t pad_left = 0;
+  std::int64_t pad_right = 0;
+  std::int64_t dilation_h = 1;
+  std::int64_t dilation_w = 1;
+  bool channels_last = false;
+};
+
+/// Chooses layout and kernels for a convolution's weight given in any layout; buckets count output
+/// pixels of all images. Times rows beside dense on square maps of 1 to 56 pixels a side, one image
+/// and sixteen, as far as the budget goes; the thresholds are those of plan_linear.
+/// PlanMode::kModel estimates both from operation counts. The weight must be a convolution's
+/// (PackOptions::kernel_h), else Error(kInvalidArgument).
+Plan plan_conv2d(const PackedView& weight, const Conv2dLayer& layer, const Epilogue& epilogue,
+                 const Machine& machine, const Conv2dDensePeer& dense, const PlanOptions& options);
 
 /// Throws Error(kInvalidArgument) where the arguments contradict each other or no memory layout
 /// that a kernel takes, naming what and the remedy. Every entry checks.

@@ -17,12 +17,21 @@ from torch import Tensor
 from gossamer import _ops
 from gossamer.weight import SparseWeight
 
-__all__ = ["FORMAT_VERSION", "INFO_KEYS", "VERSION_KEY", "WEIGHT_PREFIX", "ModelFile", "open_file"]
+__all__ = [
+    "FORMAT_VERSION",
+    "INFO_KEYS",
+    "OPTIONAL_KEYS",
+    "VERSION_KEY",
+    "WEIGHT_PREFIX",
+    "ModelFile",
+    "open_file",
+]
 
 VERSION_KEY = "gossamer.version"
 WEIGHT_PREFIX = "gossamer.weight."
 FORMAT_VERSION = 1
 INFO_KEYS = ("format", "pattern", "dtype", "shape", "transposed", "version")
+OPTIONAL_KEYS = ("kernel",)
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -128,7 +137,8 @@ def _parse_info(file: ModelFile, name: str, text: str) -> dict[str, Any]:
     def refuse(why: str) -> ValueError:
         return ValueError(
             f"'{file.path}': packed weight '{name}': {why}; its metadata should have exactly the "
-            f"keys {', '.join(INFO_KEYS)} (docs/formats.md)"
+            f"keys {', '.join(INFO_KEYS)}, a convolution's {', '.join(OPTIONAL_KEYS)} too "
+            "(docs/formats.md)"
         )
 
     try:
@@ -141,7 +151,7 @@ def _parse_info(file: ModelFile, name: str, text: str) -> dict[str, Any]:
         if key not in info:
             raise refuse(f"{key} is missing")
     for key in info:
-        if key not in INFO_KEYS:
+        if key not in (*INFO_KEYS, *OPTIONAL_KEYS):
             raise refuse(f"{key!r} is not known")
     if info["version"] is True or info["version"] != FORMAT_VERSION:
         raise refuse(
@@ -156,6 +166,11 @@ def _parse_info(file: ModelFile, name: str, text: str) -> dict[str, Any]:
         raise refuse(f"shape {shape!r} is no list of two or three sizes")
     if not all(type(size) is int and 0 <= size < 2**31 for size in shape):
         raise refuse(f"shape {shape!r} has a size that is not an integer from 0 to 2^31 - 1")
+    kernel = info.get("kernel", [1, 1])
+    if not isinstance(kernel, list) or len(kernel) != 2:
+        raise refuse(f"kernel {kernel!r} is no list of two sizes")
+    if not all(type(size) is int and 1 <= size < 2**16 for size in kernel):
+        raise refuse(f"kernel {kernel!r} has a size that is not an integer from 1 to 2^16 - 1")
     return info
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gossamer._convolution import Convolution
 from gossamer._io_file import ModelFile
 from gossamer._layers import find_layers
 from gossamer._packing import (
@@ -71,6 +72,7 @@ class _Slot:
     transposed: bool = False
     obstacle: str | None = None
     bias: bool = False
+    convolution: Convolution | None = None
     report: Report | None = None
 
 
@@ -94,6 +96,7 @@ def _slots(model: nn.Module) -> dict[int, _Slot]:
                     continue
                 slot.obstacle = slot.obstacle or layer.obstacle
                 slot.transposed = layer.transposed
+                slot.convolution = layer.convolution
                 slot.bias |= getattr(module, "bias", None) is not None
                 slot.report = slot.report or getattr(module, "gossamer_report", None)
     known = {name for slot in slots.values() for name in slot.names}
@@ -204,7 +207,14 @@ def _prepare(slot: _Slot, file: ModelFile, name: str, request: Request) -> LoadS
             report = plain_report(slot.obstacle or "the file holds it dense")
             return LoadStep(slot, _for_plain(old, values), report if slot.linear else None)
         values = values.to(old.dtype)
-        decision = decide(values, name, request, transposed=old.transposed, bias=slot.bias)
+        decision = decide(
+            values,
+            name,
+            request,
+            transposed=old.transposed,
+            bias=slot.bias,
+            convolution=slot.convolution,
+        )
         return _finish(slot, values, decision, trainable)
     weight = file.packed[name]
     obstacle = _packed_obstacle(slot, weight)
@@ -215,12 +225,13 @@ def _prepare(slot: _Slot, file: ModelFile, name: str, request: Request) -> LoadS
         assert isinstance(cast_weight, SparseWeight)
         weight = cast_weight
     values = weight.to_dense()
-    return _finish(slot, values, decide_packed(weight, values, request, bias=slot.bias), trainable)
+    decision = decide_packed(weight, values, request, bias=slot.bias, convolution=slot.convolution)
+    return _finish(slot, values, decision, trainable)
 
 
 def _packed_obstacle(slot: _Slot, weight: SparseWeight) -> str | None:
     if not slot.linear:
-        return "its place in the model is no linear layer's weight"
+        return "its place in the model is the weight of no linear layer or convolution"
     if slot.obstacle is not None:
         return slot.obstacle
     if weight.transposed != slot.transposed:

@@ -16,7 +16,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gossamer import _ops
-from gossamer._io_file import FORMAT_VERSION, INFO_KEYS, VERSION_KEY, WEIGHT_PREFIX
+from gossamer._io_file import (
+    FORMAT_VERSION,
+    INFO_KEYS,
+    OPTIONAL_KEYS,
+    VERSION_KEY,
+    WEIGHT_PREFIX,
+)
 from gossamer.weight import SparseWeight
 
 __all__ = ["flatten", "write"]
@@ -82,7 +88,8 @@ def _add_packed(tensors: dict[str, Tensor], name: str, weight: SparseWeight) -> 
     for array, tensor in zip(info["arrays"], arrays, strict=True):
         tensors[f"{name}.{array['name']}"] = tensor
     info = {**info, "transposed": weight.transposed, "version": FORMAT_VERSION}
-    return json.dumps({key: info[key] for key in INFO_KEYS}, separators=(",", ":"))
+    keys = [key for key in (*INFO_KEYS, *OPTIONAL_KEYS) if key in info]
+    return json.dumps({key: info[key] for key in keys}, separators=(",", ":"))
 
 
 def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
+from gossamer._convolution import Convolution
 from gossamer.prune.matrix import is_conv1d
 from gossamer.weight import SparseWeight
 
@@ -28,7 +29,8 @@ class Layer:
         module: who owns it.
         parameter: its name in the module.
         transposed: the module stores [in, out].
-        linear: the module computes F.linear, or its twin with a transposed weight.
+        linear: the module computes F.linear, its twin with a transposed weight, or F.conv2d: it
+            may take a packed weight.
         obstacle: why it has to stay plain, None where it may be packed.
         tied: names of the layers that share the parameter, itself not included.
     """
@@ -40,6 +42,11 @@ class Layer:
     linear: bool
     obstacle: str | None = None
     tied: tuple[str, ...] = ()
+
+    @property
+    def convolution(self) -> Convolution | None:
+        """The numbers of an `nn.Conv2d`; None for a linear layer."""
+        return Convolution.of(self.module) if isinstance(self.module, nn.Conv2d) else None
 
     @property
     def weight(self) -> Tensor | None:
@@ -56,8 +63,12 @@ class Layer:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """True for `nn.Linear`, its subclasses, and the `Conv1D` of Hugging Face's GPT-2."""
-    return isinstance(module, nn.Linear) or _is_conv1d(module)
+    """True for what may hold a packed weight: linear layers and convolutions in two dimensions.
+
+    These are `nn.Linear` and `nn.Conv2d`, their subclasses, and the `Conv1D` of Hugging Face's
+    GPT-2.
+    """
+    return isinstance(module, (nn.Linear, nn.Conv2d)) or _is_conv1d(module)
 
 
 def _is_conv1d(module: nn.Module) -> bool:
@@ -159,7 +170,7 @@ class _Context:
         return (
             self._owner_obstacle(layer.module)
             or _module_obstacle(layer.module)
-            or _weight_obstacle(layer.module._parameters["weight"], self._values_follow)
+            or _weight_obstacle(layer, self._values_follow)
             or self._tie_obstacle(layer)
         )
 
@@ -185,6 +196,11 @@ class _Context:
                     f"its weight is shared with '{_join(name, key)}' ({type(module).__name__}), "
                     "which needs it dense"
                 )
+            if isinstance(module, nn.Conv2d) and layer.convolution != Convolution.of(module):
+                return (
+                    f"its weight is shared with '{name}', which has another stride, padding or "
+                    "dilation"
+                )
             if _is_conv1d(module) != layer.transposed:
                 return f"its weight is shared with '{name}', which reads it the other way round"
             other = self._owner_obstacle(module) or _module_obstacle(module)
@@ -201,10 +217,29 @@ def _module_obstacle(module: nn.Module) -> str | None:
         return _computed_obstacle(module)
     if "forward" in module.__dict__:
         return "its forward was replaced on the instance, which may read the weight itself"
-    if not _is_conv1d(module) and type(module).forward is not nn.Linear.forward:
+    if isinstance(module, nn.Conv2d):
+        obstacle = _convolution_obstacle(module, kind)
+        if obstacle is not None:
+            return obstacle
+    elif not _is_conv1d(module) and type(module).forward is not nn.Linear.forward:
         return f"{kind} has a forward of its own; only nn.Linear's is known to take a packed weight"
     if parametrize.is_parametrized(module):
         return "its bias is parametrized; remove that first"
+    return None
+
+
+def _convolution_obstacle(module: nn.Conv2d, kind: str) -> str | None:
+    cls = type(module)
+    if (
+        cls.forward is not nn.Conv2d.forward
+        or cls._conv_forward is not nn.Conv2d._conv_forward
+        or "_conv_forward" in module.__dict__
+    ):
+        return f"{kind} has a forward of its own; only nn.Conv2d's is known to take a packed weight"
+    if module.groups != 1:
+        return f"it has {module.groups} groups; convolutions with one group are packed"
+    if module.padding_mode != "zeros":
+        return f"its padding_mode is {module.padding_mode!r}; only 'zeros' is computed packed"
     return None
 
 
@@ -238,16 +273,22 @@ def _computed_obstacle(module: nn.Module) -> str:
     )
 
 
-def _weight_obstacle(weight: Tensor | None, values_follow: bool) -> str | None:
+def _weight_obstacle(layer: Layer, values_follow: bool) -> str | None:
+    weight = layer.module._parameters["weight"]
     assert weight is not None
+    is_convolution = isinstance(layer.module, nn.Conv2d)
     if isinstance(weight, UninitializedParameter):
         return "its weight has no shape yet; run the model once first"
     if isinstance(weight, SparseWeight):
         return None
     if type(weight) not in (nn.Parameter, Tensor):
         return f"its weight is a {type(weight).__name__}, not a plain tensor"
-    if weight.dim() != 2:
-        return f"its weight has {weight.dim()} dimensions; 2 are known to a linear layer"
+    dims = 4 if is_convolution else 2
+    if weight.dim() != dims:
+        return (
+            f"its weight has {weight.dim()} dimensions; {dims} are known to a "
+            f"{'convolution' if is_convolution else 'linear layer'}"
+        )
     if weight.layout is not torch.strided:
         return f"its weight is {weight.layout}, not a strided tensor"
     is_meta = weight.device.type == "meta"
@@ -257,8 +298,9 @@ def _weight_obstacle(weight: Tensor | None, values_follow: bool) -> str | None:
         return (
             f"its weight is on {weight.device}; packed weights run on the CPU: move it with .cpu()"
         )
-    if weight.dtype not in _DTYPES:
-        accepted = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
+    dtypes = (torch.float32,) if is_convolution else _DTYPES
+    if weight.dtype not in dtypes:
+        accepted = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         return f"its weight is {str(weight.dtype).removeprefix('torch.')}; kernels take {accepted}"
     if weight.numel() == 0:
         return "its weight is empty"

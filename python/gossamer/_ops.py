@@ -17,6 +17,9 @@ from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.grad import conv2d_input
+
+from gossamer import _ops_cuda
 
 _OLDEST_TORCH = (2, 10)
 
@@ -87,6 +90,7 @@ _load(_library_path())
 _cuda_library = _library_path().with_name("_C_cuda.so")
 if torch.cuda.is_available() and _cuda_library.is_file():
     _load(_cuda_library)
+    _ops_cuda.register()
 
 _ops = torch.ops.gossamer
 
@@ -101,7 +105,8 @@ def info(packed: Tensor) -> dict[str, Any]:
         `layout`, `layout_code`, `format`, `pattern`, `dtype`, `shape` ([out, in] or
         [batch, out, in]), `batch`, `out`, `in`, `kept`, `bytes`, `transposed`, `plan` (a kernel's
         name or None for each bucket of token counts), and `arrays` (`name`, `dtype`, `shape`; empty
-        where the layout is not a format).
+        where the layout is not a format). Of a convolution also `kernel` ([height, width]); its
+        `in` counts taps times channels.
 
     Raises:
         ValueError: the bytes are not a packed weight.
@@ -143,6 +148,48 @@ def _linear_dx_fake(
     grad: Tensor, packed: Tensor, layout: int, inputs: int, dense: Tensor | None = None
 ) -> Tensor:
     return grad.new_empty((*grad.shape[:-1], inputs))
+
+
+def _output_side(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
+    return (size + padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def _paddings(padding: Sequence[int]) -> tuple[int, int, int, int]:
+    """Top, bottom, left, right, of [height, width] or of the four."""
+    if len(padding) == 4:
+        return padding[0], padding[1], padding[2], padding[3]
+    return padding[0], padding[0], padding[1], padding[1]
+
+
+def _conv2d_fake(
+    x: Tensor,
+    packed: Tensor,
+    layout: int,
+    out: int,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    bias: Tensor | None = None,
+    activation: int = 0,
+    residual: Tensor | None = None,
+    dense: Tensor | None = None,
+) -> Tensor:
+    top, bottom, left, right = _paddings(padding)
+    height = _output_side(x.shape[-2], kernel[0], stride[0], top + bottom, dilation[0])
+    width = _output_side(x.shape[-1], kernel[1], stride[1], left + right, dilation[1])
+    shape = (*x.shape[:-3], out, height, width)
+    is_last = (
+        x.dim() == 4
+        and not x.is_contiguous()
+        and x.is_contiguous(memory_format=torch.channels_last)
+    )
+    memory = torch.channels_last if is_last else torch.contiguous_format
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory)
+
+
+_shape_of("conv2d")(_conv2d_fake)
+_shape_of("conv2d_autograd")(_conv2d_fake)
 
 
 def _new_bytes(like: Tensor) -> Tensor:
@@ -246,6 +293,7 @@ for _name in (
     "info",
     "format_arrays",
     "plan",
+    "plan_conv2d",
     "find_violation",
     "infer_pattern",
     "count_nonzeros",
@@ -324,4 +372,68 @@ torch.library.register_autograd(
 )
 torch.library.register_autograd(
     "gossamer::linear_dx", _linear_dx_backward, setup_context=_linear_dx_setup
+)
+
+
+def _conv2d_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, packed, layout, out, kernel, stride, padding, dilation, *operands = inputs
+    bias, activation, residual, dense = operands
+    relu = output if activation == Activation.RELU else None
+    smooth = (x, bias, residual) if activation > Activation.RELU else (None, None, None)
+    ctx.save_for_backward(packed, relu, dense, *smooth)
+    ctx.layout = layout
+    ctx.out = out
+    ctx.kernel = list(kernel)
+    ctx.stride = list(stride)
+    ctx.padding = list(padding)
+    ctx.dilation = list(dilation)
+    ctx.activation = activation
+    ctx.input_shape = x.shape
+
+
+def _conv2d_dx(ctx: Any, grad: Tensor, values: Tensor) -> Tensor:
+    """The gradient of x: the transposed convolution with the unpacked weight."""
+    *images, channels, height, width = ctx.input_shape
+    top, bottom, left, right = _paddings(ctx.padding)
+    batch = images[0] if images else 1
+    padded = conv2d_input(
+        (batch, channels, height + top + bottom, width + left + right),
+        values,
+        grad if images else grad.unsqueeze(0),
+        stride=ctx.stride,
+        dilation=ctx.dilation,
+    )
+    grad_x = padded[:, :, top : top + height, left : left + width]
+    return grad_x if images else grad_x.squeeze(0)
+
+
+def _conv2d_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    packed, output, dense, x, bias, residual = ctx.saved_tensors
+    # Arguments that a call left out have no entry.
+    needs_grad = (*ctx.needs_input_grad, *[False] * 12)
+    if needs_grad[11]:
+        raise RuntimeError(
+            "the dense copy of a packed weight has no gradient: train the dense weight under a "
+            "mask (a gossamer.Sparsifier prepared on the model), or unpack the model with "
+            "gossamer.desparsify_(model)"
+        )
+    numbers = (ctx.layout, ctx.out, ctx.kernel, ctx.stride, ctx.padding, ctx.dilation)
+    if output is not None:
+        grad = torch.ops.aten.threshold_backward(grad, output, 0)
+    elif ctx.activation > Activation.RELU:
+        y = _ops.conv2d(x, packed, *numbers, bias, 0, residual, dense)
+        grad = _smooth_backward(grad, y, ctx.activation)
+    grad_x = grad_bias = None
+    if needs_grad[0]:
+        shape = (ctx.out, ctx.input_shape[-3], *ctx.kernel)
+        values = dense if dense is not None else _ops.unpack(packed, shape, grad.dtype)
+        grad_x = _conv2d_dx(ctx, grad, values)
+    if needs_grad[8]:
+        grad_bias = grad.sum(dim=(-2, -1)) if grad.dim() == 3 else grad.sum(dim=(0, 2, 3))
+    grad_residual = grad if needs_grad[10] else None
+    return grad_x, *[None] * 7, grad_bias, None, grad_residual, None
+
+
+torch.library.register_autograd(
+    "gossamer::conv2d_autograd", _conv2d_backward, setup_context=_conv2d_setup
 )

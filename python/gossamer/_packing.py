@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gossamer import _ops
+from gossamer._convolution import Convolution
 from gossamer.weight import SparseWeight
 
 __all__ = ["LEAST_ZEROS", "Decision", "Request", "decide", "decide_packed", "plain_report", "swap"]
@@ -47,23 +48,41 @@ def plain_report(reason: str) -> Report:
 
 
 def decide(
-    values: Tensor, name: str, request: Request, *, transposed: bool, bias: bool
+    values: Tensor,
+    name: str,
+    request: Request,
+    *,
+    transposed: bool,
+    bias: bool,
+    convolution: Convolution | None = None,
 ) -> Decision:
     """Packs and plans a dense weight.
 
     Args:
-        values: [out, in], or [in, out] with `transposed`.
+        values: [out, in], [in, out] with `transposed`, or a convolution's [out, channels, height,
+            width].
         name: what error messages call the weight.
         request: what was asked for.
         transposed: the module stores [in, out].
         bias: the layer adds one.
+        convolution: the layer's numbers, None for a linear layer.
 
     Raises:
         ValueError: the weight breaks the pattern that was asked for.
     """
     values = values.detach()
+    if convolution is not None and request.pattern is not None:
+        group = _group_size(request.pattern)
+        if values.shape[1] % group:
+            return Decision(
+                None,
+                plain_report(
+                    f"pattern {request.pattern} groups {group} input channels, and there are "
+                    f"{values.shape[1]}, which {group} does not divide"
+                ),
+            )
     if request.pattern is None:
-        zeros = 1.0 - torch.ops.gossamer.count_nonzeros(values) / values.numel()
+        zeros = 1.0 - torch.ops.gossamer.count_nonzeros(_rows(values)) / values.numel()
         if zeros < LEAST_ZEROS:
             return Decision(
                 None,
@@ -72,11 +91,28 @@ def decide(
                 ),
             )
     weight = SparseWeight.from_dense(values, request.pattern, transposed=transposed, name=name)
-    return decide_packed(weight, values, request, bias=bias)
+    return decide_packed(weight, values, request, bias=bias, convolution=convolution)
+
+
+def _rows(values: Tensor) -> Tensor:
+    """A weight as [[batch,] out, in]; a convolution's taps and channels in any order."""
+    return values.flatten(1) if values.dim() == 4 else values
+
+
+def _group_size(pattern: str) -> int:
+    """How many inputs a group of the pattern has: M of `N:M` and `vnm:V:N:M`, else 1."""
+    *before, last = pattern.split(":")
+    is_grouped = before and (before[0].isdecimal() or before[0] == "vnm") and last.isdecimal()
+    return max(int(last), 1) if is_grouped else 1
 
 
 def decide_packed(
-    weight: SparseWeight, values: Tensor, request: Request, *, bias: bool
+    weight: SparseWeight,
+    values: Tensor,
+    request: Request,
+    *,
+    bias: bool,
+    convolution: Convolution | None = None,
 ) -> Decision:
     """Plans a weight that is packed in its format.
 
@@ -85,6 +121,7 @@ def decide_packed(
         values: the dense parameter, zeros where nothing is kept, in the module's orientation.
         request: what was asked for; its pattern is not looked at.
         bias: the layer adds one.
+        convolution: the layer's numbers, None for a linear layer.
     """
     ops = torch.ops.gossamer
     report: Report = {
@@ -99,7 +136,13 @@ def decide_packed(
         report["reason"] = f"layout {request.layout} was asked for; not compared with dense"
         return Decision(SparseWeight.from_packed(packed), _with_facts(report, packed))
     logical = values.detach().mT if weight.transposed else values.detach()
-    packed, text = ops.plan(weight.packed, logical, bias, 0, request.plan, request.memory, "", "")
+    wishes = (bias, 0, request.plan, request.memory, "", "")
+    if convolution is None:
+        packed, text = ops.plan(weight.packed, logical, *wishes)
+    else:
+        last = _is_channels_last(logical)
+        numbers = (convolution.stride, convolution.padding, convolution.dilation)
+        packed, text = ops.plan_conv2d(weight.packed, logical, *numbers, last, *wishes)
     found = json.loads(text)
     report["reason"] = found["reason"]
     report["plan"] = _buckets(found)
@@ -110,6 +153,12 @@ def decide_packed(
     runs_dense = any(choice["kernel"] == "dense" for choice in found["choices"])
     dense = logical.contiguous().clone() if request.memory == "speed" and runs_dense else None
     return Decision(SparseWeight.from_packed(packed, dense=dense), _with_facts(report, packed))
+
+
+def _is_channels_last(weight: Tensor) -> bool:
+    """Whether a convolution's weight, and so its model, is in channels-last memory."""
+    last = weight.is_contiguous(memory_format=torch.channels_last)
+    return last and not weight.is_contiguous()
 
 
 def _with_facts(report: Report, packed: Tensor) -> Report:

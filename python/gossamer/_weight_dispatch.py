@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import return_and_correct_aliasing
 
 from gossamer import _ops
-from gossamer._weight_facts import DTYPES
+from gossamer._weight_convolution import convolution, convolution_call
+from gossamer._weight_facts import DTYPES, facts_of
 from gossamer._weight_functions import addmm, linear_call, matmul
-from gossamer._weight_tables import operator
+from gossamer._weight_tables import operator, refuse
 from gossamer.weight import SparseWeight
 
 _aten = torch.ops.aten
@@ -40,6 +41,11 @@ def _dispatch_view(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 @operator(_aten.t.default, _aten.transpose.int, _aten.permute.default)
 def _dispatch_transpose(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     weight = args[0]
+    if weight.kernel_size is not None:
+        raise NotImplementedError(
+            f"{func}: the dimensions of a packed convolution weight cannot be swapped; take "
+            ".to_dense() first"
+        )
     order = list(range(weight.dim()))
     if func is _aten.permute.default:
         order = [dim % weight.dim() for dim in args[1]]
@@ -68,13 +74,11 @@ def _dispatch_clone(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 def _dispatch_to_copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     weight = args[0]
     device = kwargs.get("device")
-    if device is not None and torch.device(device) != weight.device:
-        raise NotImplementedError(
-            f"a packed weight on {weight.device} cannot be moved to {device}: this build computes "
-            "packed weights on the CPU only; unpack the model first (gossamer.desparsify_) or "
-            "weight.to_dense()"
-        )
     dtype = kwargs.get("dtype") or weight.dtype
+    if device is not None and _resolved(device) != weight.device:
+        if dtype != weight.dtype:
+            weight = _cast(weight, dtype)
+        return _moved(weight, _resolved(device))
     if dtype == weight.dtype:
         return weight._clone()
     if dtype not in DTYPES.values():
@@ -85,14 +89,50 @@ def _dispatch_to_copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     return _planned_like(weight, _cast(weight, dtype))
 
 
+def _resolved(device: Any) -> torch.device:
+    """A device with its index: "cuda" is the current one."""
+    device = torch.device(device)
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+def _moved(weight: SparseWeight, device: torch.device) -> SparseWeight:
+    """On another device, in a layout that is computed there.
+
+    A GPU takes 2:4 weights in float16 and bfloat16, in tiles; on the CPU a weight arrives in its
+    format, which every machine computes.
+    """
+    if device.type == "cpu":
+        packed = torch.ops.gossamer.convert(weight.packed, "format").cpu()
+        return SparseWeight(packed, facts_of(packed)._replace(transposed=weight.transposed))
+    if device.type != "cuda":
+        raise NotImplementedError(
+            f"a packed weight cannot be moved to {device}: packed weights are computed on the CPU "
+            "and on CUDA devices; unpack the model first (gossamer.desparsify_)"
+        )
+    if weight.pattern != "2:4" or weight.dtype not in (torch.float16, torch.bfloat16):
+        raise NotImplementedError(
+            f"a packed weight of pattern {weight.pattern} and dtype {weight.dtype} cannot be moved "
+            f"to {device}: 2:4 weights in float16 or bfloat16 are computed there; convert it with "
+            ".to(torch.bfloat16) first, or unpack the model (gossamer.desparsify_)"
+        )
+    if weight.device.type == "cuda":
+        packed = weight.packed.to(device)
+    else:
+        packed = torch.ops.gossamer.convert(weight.packed, "format").to(device)
+        packed = torch.ops.gossamer.convert(packed, "nm24_tiles")
+    return SparseWeight(packed, facts_of(packed)._replace(transposed=weight.transposed))
+
+
 def _planned_like(weight: SparseWeight, cast: SparseWeight) -> SparseWeight:
     """A cast weight with kernels of its own dtype where the one it was cast from had a plan.
 
     The cost model chooses: a cast is no place to measure. Where it finds nothing faster than dense,
     the weight stays in its format, which a portable kernel computes; `explain` says so.
     """
-    if not any(weight.plan):
-        return cast
+    if not any(weight.plan) or weight.kernel_size is not None:
+        return cast  # convolutions have kernels for one dtype only
     memory = "default" if weight.dense is None else "speed"
     values = torch.ops.gossamer.unpack(cast.packed, cast._facts.logical_shape, cast.dtype)
     packed, text = torch.ops.gossamer.plan(cast.packed, values, False, 0, "model", memory, "", "")
@@ -193,6 +233,19 @@ def _dispatch_addmm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 @operator(_aten.linear.default)
 def _dispatch_linear(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return linear_call(*args, **kwargs)
+
+
+@operator(_aten.conv2d.default, _aten.conv2d.padding)
+def _dispatch_conv2d(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return convolution_call(*args, **kwargs)
+
+
+@operator(_aten.convolution.default)
+def _dispatch_convolution(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    x, weight, bias, stride, padding, dilation, transposed, _, groups = args
+    if transposed or not isinstance(weight, SparseWeight):
+        refuse(func)
+    return convolution(x, weight, bias, stride, padding, dilation, groups)
 
 
 @operator(_aten.is_same_size.default)

@@ -32,16 +32,21 @@ class Facts(NamedTuple):
     dtype: torch.dtype
     layout_code: int
     transposed: bool
+    kernel: tuple[int, int] | None = None
 
     @property
     def logical_shape(self) -> tuple[int, ...]:
-        """[out, in] or [batch, out, in], whatever the module stores."""
+        """[out, in], [batch, out, in] or a convolution's [out, channels, height, width]."""
+        if self.kernel is not None:
+            return (self.out, self.inputs // (self.kernel[0] * self.kernel[1]), *self.kernel)
         shape = (self.out, self.inputs)
         return shape if self.batch == 1 else (self.batch, *shape)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The dense parameter's: [in, out] where it is transposed."""
+        if self.kernel is not None:
+            return self.logical_shape
         shape = (self.inputs, self.out) if self.transposed else (self.out, self.inputs)
         return shape if self.batch == 1 else (self.batch, *shape)
 
@@ -49,6 +54,7 @@ class Facts(NamedTuple):
 def facts_of(packed: Tensor) -> Facts:
     """What the header of `packed` (uint8 [bytes]) says; ValueError where it is not one."""
     info = _ops.info(packed)
+    kernel = info.get("kernel")
     return Facts(
         info["batch"],
         info["out"],
@@ -56,4 +62,5 @@ def facts_of(packed: Tensor) -> Facts:
         DTYPES[info["dtype"]],
         info["layout_code"],
         info["transposed"],
+        (kernel[0], kernel[1]) if kernel else None,
     )

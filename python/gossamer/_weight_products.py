@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from gossamer import _ops
 from gossamer.weight import SparseWeight
 
-_ACTIVATIONS = {
+ACTIVATIONS = {
     None: _ops.Activation.NONE,
     "relu": _ops.Activation.RELU,
     "gelu": _ops.Activation.GELU,
@@ -56,10 +56,10 @@ def linear(
     Raises:
         ValueError: shapes, dtypes or the activation do not fit.
     """
-    if activation not in _ACTIVATIONS:
-        accepted = ", ".join(map(repr, _ACTIVATIONS))
+    if activation not in ACTIVATIONS:
+        accepted = ", ".join(map(repr, ACTIVATIONS))
         raise ValueError(f"activation {activation!r}: accepted are {accepted}")
-    return product(x, weight, bias, int(_ACTIVATIONS[activation]), residual)
+    return product(x, weight, bias, int(ACTIVATIONS[activation]), residual)
 
 
 def linear_as_torch(x: Tensor, weight: SparseWeight, bias: Tensor | None = None) -> Tensor:
@@ -79,6 +79,15 @@ def linear_as_torch(x: Tensor, weight: SparseWeight, bias: Tensor | None = None)
         op = _linear_op if is_compiling else _linear_eager
     # Every argument costs, None too.
     return op(x, weight.packed, weight.layout_code, weight.out_features, None, bias)
+
+
+def refuse_convolution(weight: SparseWeight) -> None:
+    """Raises ValueError where a product is asked of a convolution's weight."""
+    if weight.kernel_size is not None:
+        raise ValueError(
+            f"the packed weight {list(weight.shape)} is a convolution's, not a matrix: use it with "
+            "torch.nn.functional.conv2d, or take weight.to_dense()"
+        )
 
 
 def _linear_general(x: Tensor, weight: SparseWeight, bias: Tensor | None) -> Tensor:
@@ -103,14 +112,15 @@ def product(
 ) -> Tensor:
     """act(x·Wᵀ + bias + residual) with W the logical [out, in], whatever the orientation."""
     result_dtype = None
-    if torch.is_autocast_enabled("cpu"):
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
         # F.linear would cast the weight; a packed weight keeps its dtype and the inputs follow,
         # which is exact. The result has autocast's dtype, as the layers behind it expect.
-        result_dtype = torch.get_autocast_dtype("cpu")
+        result_dtype = torch.get_autocast_dtype(device)
         x = x.to(weight.dtype)
         bias = None if bias is None else bias.to(weight.dtype)
         residual = None if residual is None else residual.to(weight.dtype)
-    if _is_transformed():
+    if is_transformed():
         y = _dense_product(x, weight, bias, activation, residual)
     else:
         operands = (x, bias, residual)
@@ -131,7 +141,7 @@ def product(
 
 def times_logical(x: Tensor, weight: SparseWeight) -> Tensor:
     """x·W with W the logical [out, in]: the product that dX needs."""
-    if _is_transformed():
+    if is_transformed():
         return x @ _logical_values(weight)
     return _linear_dx_op(x, weight.packed, weight.layout_code, weight.in_features, weight.dense)
 
@@ -139,7 +149,7 @@ def times_logical(x: Tensor, weight: SparseWeight) -> Tensor:
 # --- Under transforms -----------------------------------------------------------------------------
 
 
-def _is_transformed() -> bool:
+def is_transformed() -> bool:
     """Inside torch.func (vmap, grad, jvp, ...) or forward-mode differentiation.
 
     A custom operator has no forward-mode formula and torch.func does not take its gradient: the
@@ -152,6 +162,7 @@ def _is_transformed() -> bool:
 
 def _logical_values(weight: SparseWeight) -> Tensor:
     """[[batch,] out, in], whatever the orientation: the dense copy, or unpacked for this call."""
+    refuse_convolution(weight)
     if weight.dense is not None:
         return weight.dense
     return torch.ops.gossamer.unpack(weight.packed, weight._facts.logical_shape, weight.dtype)

@@ -28,7 +28,7 @@ class BucketPlan:
     """The kernel of one bucket of token counts.
 
     Attributes:
-        tokens: the bucket, e.g. `9–32`.
+        tokens: the bucket, e.g. `9–32`; of a convolution, pixels of its result, of all images.
         timed_at: the token count that was timed or modelled.
         kernel: a row of the kernel table, or `dense`.
         ms: of the kernel at that count, milliseconds; 0 where unknown.

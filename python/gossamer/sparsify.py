@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`sparsify_` packs a model's sparse linear layers, `desparsify_` makes them dense again."""
+"""`sparsify_` packs a model's sparse layers, `desparsify_` makes them dense again."""
 
 from __future__ import annotations
 
@@ -27,21 +27,23 @@ def sparsify_(
     memory: str = "default",
     layout: str | None = None,
 ) -> nn.Module:
-    """Packs the linear layers whose weights are sparse, where that is faster on this machine.
+    """Packs the layers whose weights are sparse, where that is faster on this machine.
 
-    Looks at every `nn.Linear` (and subclasses that keep its forward) and at the `Conv1D` of Hugging
-    Face's GPT-2. A layer stays the plain module it was where its weight is not sparse (under 25 %
-    zeros, unless a pattern is asked for), where dense is faster, or where something else needs the
-    dense weight; `explain(model)` says which and why. A packed weight is frozen; gradients still
-    flow to the layer's input and bias. Nothing is pruned.
+    Looks at every `nn.Linear` and `nn.Conv2d` (and subclasses that keep their forward) and at the
+    `Conv1D` of Hugging Face's GPT-2. Convolutions are packed in float32, with one group and padded
+    with zeros; they are planned for the memory format that their weight has. A layer stays the
+    plain module it was where its weight is not sparse (under 25 % zeros, unless a pattern is asked
+    for), where dense is faster, or where something else needs the dense weight; `explain(model)`
+    says which and why. A packed weight is frozen; gradients still flow to the layer's input and
+    bias. Nothing is pruned.
 
     Args:
-        model: changed in place. A single linear layer is a model too.
+        model: changed in place. A single layer is a model too.
         config: None infers each layer's pattern from its zeros. A pattern's text, `SparseConfig`,
             `SemiSparseWeightConfig` or `BlockSparseWeightConfig` applies to every layer that is
             selected. A dict gives each glob of layer names a config of its own (or None); the first
             that matches decides, layers that none matches stay plain.
-        filter_fn: called with each linear layer and its name; False leaves it plain.
+        filter_fn: called with each of these layers and its name; False leaves it plain.
         plan: "measure" times the best candidates against dense (results are cached between
             processes), "model" asks the cost model alone and is deterministic.
         memory: "speed" may keep a dense copy too, which runs at token counts where it is faster.
@@ -144,7 +146,12 @@ def _decide(layer: Layer, request: Request, layers: list[Layer]) -> Decision:
     users = [other.module for other in layers if other.name in layer.tied]
     bias = any(getattr(module, "bias", None) is not None for module in (layer.module, *users))
     decision = decide(
-        weight, layer.name or "weight", request, transposed=layer.transposed, bias=bias
+        weight,
+        layer.name or "weight",
+        request,
+        transposed=layer.transposed,
+        bias=bias,
+        convolution=layer.convolution,
     )
     if decision.weight is not None:
         decision.report["trainable"] = weight.requires_grad

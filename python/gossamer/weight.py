@@ -2,9 +2,10 @@
 """A packed weight as a tensor: `SparseWeight` takes a dense parameter's place in any module.
 
 The tensor has the shape and dtype of the dense parameter; what it holds is one byte tensor
-(`packed`) in one of the formats or layouts of the core. `torch.nn.functional.linear` and the
-products that modules write out by hand run on it directly; everything else either keeps its meaning
-(copying, casting, saving) or is refused with the operation's name.
+(`packed`) in one of the formats or layouts of the core. `torch.nn.functional.linear`, the products
+that modules write out by hand and, for a weight of four dimensions, `torch.nn.functional.conv2d`
+run on it directly; everything else either keeps its meaning (copying, casting, saving) or is
+refused with the operation's name.
 
 For a program that others load without this package, export the model and let torch unwrap the
 weights into plain tensors, `torch.export.export(model, …).run_decompositions({})`; an AOTInductor
@@ -38,7 +39,7 @@ class SparseWeight(torch.Tensor):
         layout_code: the number of the layout (`layout_name` is its name). `layout` itself is
             torch's and says `torch.strided`.
         transposed: True where the module stores [in, out], as GPT-2's `Conv1D` does.
-        in_features: inputs, whatever the orientation.
+        in_features: inputs, whatever the orientation; of a convolution channels times taps.
         out_features: outputs, whatever the orientation.
     """
 
@@ -89,8 +90,10 @@ class SparseWeight(torch.Tensor):
         """Packs a dense weight after verifying it against its pattern.
 
         Args:
-            values: [[batch,] out, in], or [[batch,] in, out] with `transposed`; float64, float32,
-                float16, bfloat16, float8_e4m3fn or int8. Zeros mark what is pruned.
+            values: [[batch,] out, in], or [[batch,] in, out] with `transposed`, or a convolution's
+                [out, channels, height, width]; float64, float32, float16, bfloat16, float8_e4m3fn
+                or int8. Zeros mark what is pruned. A convolution's pattern speaks of the matrix
+                [out, height·width·channels]; groups of N:M lie along its channels.
             pattern: `unstructured:S`, `N:M`, `block:RxC:S`, `vnm:V:N:M` or `fanin:S`; None takes
                 the tightest that the zeros satisfy.
             mask: bool, shape of `values`: what is kept, zeros included. None keeps the non-zeros.
@@ -104,6 +107,11 @@ class SparseWeight(torch.Tensor):
         """
         with torch.no_grad():
             values = values.detach()
+            if transposed and values.dim() == 4:
+                raise ValueError(
+                    f"{name} is {list(values.shape)} and transposed: a convolution's weight is "
+                    "packed as [out, channels, height, width] only; pass transposed=False"
+                )
             if transposed:
                 values = values.mT
                 mask = None if mask is None else mask.mT
@@ -117,7 +125,8 @@ class SparseWeight(torch.Tensor):
         Args:
             packed: uint8 [bytes] from `torch.ops.gossamer.pack` or another operator; bytes from
                 elsewhere go through `torch.ops.gossamer.validate` first.
-            dense: [[batch,] out, in], the same values, run where the plan says dense.
+            dense: [[batch,] out, in] or [out, channels, height, width], the same values, run where
+                the plan says dense.
 
         Raises:
             ValueError: the bytes are not a packed weight, or `dense` does not match it.
@@ -144,6 +153,11 @@ class SparseWeight(torch.Tensor):
     # --- What it is ---------------------------------------------------------------------------
 
     @property
+    def kernel_size(self) -> tuple[int, int] | None:
+        """Height and width of a convolution's kernel; None for a matrix."""
+        return self._facts.kernel
+
+    @property
     def pattern(self) -> str:
         """The pattern it was packed with, e.g. `unstructured:0.9`."""
         return _ops.info(self.packed)["pattern"]
@@ -166,7 +180,10 @@ class SparseWeight(torch.Tensor):
 
     @property
     def plan(self) -> list[str]:
-        """The kernel chosen for each bucket of token counts; empty strings where none was."""
+        """The kernel chosen for each bucket of token counts; empty strings where none was.
+
+        A convolution's tokens are the pixels of its result, of all images.
+        """
         return [name or "" for name in _ops.info(self.packed)["plan"]]
 
     def to_dense(self, dtype: torch.dtype | None = None) -> Tensor:  # type: ignore[override]
@@ -305,5 +322,10 @@ def _rebuild_sparse_weight(
 torch.serialization.add_safe_globals([_rebuild_sparse_weight])
 
 # What it answers names the class and so comes after it.
-from gossamer import _weight_dispatch, _weight_functions, _weight_memory  # noqa: E402, F401
+from gossamer import (  # noqa: E402
+    _weight_convolution,  # noqa: F401
+    _weight_dispatch,  # noqa: F401
+    _weight_functions,  # noqa: F401
+    _weight_memory,  # noqa: F401
+)
 from gossamer._weight_products import linear, linear_as_torch  # noqa: E402

@@ -173,6 +173,7 @@ Conv2dKernel row(std::string_view name, std::uint32_t needs, DType dtype = DType
   kernel.needs = needs;
   kernel.layout = layout;
   kernel.dtype = dtype;
+  kernel.lanes = static_cast<int>(sums.vector_lanes);
   kernel.run = [](const Conv2dArgs& args) { run({sums, steps, vectors}, args); };
   return kernel;
 }

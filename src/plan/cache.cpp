@@ -169,12 +169,18 @@ std::string cache_key(const LinearDesc& desc, const Machine& machine, const Dens
 
 std::optional<Plan> read_cached_plan(const std::filesystem::path& file, const std::string& key,
                                      const LinearDesc& desc, const Machine& machine) {
+  return read_cached_plan(file, key,
+                          [&](const Plan& plan) { return runs_here(plan, desc, machine); });
+}
+
+std::optional<Plan> read_cached_plan(const std::filesystem::path& file, const std::string& key,
+                                     const std::function<bool(const Plan&)>& sound) {
   try {
     const Json json = load(file);
     const auto entry = json.at("plans").find(key);
     if (entry == json.at("plans").end()) return std::nullopt;
     const std::optional<Plan> plan = from_json(*entry);
-    return plan && runs_here(*plan, desc, machine) ? plan : std::nullopt;
+    return plan && sound(*plan) ? plan : std::nullopt;
   } catch (const Json::exception&) {
     return std::nullopt;
   }

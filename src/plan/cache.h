@@ -2,6 +2,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <optional>
 #include <string>
 
@@ -26,6 +27,10 @@ std::string cache_key(const LinearDesc& desc, const Machine& machine, const Dens
 /// cannot run.
 std::optional<Plan> read_cached_plan(const std::filesystem::path& file, const std::string& key,
                                      const LinearDesc& desc, const Machine& machine);
+
+/// The same with the question whether this process can run the plan answered by `runs_here`.
+std::optional<Plan> read_cached_plan(const std::filesystem::path& file, const std::string& key,
+                                     const std::function<bool(const Plan&)>& runs_here);
 
 /// Adds the plan by writing a new file beside the old one and renaming it, so that readers see the
 /// old or the new file whole. Writers wait for each other: none loses an entry.

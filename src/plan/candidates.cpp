@@ -72,7 +72,7 @@ Evidence model_rows(const std::vector<ModelledRow>& rows, const LinearDesc& desc
   evidence.modelled = true;
   evidence.probed.fill(true);
   for (const ModelledRow& row : rows) {
-    Candidate candidate{.row = row.row, .at = {}};
+    Candidate candidate{.name = row.row->name, .layout = row.row->layout, .at = {}};
     for (std::size_t p = 0; p < kProbeCount; ++p) {
       const std::int64_t tokens = kProbes[p].tokens;
       Timing& timing = candidate.at[p];

@@ -35,10 +35,6 @@ std::string format_seconds(double seconds) {
   return fmt::format("{:.2f} ms", seconds * 1e3);
 }
 
-std::string format_tokens(std::int64_t tokens) {
-  return fmt::format("{} token{}", tokens, tokens == 1 ? "" : "s");
-}
-
 class Decider {
  public:
   Decider(const Evidence& evidence, MemoryMode memory, const std::string& forced)
@@ -60,6 +56,10 @@ class Decider {
   }
 
  private:
+  std::string format_tokens(std::int64_t tokens) const {
+    return fmt::format("{} {}{}", tokens, evidence_.unit, tokens == 1 ? "" : "s");
+  }
+
   // Without a dense peer rows are compared with the fastest row of the same token count.
   double ratio(std::size_t candidate, std::size_t probe) const {
     const Timing& timing = evidence_.candidates[candidate].at[probe];
@@ -78,7 +78,7 @@ class Decider {
     double log_sum = 0.0;
     int count = 0;
     for (std::size_t p = 0; p < kProbeCount; ++p) {
-      if (kProbes[p].bucket != bucket || !evidence_.probed[p]) continue;
+      if (evidence_.probes[p].bucket != bucket || !evidence_.probed[p]) continue;
       const Timing& timing = evidence_.candidates[candidate].at[p];
       if (!timing.known) return std::nullopt;
       const double r = ratio(candidate, p);
@@ -105,7 +105,7 @@ class Decider {
 
   bool bucket_probed(int bucket) const {
     for (std::size_t p = 0; p < kProbeCount; ++p) {
-      if (kProbes[p].bucket == bucket && evidence_.probed[p]) return true;
+      if (evidence_.probes[p].bucket == bucket && evidence_.probed[p]) return true;
     }
     return false;
   }
@@ -118,7 +118,7 @@ class Decider {
     for (int bucket = 0; bucket < kTokenBuckets && bucket_probed(bucket); ++bucket) {
       std::optional<BucketScore> best;
       for (std::size_t c = 0; c < evidence_.candidates.size(); ++c) {
-        if (evidence_.candidates[c].row->layout != layout) continue;
+        if (evidence_.candidates[c].layout != layout) continue;
         const std::optional<BucketScore> own = score(c, bucket);
         if (own && (!best || better(*own, *best))) best = own;
       }
@@ -141,7 +141,7 @@ class Decider {
   LayoutScore best_layout() const {
     std::optional<LayoutScore> best;
     for (const Candidate& candidate : evidence_.candidates) {
-      const std::optional<LayoutScore> own = score(candidate.row->layout);
+      const std::optional<LayoutScore> own = score(candidate.layout);
       if (!own) continue;
       if (!best || rank(*own) > rank(*best) ||
           (rank(*own) == rank(*best) && own->objective > best->objective)) {
@@ -164,15 +164,15 @@ class Decider {
   // "dense 12.3 µs, best sparse avx2_spmm 15.1 µs at 1 token (0.81x)"
   std::string beside_dense(const BucketScore& s, std::string_view word) const {
     const Timing& t = worst_timing(s);
-    const std::string at = format_tokens(kProbes[s.worst_probe].tokens);
+    const std::string at = format_tokens(evidence_.probes[s.worst_probe].tokens);
     const std::string_view modelled = evidence_.modelled ? "modelled: " : "";
     if (!evidence_.has_dense) {
       return fmt::format("{}{} {} at {}, no dense peer to compare with", modelled,
-                         candidate(s).row->name, format_seconds(t.seconds), at);
+                         candidate(s).name, format_seconds(t.seconds), at);
     }
     return fmt::format("{}dense{} {}, {}{} {} at {} ({:.2f}x)", modelled,
                        evidence_.dense_modelled ? " (modelled)" : "",
-                       format_seconds(t.dense_seconds), word, candidate(s).row->name,
+                       format_seconds(t.dense_seconds), word, candidate(s).name,
                        format_seconds(t.seconds), at, t.ratio);
   }
 
@@ -195,7 +195,7 @@ class Decider {
   std::string sparse_reason(const LayoutScore& s) const {
     const BucketScore& top = most_gaining(s);
     if (!forced_.empty()) {
-      return with_limit(fmt::format("sparse: {} is {}; {}", forced_, candidate(top).row->name,
+      return with_limit(fmt::format("sparse: {} is {}; {}", forced_, candidate(top).name,
                                     beside_dense(least_gaining(s), "")));
     }
     if (!evidence_.has_dense) {
@@ -215,7 +215,7 @@ class Decider {
   std::string plain_reason(const LayoutScore& s) const {
     const BucketScore& top = most_gaining(s);
     if (!s.slower) {
-      return with_limit(fmt::format("plain: no token count gains 5 % in layout {}; {}",
+      return with_limit(fmt::format("plain: no {} count gains 5 % in layout {}; {}", evidence_.unit,
                                     layout_name(s.layout), beside_dense(top, "best sparse ")));
     }
     const BucketScore& low = least_gaining(s);
@@ -236,8 +236,8 @@ class Decider {
     const Timing& t = worst_timing(b);
     const bool dense = !sparse || b.dense;
     PlanChoice c;
-    c.kernel = dense ? kDenseKernel : candidate(b).row->name;
-    c.tokens = kProbes[b.worst_probe].tokens;
+    c.kernel = dense ? kDenseKernel : candidate(b).name;
+    c.tokens = evidence_.probes[b.worst_probe].tokens;
     c.milliseconds = (dense ? t.dense_seconds : t.seconds) * 1e3;
     c.dense_milliseconds = t.dense_seconds * 1e3;
     c.reason = beside_dense(b, dense ? "best sparse " : "");
@@ -256,7 +256,9 @@ class Decider {
     std::vector<Contested> found;
     for (const BucketScore& b : s.buckets) {
       for (std::size_t p = 0; p < kProbeCount; ++p) {
-        if (kProbes[p].bucket != kProbes[b.worst_probe].bucket || !evidence_.probed[p]) continue;
+        if (evidence_.probes[p].bucket != evidence_.probes[b.worst_probe].bucket ||
+            !evidence_.probed[p])
+          continue;
         const Timing& t = candidate(b).at[p];
         const bool near_slower = std::abs(t.ratio - kNotSlowerRatio) < t.spread;
         const bool near_win = !clear_win && std::abs(t.ratio - kWinRatio) < t.spread;

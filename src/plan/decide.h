@@ -4,6 +4,7 @@
 #include <array>
 #include <cstddef>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "gossamer/linear.h"
@@ -30,12 +31,15 @@ struct Timing {
 };
 
 struct Candidate {
-  const LinearKernel* row = nullptr;
+  std::string_view name;
+  Layout layout = Layout::kBitmask;
   std::array<Timing, kProbeCount> at{};
 };
 
 struct Evidence {
   std::vector<Candidate> candidates;
+  std::array<Probe, kProbeCount> probes = kProbes;
+  std::string_view unit = "token";  ///< what probes count: tokens, or pixels of a convolution
   std::array<bool, kProbeCount> probed{};  ///< a prefix: small token counts come first
   bool has_dense = false;
   bool modelled = false;        ///< both times come from a model

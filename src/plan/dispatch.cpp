@@ -72,11 +72,8 @@ bool computes(const LinearKernel& row, Layout layout, const LinearDesc& desc) {
 const LinearKernel& decide(const PackedView& weight, const DecisionKey& key,
                            const Epilogue& epilogue) {
   const LinearDesc desc = describe(weight, epilogue);
-  const std::string& forced = plan::environment_kernel();
-  if (!forced.empty() && forced != kDenseKernel) {
-    const LinearKernel& row = plan::require_kernel(forced, "GOSSAMER_KERNEL");
-    if (computes(row, weight.layout(), desc)) return row;
-  }
+  const LinearKernel* forced = plan::environment_linear_row();
+  if (forced != nullptr && computes(*forced, weight.layout(), desc)) return *forced;
   const LinearKernel* planned = key.table->find(key.planned);
   if (planned != nullptr && computes(*planned, weight.layout(), desc)) return *planned;
 

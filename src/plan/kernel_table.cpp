@@ -143,6 +143,9 @@ std::vector<std::string_view> nearest_names(std::string_view name) {
   for (const LinearKernel& row : table_snapshot().rows) {
     ranked.emplace_back(edit_distance(name, row.name), row.name);
   }
+  for (const Conv2dKernel& row : conv2d_kernels()) {
+    ranked.emplace_back(edit_distance(name, row.name), row.name);
+  }
   std::sort(ranked.begin(), ranked.end());
   std::vector<std::string_view> names;
   for (std::size_t i = 0; i < std::min(kShown, ranked.size()); ++i) {
@@ -170,6 +173,19 @@ const LinearKernel& require_kernel(std::string_view name, std::string_view sourc
                "{} is '{}', and there is no such kernel; the nearest names are {} ('{}' "
                "and the rows of `gossamer doctor` are accepted)",
                source, name, fmt::join(nearest_names(name), ", "), kDenseKernel);
+}
+
+const LinearKernel* environment_linear_row() {
+  const std::string& name = environment_kernel();
+  if (name.empty() || name == kDenseKernel || find_conv2d_kernel(name) != nullptr) return nullptr;
+  return &require_kernel(name, "GOSSAMER_KERNEL");
+}
+
+const Conv2dKernel* environment_conv2d_row() {
+  const std::string& name = environment_kernel();
+  const Conv2dKernel* row = find_conv2d_kernel(name);
+  if (row == nullptr) environment_linear_row();  // refuses what is neither
+  return row;
 }
 
 }  // namespace plan

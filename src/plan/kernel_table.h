@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "gossamer/conv.h"
 #include "gossamer/linear.h"
 
 namespace gossamer::plan {
@@ -35,5 +36,13 @@ const std::string& environment_kernel();
 /// The row of that name; throws Error(kInvalidArgument) with the nearest names where there is none.
 /// `source` says who asked: "GOSSAMER_KERNEL", "kernel".
 const LinearKernel& require_kernel(std::string_view name, std::string_view source);
+
+/// The linear row that GOSSAMER_KERNEL names; null where it is unset, "dense", or a convolution's.
+/// Throws as require_kernel does.
+const LinearKernel* environment_linear_row();
+
+/// The convolution's row that GOSSAMER_KERNEL names; null where it is unset, "dense", or a linear
+/// layer's. Throws as require_kernel does.
+const Conv2dKernel* environment_conv2d_row();
 
 }  // namespace gossamer::plan

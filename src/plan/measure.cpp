@@ -18,16 +18,6 @@
 namespace gossamer::plan {
 namespace {
 
-constexpr double kHopeless = 1.25;        // times the best warm-up of its layout
-constexpr double kDenseShare = 0.25;      // of the budget, for one dense call
-constexpr double kFirstPass = 0.8;        // of the budget; the rest is for contested times
-constexpr double kSampleSeconds = 20e-6;  // shorter calls are timed several at a time
-constexpr int kMaxCallsPerSample = 64;
-constexpr double kWarmedSeconds = 500e-6;
-constexpr int kMinRounds = 3;
-constexpr int kShortMinRounds = 5;
-constexpr int kMaxRounds = 21;
-constexpr int kMaxPasses = 3;
 constexpr std::int64_t kMaxInputBytes = std::int64_t{1} << 30;
 
 class Measurer {
@@ -45,8 +35,9 @@ class Measurer {
     evidence_.has_dense = dense.run || dense.seconds;
     evidence_.dense_modelled = !dense.run;
     for (const Entrant& entrant : entrants_) {
-      evidence_.candidates.push_back({.row = entrant.model.row, .at = {}});
-      complete_layouts_.insert(entrant.model.row->layout);
+      const LinearKernel& row = *entrant.model.row;
+      evidence_.candidates.push_back({.name = row.name, .layout = row.layout, .at = {}});
+      complete_layouts_.insert(row.layout);
     }
   }
 
@@ -118,11 +109,6 @@ class Measurer {
     const Stopwatch watch;
     for (int i = 0; i < calls; ++i) row.run(args);
     return watch.seconds() / calls;
-  }
-
-  static int calls_per_sample(double seconds) {
-    return std::clamp(static_cast<int>(kSampleSeconds / std::max(seconds, 1e-9)), 1,
-                      kMaxCallsPerSample);
   }
 
   // What a call will take at probe p, from the one before and the growth that the model predicts.

@@ -39,6 +39,7 @@ Forced forced_kernel(const LinearDesc& desc, const Machine& machine, const PlanO
   const std::string source = asked ? "kernel" : "GOSSAMER_KERNEL";
   if (name.empty()) return {};
   if (name == kDenseKernel) return {.row = nullptr, .dense = true, .source = source};
+  if (!asked && plan::environment_linear_row() == nullptr) return {};  // a convolution's row
   const LinearKernel& row = plan::require_kernel(name, source);
   const std::string refusal = why_not(row, desc, machine);
   if (refusal.empty()) return {.row = &row, .dense = false, .source = source};

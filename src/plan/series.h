@@ -12,6 +12,22 @@
 
 namespace gossamer::plan {
 
+inline constexpr double kHopeless = 1.25;        ///< times the best warm-up of its layout
+inline constexpr double kDenseShare = 0.25;      ///< of the budget, for one dense call
+inline constexpr double kFirstPass = 0.8;        ///< of the budget; the rest is for contested times
+inline constexpr double kSampleSeconds = 20e-6;  ///< shorter calls are timed several at a time
+inline constexpr int kMaxCallsPerSample = 64;
+inline constexpr double kWarmedSeconds = 500e-6;  ///< shorter calls follow an untimed one
+inline constexpr int kMinRounds = 3;
+inline constexpr int kShortMinRounds = 5;
+inline constexpr int kMaxRounds = 21;
+inline constexpr int kMaxPasses = 3;  ///< over contested times
+
+inline int calls_per_sample(double seconds) {
+  return std::clamp(static_cast<int>(kSampleSeconds / std::max(seconds, 1e-9)), 1,
+                    kMaxCallsPerSample);
+}
+
 inline double median(std::vector<double> values) {
   const std::size_t half = values.size() / 2;
   std::sort(values.begin(), values.end());

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
 
+#include <array>
 #include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
 
+#include "gossamer/conv.h"
 #include "gossamer/linear.h"
 #include "torch/bridge.h"
 
@@ -30,6 +32,34 @@ void check_dense(const Tensor& dense, const PackedView& weight);
 /// The number of an Activation; refuses any other.
 Activation checked_activation(std::int64_t activation);
 
+/// act(y) by torch's own operators.
+Tensor activated(Tensor y, Activation activation);
+/// a + b; the shim has no sum.
+Tensor add(const Tensor& a, const Tensor& b);
+
+// ops_conv.cpp
+/// The numbers of a convolution beside its weight, as the operators take them.
+struct ConvNumbers {
+  const std::vector<std::int64_t>& stride;
+  const std::vector<std::int64_t>& padding;  ///< [h, w] or [top, bottom, left, right]
+  const std::vector<std::int64_t>& dilation;
+};
+/// As the core has them; refuses lists of other lengths and values that are out of range.
+Conv2dLayer checked_layer(const ConvNumbers& numbers);
+Tensor conv2d(const Tensor& x, const Tensor& packed, std::int64_t layout, std::int64_t out,
+              const std::vector<std::int64_t>& kernel, const std::vector<std::int64_t>& stride,
+              const std::vector<std::int64_t>& padding, const std::vector<std::int64_t>& dilation,
+              const std::optional<Tensor>& bias, std::int64_t activation,
+              const std::optional<Tensor>& residual, const std::optional<Tensor>& dense);
+/// act(conv2d(x, dense) + bias + residual) by aten::conv2d, x of four dimensions.
+Tensor dense_conv2d(const Tensor& x, const Tensor& dense, const std::optional<Tensor>& bias,
+                    const Conv2dLayer& layer, Activation activation,
+                    const std::optional<Tensor>& residual);
+/// Refuses a dense copy whose shape is not the packed convolution's.
+void check_dense_conv2d(const Tensor& dense, const PackedView& weight);
+/// A new CPU tensor, not initialised, in torch's strides for the memory format.
+Tensor empty_images(const std::array<std::int64_t, 4>& sizes, bool channels_last, DType dtype);
+
 // ops_pack.cpp
 Tensor pack(const Tensor& values, const std::optional<Tensor>& mask, const std::string& pattern,
             const std::string& layout, bool transposed, const std::string& name);
@@ -48,6 +78,13 @@ std::tuple<Tensor, std::string> plan(const Tensor& packed, const Tensor& dense, 
                                      std::int64_t activation, const std::string& mode,
                                      const std::string& memory, const std::string& kernel,
                                      const std::string& cache);
+std::tuple<Tensor, std::string> plan_conv2d(const Tensor& packed, const Tensor& dense,
+                                            const std::vector<std::int64_t>& stride,
+                                            const std::vector<std::int64_t>& padding,
+                                            const std::vector<std::int64_t>& dilation,
+                                            bool channels_last, bool bias, std::int64_t activation,
+                                            const std::string& mode, const std::string& memory,
+                                            const std::string& kernel, const std::string& cache);
 Tensor with_plan(const Tensor& packed, const std::string& kernels);
 std::string machine_info();
 std::string kernel_table();

@@ -11,47 +11,10 @@
 
 #include "gossamer/linear.h"
 #include "torch/ops.h"
+#include "torch/rows.h"
 
 namespace gossamer::door {
 namespace {
-
-/// X (or a residual) as rows: the tensor itself where its rows have a regular stride, else a copy.
-struct Rows {
-  Tensor tensor;
-  std::int64_t stride = 0;        ///< between rows, in elements
-  std::int64_t batch_stride = 0;  ///< between the matrices of a batch
-};
-
-/// The stride between consecutive rows when dimensions [first, dims - 1) are walked as one; nothing
-/// where they cannot be.
-std::optional<std::int64_t> row_stride(std::span<const std::int64_t> sizes,
-                                       std::span<const std::int64_t> strides, std::size_t first) {
-  const std::size_t last = sizes.size() - 1;
-  if (sizes[last] > 1 && strides[last] != 1) return std::nullopt;
-  std::int64_t stride = sizes[last];
-  std::int64_t expected = -1;  // of the next longer dimension
-  for (std::size_t i = last; i-- > first;) {
-    if (sizes[i] == 1) continue;
-    if (expected < 0) {
-      stride = strides[i];
-    } else if (strides[i] != expected) {
-      return std::nullopt;
-    }
-    expected = strides[i] * sizes[i];
-  }
-  return stride;
-}
-
-Rows as_rows(const Tensor& tensor, bool batched) {
-  const std::size_t first = batched ? 1 : 0;
-  const auto sizes = sizes_of(tensor);
-  if (const auto stride = row_stride(sizes, strides_of(tensor), first); stride && *stride >= 0) {
-    return {tensor, *stride, batched ? tensor.stride(0) : 0};
-  }
-  Tensor copy = as_contiguous(tensor);
-  const std::int64_t in = sizes.back();
-  return {std::move(copy), in, batched ? in * sizes[1] : 0};
-}
 
 void check_dtype(const Tensor& tensor, const char* name, DType weight) {
   const DType dtype = dtype_of(tensor, name);
@@ -86,6 +49,14 @@ void check_record(const PackedView& weight, std::int64_t layout, const char* nam
       "layout {} and {} {} do not describe the packed weight, which has layout {} and is "
       "[{}, {}] ([out, in]); pass what it says",
       layout, name, recorded, static_cast<int>(weight.layout()), weight.out(), weight.in()));
+}
+
+void check_matrix(const PackedView& weight) {
+  if (weight.header().kernel_h == 0) return;
+  refuse(fmt::format(
+      "the packed weight is a convolution's with a {}×{} kernel, not a matrix: use it with "
+      "torch.nn.functional.conv2d, or unpack it",
+      weight.header().kernel_h, weight.header().kernel_w));
 }
 
 void check_bias(const Tensor& bias, const PackedView& weight) {
@@ -124,44 +95,6 @@ Tensor call(const char* op, StableIValue* stack) {
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
-/// The shim has a - c·b, but no sum.
-Tensor add(const Tensor& a, const Tensor& b) { return torch::stable::subtract(a, b, -1.0); }
-
-/// act(y) by torch's own operators.
-Tensor activated(Tensor y, Activation activation) {
-  using torch::stable::detail::from;
-  switch (activation) {
-    case Activation::kNone:
-      return y;
-    case Activation::kRelu:
-    case Activation::kSilu: {
-      StableIValue stack = from(y);
-      return call(activation == Activation::kRelu ? "aten::relu" : "aten::silu", &stack);
-    }
-    case Activation::kGelu:
-    case Activation::kGeluTanh: {
-      const std::string approximate = activation == Activation::kGelu ? "none" : "tanh";
-      std::array<StableIValue, 2> stack{from(y), from(approximate)};
-      return call("aten::gelu", stack.data());
-    }
-  }
-  refuse(fmt::format("activation {} is not known", static_cast<int>(activation)));
-}
-
-/// A tensor's shape with `last` as its last dimension, without touching the heap.
-class Shape {
- public:
-  Shape(std::span<const std::int64_t> sizes, std::int64_t last) : dims_(sizes.size()) {
-    std::copy(sizes.begin(), sizes.end(), sizes_.begin());
-    sizes_[dims_ - 1] = last;
-  }
-  std::span<const std::int64_t> span() const { return {sizes_.data(), dims_}; }
-
- private:
-  std::size_t dims_;
-  std::array<std::int64_t, kMaxDims> sizes_;
-};
-
 }  // namespace
 
 void check_dense(const Tensor& dense, const PackedView& weight) {
@@ -183,6 +116,29 @@ Activation checked_activation(std::int64_t activation) {
       fmt::format("activation {}: 0 (none), 1 (relu), 2 (gelu), 3 (gelu by tanh) and 4 (silu) are "
                   "accepted",
                   activation));
+}
+
+// The shim has a - c·b, but no sum.
+Tensor add(const Tensor& a, const Tensor& b) { return torch::stable::subtract(a, b, -1.0); }
+
+Tensor activated(Tensor y, Activation activation) {
+  using torch::stable::detail::from;
+  switch (activation) {
+    case Activation::kNone:
+      return y;
+    case Activation::kRelu:
+    case Activation::kSilu: {
+      StableIValue stack = from(y);
+      return call(activation == Activation::kRelu ? "aten::relu" : "aten::silu", &stack);
+    }
+    case Activation::kGelu:
+    case Activation::kGeluTanh: {
+      const std::string approximate = activation == Activation::kGelu ? "none" : "tanh";
+      std::array<StableIValue, 2> stack{from(y), from(approximate)};
+      return call("aten::gelu", stack.data());
+    }
+  }
+  refuse(fmt::format("activation {} is not known", static_cast<int>(activation)));
 }
 
 Tensor dense_linear(const Tensor& x, const Tensor& dense, const std::optional<Tensor>& bias,
@@ -209,6 +165,7 @@ Tensor linear(const Tensor& x, const Tensor& packed, std::int64_t layout, std::i
     const PackedTensor packed_tensor(packed);
     const PackedView& weight = packed_tensor.view();
     const bool batched = weight.batch() != 1;
+    check_matrix(weight);
     check_rows(x, "x", weight, weight.in());
     check_record(weight, layout, "out", out, weight.out());
     check_dtype(x, "x", weight.dtype());
@@ -268,6 +225,7 @@ Tensor linear_dx(const Tensor& grad, const Tensor& packed, std::int64_t layout, 
   return guarded([&] {
     const PackedTensor packed_tensor(packed);
     const PackedView& weight = packed_tensor.view();
+    check_matrix(weight);
     check_rows(grad, "grad", weight, weight.out());
     check_record(weight, layout, "inputs", inputs, weight.in());
     check_dtype(grad, "grad", weight.dtype());

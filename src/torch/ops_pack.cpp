@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include <fmt/format.h>
+#include <torch/csrc/stable/ops.h>
 
+#include <array>
 #include <cstring>
 #include <nlohmann/json.hpp>
 
+#include "gossamer/conv.h"
 #include "gossamer/linear.h"
 #include "gossamer/mask.h"
 #include "torch/ops.h"
@@ -22,8 +25,54 @@ Layout layout_from_name(const std::string& name, const Pattern& pattern) {
       name));
 }
 
+/// The order [OC, KH, KW, IC] of a convolution weight [OC, IC, KH, KW], and the way back.
+constexpr std::array<std::int64_t, 4> kTapsFirst{0, 2, 3, 1};
+constexpr std::array<std::int64_t, 4> kTapsLast{0, 3, 1, 2};
+
+Tensor permuted(const Tensor& tensor, const std::array<std::int64_t, 4>& order) {
+  using torch::stable::detail::from;
+  const torch::headeronly::IntHeaderOnlyArrayRef dims(order.data(), order.size());
+  std::array<StableIValue, 2> stack{from(tensor), from(dims)};
+  TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::permute", "", stack.data(), TORCH_ABI_VERSION));
+  return as_contiguous(torch::stable::detail::to<Tensor>(stack[0]));
+}
+
+/// A convolution weight as its matrix [OC, KH·KW·IC]; any other tensor as it is.
+Tensor as_matrix(const Tensor& tensor) {
+  if (tensor.dim() != 4) return tensor;
+  const Tensor taps_first = permuted(tensor, kTapsFirst);
+  const auto sizes = sizes_of(taps_first);
+  const std::array<std::int64_t, 2> shape{sizes[0], sizes[1] * sizes[2] * sizes[3]};
+  return torch::stable::view(taps_first, {shape.data(), shape.size()});
+}
+
+/// The inverse of as_matrix for a weight of `shape`.
+Tensor from_matrix(const Tensor& matrix, std::span<const std::int64_t> shape) {
+  if (shape.size() != 4) return matrix;
+  const std::array<std::int64_t, 4> sizes{shape[0], shape[2], shape[3], shape[1]};
+  return permuted(torch::stable::view(matrix, {sizes.data(), sizes.size()}), kTapsLast);
+}
+
+/// The shape of the matrix behind a weight of `shape`.
+std::vector<std::int64_t> matrix_shape(std::span<const std::int64_t> shape) {
+  if (shape.size() != 4) return {shape.begin(), shape.end()};
+  return {shape[0], shape[1] * shape[2] * shape[3]};
+}
+
 /// Checks `shape` against the weight's logical one, so that what a fake promised is what comes.
 void check_shape(const PackedView& view, std::span<const std::int64_t> shape) {
+  const PackedHeader& header = view.header();
+  if (header.kernel_h > 0) {
+    if (shape.size() == 4 && shape[0] == view.out() && shape[1] * view.taps() == view.in() &&
+        shape[2] == header.kernel_h && shape[3] == header.kernel_w) {
+      return;
+    }
+    refuse(fmt::format(
+        "shape {} does not match the packed convolution weight, which is [{}, {}, "
+        "{}, {}] ([out, in, height, width])",
+        shape_text(shape), view.out(), view.in() / view.taps(), header.kernel_h, header.kernel_w));
+  }
   const bool batched = shape.size() == 3;
   if ((shape.size() == 2 || batched) && shape[shape.size() - 2] == view.out() &&
       shape[shape.size() - 1] == view.in() && (batched ? shape[0] : 1) == view.batch()) {
@@ -44,9 +93,34 @@ json plan_names(const PackedView& view) {
     for (const LinearKernel& kernel : linear_kernels()) {
       if (hash != 0 && kernel_hash(kernel.name) == hash) name = kernel.name;
     }
+    for (const Conv2dKernel& kernel : conv2d_kernels()) {
+      if (hash != 0 && kernel_hash(kernel.name) == hash) name = kernel.name;
+    }
     names.push_back(std::move(name));
   }
   return names;
+}
+
+/// Whether groups of the pattern would reach from one tap of a convolution into the next.
+bool groups_cross_taps(const Tensor& values, const Pattern& pattern) {
+  const bool grouped = pattern.kind == Pattern::Kind::kNm || pattern.kind == Pattern::Kind::kVnm;
+  return grouped && values.dim() == 4 && values.size(1) % pattern.m != 0;
+}
+
+Pattern inferred_pattern(const Tensor& values, const ConstMatrixView& marks) {
+  const Pattern found = gossamer::infer_pattern(marks);
+  if (!groups_cross_taps(values, found)) return found;
+  const double total = static_cast<double>(marks.rows) * static_cast<double>(marks.cols);
+  return Pattern::unstructured(1.0 - static_cast<double>(gossamer::count_nonzeros(marks)) / total);
+}
+
+Pattern requested_pattern(const Tensor& values, const std::string& text, const std::string& name) {
+  const Pattern wanted = Pattern::parse(text);
+  if (!groups_cross_taps(values, wanted)) return wanted;
+  refuse(
+      fmt::format("weight '{}': pattern {} groups {} input channels, and the convolution has {}, "
+                  "which {} does not divide; pack it as unstructured",
+                  name, wanted.to_string(), wanted.m, values.size(1), wanted.m));
 }
 
 FormatInfo parse_info(const json& text) {
@@ -71,6 +145,15 @@ FormatInfo parse_info(const json& text) {
   info.batch = shape.size() == 3 ? shape[0] : 1;
   info.out = shape[shape.size() - 2];
   info.in = shape[shape.size() - 1];
+  if (const auto kernel = text.find("kernel"); kernel != text.end()) {
+    const auto sides = kernel->get<std::vector<std::int64_t>>();
+    if (sides.size() != 2 || sides[0] < 1 || sides[1] < 1) {
+      refuse(fmt::format("kernel {}: two sizes of at least 1 ([KH, KW]) are accepted",
+                         shape_text(sides)));
+    }
+    info.kernel_h = sides[0];
+    info.kernel_w = sides[1];
+  }
   return info;
 }
 
@@ -88,12 +171,19 @@ std::vector<std::string> array_names(const json& text) {
 Tensor pack(const Tensor& values, const std::optional<Tensor>& mask, const std::string& pattern,
             const std::string& layout, bool transposed, const std::string& name) {
   return guarded([&] {
-    const ConstMatrixView values_view = matrix_view(values, name.c_str());
-    const ConstMatrixView mask_view = mask ? matrix_view(*mask, "mask") : ConstMatrixView{};
+    const Tensor matrix = as_matrix(values);
+    const Tensor mask_matrix = mask ? as_matrix(*mask) : matrix;
+    const ConstMatrixView values_view = matrix_view(matrix, name.c_str());
+    const ConstMatrixView mask_view = mask ? matrix_view(mask_matrix, "mask") : ConstMatrixView{};
     const ConstMatrixView* const kept = mask ? &mask_view : nullptr;
-    const Pattern wanted = pattern.empty() ? gossamer::infer_pattern(mask ? mask_view : values_view)
-                                           : Pattern::parse(pattern);
     PackOptions options;
+    if (values.dim() == 4) {
+      options.kernel_h = values.size(2);
+      options.kernel_w = values.size(3);
+    }
+    const ConstMatrixView& marks = mask ? mask_view : values_view;
+    const Pattern wanted = pattern.empty() ? inferred_pattern(values, marks)
+                                           : requested_pattern(values, pattern, name);
     options.transposed = transposed;
     options.name = name;
     options.allocator = tensor_allocator();
@@ -111,9 +201,9 @@ Tensor unpack(const Tensor& packed, const std::vector<std::int64_t>& shape, Scal
           "dtype {}: the packed weight holds {}; unpack it as that and convert with .to()",
           torch::headeronly::toString(dtype), dtype_name(weight.view().dtype())));
     }
-    Tensor values = empty(shape, weight.view().dtype());
+    Tensor values = empty(matrix_shape(shape), weight.view().dtype());
     gossamer::unpack(weight.view(), mutable_matrix_view(values, "values"));
-    return values;
+    return from_matrix(values, shape);
   });
 }
 
@@ -121,11 +211,12 @@ Tensor unpack_mask(const Tensor& packed, const std::vector<std::int64_t>& shape)
   return guarded([&] {
     const PackedTensor weight(packed);
     check_shape(weight.view(), shape);
-    Tensor values = empty(shape, weight.view().dtype());
-    Tensor mask = empty(shape, DType::kBool);
+    const std::vector<std::int64_t> matrix = matrix_shape(shape);
+    Tensor values = empty(matrix, weight.view().dtype());
+    Tensor mask = empty(matrix, DType::kBool);
     const MatrixView mask_view = mutable_matrix_view(mask, "mask");
     gossamer::unpack(weight.view(), mutable_matrix_view(values, "values"), &mask_view);
-    return mask;
+    return from_matrix(mask, shape);
   });
 }
 
@@ -177,6 +268,9 @@ std::string info(const Tensor& packed) {
               {"transposed", view.transposed()},
               {"plan", plan_names(view)},
               {"arrays", json::array()}};
+    if (view.header().kernel_h > 0) {
+      text["kernel"] = {view.header().kernel_h, view.header().kernel_w};
+    }
     if (is_format(view.layout())) {
       text["format"] = text["layout"];
       for (const PackedArray& array : gossamer::format_arrays(view)) {

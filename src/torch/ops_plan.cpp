@@ -23,6 +23,10 @@ using nlohmann::json;
 /// boxing. 1.8 µs on a Zen 5 with torch 2.13; tests/python/test_ops_overhead.py holds it below 3.
 constexpr double kCallOverheadSeconds = 1.8e-6;
 
+/// What a packed convolution's eager call costs beyond its kernel, since the planner's dense times
+/// hold torch's own cost of a call: the tensor subclass, boxing and the lists of numbers.
+constexpr double kConvCallOverheadSeconds = 10e-6;
+
 PlanMode parse_mode(const std::string& mode) {
   if (mode == "measure") return PlanMode::kMeasure;
   if (mode == "model") return PlanMode::kModel;
@@ -133,6 +137,45 @@ json to_json(const Plan& plan) {
           {"bucket_ends", kTokenBucketEnds}, {"choices", std::move(choices)}};
 }
 
+PlanOptions plan_options(const std::string& mode, const std::string& memory,
+                         const std::string& kernel, const std::string& cache) {
+  PlanOptions options;
+  options.mode = parse_mode(mode);
+  options.memory = parse_memory(memory);
+  options.parallel = torch_threads();
+  options.kernel = kernel;
+  options.cache = cache;
+  return options;
+}
+
+/// torch's own convolution with the same weight, as the planner's opponent.
+class DenseConvolution {
+ public:
+  DenseConvolution(const Tensor& dense, const Conv2dLayer& layer, bool bias, Activation activation)
+      : dense_(detach(dense)), layer_(layer), activation_(activation) {
+    const std::array<std::int64_t, 1> outputs{dense.size(0)};
+    if (bias) bias_ = noise(outputs, DType::kFloat32);
+  }
+
+  void run(const Conv2dShape& s) {
+    const std::array<std::int64_t, 4> sizes{s.images, s.in_channels, s.height, s.width};
+    auto found = inputs_.find(sizes);
+    if (found == inputs_.end()) {
+      Tensor x = empty_images(sizes, layer_.channels_last, DType::kFloat32);
+      torch::stable::copy_(x, noise(sizes, DType::kFloat32));
+      found = inputs_.emplace(sizes, std::move(x)).first;
+    }
+    dense_conv2d(found->second, dense_, bias_, layer_, activation_, std::nullopt);
+  }
+
+ private:
+  Tensor dense_;
+  Conv2dLayer layer_;
+  Activation activation_;
+  std::optional<Tensor> bias_;
+  std::map<std::array<std::int64_t, 4>, Tensor> inputs_;
+};
+
 std::vector<std::string> isa_list(std::uint32_t bits) {
   const auto names = isa_names(bits);
   return {names.begin(), names.end()};
@@ -148,12 +191,7 @@ std::tuple<Tensor, std::string> plan(const Tensor& packed, const Tensor& dense, 
     const PackedTensor packed_tensor(packed);
     const PackedView& weight = packed_tensor.view();
     const Epilogue epilogue{.bias = bias, .activation = checked_activation(activation)};
-    PlanOptions options;
-    options.mode = parse_mode(mode);
-    options.memory = parse_memory(memory);
-    options.parallel = torch_threads();
-    options.kernel = kernel;
-    options.cache = cache;
+    PlanOptions options = plan_options(mode, memory, kernel, cache);
     options.call_overhead = kCallOverheadSeconds;
     if (options.mode == PlanMode::kMeasure) options.call_overhead += dense_call_seconds();
     check_dense(dense, weight);
@@ -162,6 +200,36 @@ std::tuple<Tensor, std::string> plan(const Tensor& packed, const Tensor& dense, 
     peer.run = [&layer](std::int64_t tokens) { layer.run(tokens); };
 
     const Plan found = plan_linear(weight, epilogue, host_machine(), peer, options);
+    PackedWeight planned = found.sparse && found.layout != weight.layout()
+                               ? gossamer::convert(weight, found.layout, tensor_allocator())
+                               : copy_packed(weight);
+    if (found.sparse) store_plan(planned, found);
+    return std::tuple(to_tensor(planned), to_json(found).dump());
+  });
+}
+
+std::tuple<Tensor, std::string> plan_conv2d(const Tensor& packed, const Tensor& dense,
+                                            const std::vector<std::int64_t>& stride,
+                                            const std::vector<std::int64_t>& padding,
+                                            const std::vector<std::int64_t>& dilation,
+                                            bool channels_last, bool bias, std::int64_t activation,
+                                            const std::string& mode, const std::string& memory,
+                                            const std::string& kernel, const std::string& cache) {
+  return guarded([&] {
+    const PackedTensor packed_tensor(packed);
+    const PackedView& weight = packed_tensor.view();
+    Conv2dLayer layer = checked_layer({stride, padding, dilation});
+    layer.channels_last = channels_last;
+    const Epilogue epilogue{.bias = bias, .activation = checked_activation(activation)};
+    PlanOptions options = plan_options(mode, memory, kernel, cache);
+    options.call_overhead = kConvCallOverheadSeconds;
+    check_dense_conv2d(dense, weight);
+    DenseConvolution convolution(dense, layer, bias, epilogue.activation);
+    Conv2dDensePeer peer;
+    peer.run = [&convolution](const Conv2dShape& shape) { convolution.run(shape); };
+
+    const Plan found =
+        gossamer::plan_conv2d(weight, layer, epilogue, host_machine(), peer, options);
     PackedWeight planned = found.sparse && found.layout != weight.layout()
                                ? gossamer::convert(weight, found.layout, tensor_allocator())
                                : copy_packed(weight);

@@ -17,6 +17,15 @@ STABLE_TORCH_LIBRARY(gossamer, m) {
       "linear_dx(Tensor grad, Tensor packed, int layout, int inputs, Tensor? dense=None) -> "
       "Tensor");
   m.def(
+      "conv2d(Tensor x, Tensor packed, int layout, int out, int[] kernel, int[] stride, int[] "
+      "padding, int[] dilation, Tensor? bias=None, int activation=0, Tensor? residual=None, "
+      "Tensor? dense=None) -> Tensor");
+  m.def(
+      "conv2d_autograd(Tensor x, Tensor packed, int layout, int out, int[] kernel, int[] stride, "
+      "int[] "
+      "padding, int[] dilation, Tensor? bias=None, int activation=0, Tensor? residual=None, "
+      "Tensor? dense=None) -> Tensor");
+  m.def(
       "pack(Tensor values, Tensor? mask, str pattern, str layout, bool transposed, str name) -> "
       "Tensor");
   m.def("unpack(Tensor packed, int[] shape, ScalarType dtype) -> Tensor");
@@ -32,6 +41,10 @@ STABLE_TORCH_LIBRARY(gossamer, m) {
       "plan(Tensor packed, Tensor dense, bool bias, int activation, str mode, str memory, str "
       "kernel, "
       "str cache) -> (Tensor, str)");
+  m.def(
+      "plan_conv2d(Tensor packed, Tensor dense, int[] stride, int[] padding, int[] dilation, bool "
+      "channels_last, bool bias, int activation, str mode, str memory, str kernel, str cache) -> "
+      "(Tensor, str)");
   m.def("with_plan(Tensor packed, str kernels) -> Tensor");
   m.def("select_masks(Tensor[] scores, str pattern, str scope) -> Tensor[]");
   m.def("magnitude_mask(Tensor values, str pattern, str scope) -> Tensor");
@@ -64,6 +77,8 @@ STABLE_TORCH_LIBRARY_IMPL(gossamer, CPU, m) {
   m.impl("linear", TORCH_BOX(&linear));
   m.impl("linear_autograd", TORCH_BOX(&linear));
   m.impl("linear_dx", TORCH_BOX(&linear_dx));
+  m.impl("conv2d", TORCH_BOX(&conv2d));
+  m.impl("conv2d_autograd", TORCH_BOX(&conv2d));
   m.impl("pack", TORCH_BOX(&pack));
   m.impl("unpack", TORCH_BOX(&unpack));
   m.impl("unpack_mask", TORCH_BOX(&unpack_mask));
@@ -75,6 +90,7 @@ STABLE_TORCH_LIBRARY_IMPL(gossamer, CPU, m) {
   m.impl("format_arrays", TORCH_BOX(&format_arrays));
   m.impl("from_format_arrays", TORCH_BOX(&from_format_arrays));
   m.impl("plan", TORCH_BOX(&plan));
+  m.impl("plan_conv2d", TORCH_BOX(&plan_conv2d));
   m.impl("with_plan", TORCH_BOX(&with_plan));
   m.impl("select_masks", TORCH_BOX(&select_masks));
   m.impl("magnitude_mask", TORCH_BOX(&magnitude_mask));

@@ -266,6 +266,7 @@ std::vector<Pattern> layout_patterns(const LinearKernel& kernel) {
     case Layout::kNm:
       return {Pattern::nm(2, 4), Pattern::nm(1, 4), Pattern::nm(8, 16)};
     case Layout::kNm24Pairs:
+    case Layout::kNm24Tiles:
       return {Pattern::nm(2, 4)};
     case Layout::kBsr:
       return {Pattern::block(4, 4, 0.5),  Pattern::block(1, 2, 0.5),  Pattern::block(1, 4, 0.5),

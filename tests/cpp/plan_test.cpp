@@ -31,7 +31,7 @@ bool contains(const std::string& text, std::string_view word) {
 Candidate row_with(const char* name, const std::function<double(int bucket)>& ratio,
                    double spread = 0.0) {
   test::reset_fakes();
-  Candidate candidate{.row = find_linear_kernel(name), .at = {}};
+  Candidate candidate{.name = name, .layout = find_linear_kernel(name)->layout, .at = {}};
   for (std::size_t p = 0; p < kProbeCount; ++p) {
     const double r = ratio(kProbes[p].bucket);
     candidate.at[p] = {.known = true,

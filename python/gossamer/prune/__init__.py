@@ -9,6 +9,7 @@ pruner.squash_mask()       # plain weights with zeros
 
 from __future__ import annotations
 
+from gossamer.prune.batchnorm import recalibrate_batchnorm
 from gossamer.prune.calibration_report import BlockResult, CalibrationReport, LayerResult
 from gossamer.prune.checkpoint import attach_masks
 from gossamer.prune.distribution import erk, lamp, owl, uniform
@@ -36,6 +37,7 @@ from gossamer.prune.schedule import cubic_sparsity
 from gossamer.prune.scored_mask import ScoredMask
 from gossamer.prune.sparsifier import Sparsifier
 from gossamer.prune.training import LotteryTicket, Movement, Supermask
+from gossamer.prune.transposable import Transposable
 
 __all__ = [
     "ALPS",
@@ -68,6 +70,7 @@ __all__ = [
     "Sparsifier",
     "Supermask",
     "Swap",
+    "Transposable",
     "Wanda",
     "attach_masks",
     "cubic_sparsity",
@@ -77,6 +80,7 @@ __all__ = [
     "lamp",
     "masked_parameters",
     "owl",
+    "recalibrate_batchnorm",
     "sparsity_report",
     "to_torch_prune",
     "uniform",

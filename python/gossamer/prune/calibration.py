@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -85,6 +85,7 @@ class Calibration:
             model gives, W·X₀, from the inputs of the model pruned so far).
         reconstruction: what tunes each block after its layers; None for nothing.
         progress: called with each layer's result, its number from 1, and how many there are.
+        left_dense: what is left out from the start, with the reason, for the report.
     """
 
     def __init__(
@@ -96,7 +97,9 @@ class Calibration:
         target: str,
         reconstruction: Reconstruction | None = None,
         progress: Callable[[LayerResult, int, int], None] | None = None,
+        left_dense: Mapping[str, str] | None = None,
     ) -> None:
+        self._left_dense = left_dense or {}
         self._model = model
         self._layers = {layer.fqn: layer for layer in layers}
         self._batches = batches
@@ -149,10 +152,16 @@ class Calibration:
             parts = {id(part) for part in stage.module.modules()}
             own = {fqn: stage for fqn, module in modules.items() if id(module) in parts}
             self._stages.update(own)
-        report = CalibrationReport(target=self._target)
+        report = CalibrationReport(target=self._target, left_dense=dict(self._left_dense))
         for number, group in enumerate(order.groups):
             layers = [self._layers[fqn] for fqn in group]
             sums = self._sums(layers[0], order.calls[group[0]])
+            inputs = sums.gram.shape[-1]
+            if not all(order.calls[group[0]]) and sums.tokens < inputs:
+                # Of a layer that is called now and then, an expert say, so few inputs say nothing.
+                why = f"some batches never reach it, and it saw {sums.tokens} inputs of {inputs}"
+                report.left_dense.update(dict.fromkeys(group, why))
+                continue
             for layer in layers:
                 start = time.perf_counter()
                 result = self._solve(layer, sums)

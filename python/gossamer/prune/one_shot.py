@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from torch import nn
+
 from gossamer.prune.calibration import TARGETS, CalibratedLayer, Calibration
 from gossamer.prune.calibration_report import CalibrationReport, LayerResult
 from gossamer.prune.capture import Forward, run_batch
@@ -23,6 +25,7 @@ from gossamer.prune.pattern import CustomPattern
 from gossamer.prune.problem import LayerProblem
 from gossamer.prune.reconstruction import Reconstruction
 from gossamer.prune.sparsifier import Sparsifier
+from gossamer.prune.targets import Config, find_targets
 
 __all__ = ["ALPS", "RIA", "Best", "OneShot", "SparseGPT", "Wanda"]
 
@@ -127,13 +130,52 @@ class OneShot(Sparsifier):
         assert self.model is not None
         layers = [self._layer(group) for group in self.groups]
         walk = Calibration(
-            self.model, layers, list(batches), forward, self.target, self.reconstruction, progress
+            self.model,
+            layers,
+            list(batches),
+            forward,
+            self.target,
+            self.reconstruction,
+            progress,
+            self._left_dense(),
         )
         self.report = walk.run()
         self._set_steps(self.step_count + 1)
         for group in self.groups:
             self._mask(group).updated.fill_(self.step_count)
         return self.report
+
+    def prepare(self, model: nn.Module, config: Config = None) -> nn.Module:
+        """As `Sparsifier.prepare`; without a config, the layer that gives logits stays dense.
+
+        That is the layer which `model.get_output_embeddings()` returns, where there is one.
+        """
+        if config is None and self._loaded is None:
+            head = _output_layer(model)
+            if head is not None:
+                config = {head: None, "*": {}}
+        return super().prepare(model, config)
+
+    def _left_dense(self) -> dict[str, str]:
+        """Weights of layers and embeddings that are not pruned, with the reason."""
+        assert self.model is not None
+        pruned = {id(self.dense_weight(group)): group["tensor_fqn"] for group in self.groups}
+        head, found = _output_layer(self.model), {}
+        for fqn, target in find_targets(self.model).items():
+            is_table = isinstance(target.module, nn.Embedding | nn.EmbeddingBag)
+            if fqn in pruned.values() or not (target.is_layer_weight or is_table):
+                continue
+            if id(target.weight) in pruned:
+                found[fqn] = f"the same parameter as '{pruned[id(target.weight)]}', pruned there"
+            elif is_table:
+                found[fqn] = "an embedding"
+            elif fqn == head:
+                found[fqn] = "gives the logits"
+            elif len(target.places) > 1:
+                found[fqn] = "shared with other modules"
+            else:
+                found[fqn] = target.obstacle() or "not chosen"
+        return found
 
     def _step(self) -> None:
         if not any(int(self._mask(group).updated) for group in self.groups):
@@ -171,6 +213,16 @@ class OneShot(Sparsifier):
             problem,
             self.solve,
         )
+
+
+def _output_layer(model: nn.Module) -> str | None:
+    """The full name of the weight that gives a language model's logits, after its own word."""
+    getter = getattr(model, "get_output_embeddings", None)
+    head = getter() if callable(getter) else None
+    for name, module in model.named_modules():
+        if module is head:
+            return f"{name}.weight"
+    return None
 
 
 class Wanda(OneShot):

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The convolutions of a packed weight [out, channels, height, width]."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gossamer import _ops
+from gossamer._convolution import paddings, pair
+from gossamer._weight_products import ACTIVATIONS, is_transformed
+from gossamer._weight_tables import function
+from gossamer.weight import SparseWeight
+
+__all__ = ["conv2d", "convolution", "convolution_call"]
+
+_conv2d_op: Any = torch.ops.gossamer.conv2d.default
+_conv2d_autograd_op: Any = torch.ops.gossamer.conv2d_autograd.default
+
+
+def conv2d(
+    x: Tensor,
+    weight: SparseWeight,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """act(conv2d(x, W) + bias + residual) in one operator, with one group.
+
+    Args:
+        x: [images, channels, height, width] or [channels, height, width], float32.
+        weight: [out, channels, height, width].
+        bias: [out].
+        stride: one number or (height, width).
+        padding: one number, (height, width), (top, bottom, left, right), "same" or "valid"; zeros.
+        dilation: one number or (height, width).
+        activation: None, "relu", "gelu", "gelu_tanh" or "silu".
+        residual: shape of the result, added before the activation.
+
+    Returns:
+        [images, out, height, width] (or three dimensions, as x has) in the memory format of x.
+
+    Raises:
+        ValueError: shapes, dtypes or the activation do not fit.
+    """
+    if activation not in ACTIVATIONS:
+        accepted = ", ".join(map(repr, ACTIVATIONS))
+        raise ValueError(f"activation {activation!r}: accepted are {accepted}")
+    code = int(ACTIVATIONS[activation])
+    return convolution(x, weight, bias, stride, padding, dilation, 1, code, residual)
+
+
+@function(torch.nn.functional.conv2d)
+def _handle_conv2d(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return convolution_call(*args, **kwargs)
+
+
+def convolution_call(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """`F.conv2d` with any of its tensors packed."""
+    if not isinstance(weight, SparseWeight) or isinstance(input, SparseWeight):
+        raise NotImplementedError(
+            "conv2d: only its weight may be packed; take .to_dense() of the other tensors"
+        )
+    return convolution(input, weight, bias, stride, padding, dilation, groups)
+
+
+def convolution(
+    x: Tensor,
+    weight: SparseWeight,
+    bias: Tensor | None,
+    stride: int | Sequence[int],
+    padding: int | Sequence[int] | str,
+    dilation: int | Sequence[int],
+    groups: int,
+    activation: int = 0,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """act(conv2d(x, W) + bias + residual) as `F.conv2d` takes its arguments."""
+    kernel = weight.kernel_size
+    if kernel is None:
+        raise ValueError(
+            f"conv2d: the packed weight {list(weight.shape)} is no convolution's; pack four "
+            "dimensions [out, channels, height, width]"
+        )
+    if groups != 1:
+        raise NotImplementedError(
+            f"conv2d: groups is {groups}; a packed weight is computed with one group only. Take "
+            "weight.to_dense(), or unpack the model with gossamer.desparsify_(model)"
+        )
+    strides, dilations = pair("stride", stride), pair("dilation", dilation)
+    sides = paddings(padding, kernel, strides, dilations)
+    result_dtype = None
+    if torch.is_autocast_enabled("cpu"):
+        # As for linear: the packed weight keeps its dtype, the inputs follow.
+        result_dtype = torch.get_autocast_dtype("cpu")
+        x = x.to(weight.dtype)
+        bias = None if bias is None else bias.to(weight.dtype)
+        residual = None if residual is None else residual.to(weight.dtype)
+    if is_transformed():
+        y = _dense_convolution(x, weight, bias, strides, sides, dilations, activation, residual)
+    else:
+        operands = (x, bias, residual)
+        needs_grad = torch.is_grad_enabled() and any(
+            t is not None and t.requires_grad for t in operands
+        )
+        y = (_conv2d_autograd_op if needs_grad else _conv2d_op)(
+            x,
+            weight.packed,
+            weight.layout_code,
+            weight.out_features,
+            kernel,
+            strides,
+            sides,
+            dilations,
+            bias,
+            activation,
+            residual,
+            weight.dense,
+        )
+    return y if result_dtype is None else y.to(result_dtype)
+
+
+def _dense_convolution(
+    x: Tensor,
+    weight: SparseWeight,
+    bias: Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, ...],
+    dilation: tuple[int, int],
+    activation: int,
+    residual: Tensor | None,
+) -> Tensor:
+    """The same as `convolution`, of operators that every transform knows."""
+    values = weight.to_dense() if weight.dense is None else weight.dense
+    sides = padding
+    if len(padding) == 4:
+        top, bottom, left, right = padding
+        x = torch.nn.functional.pad(x, (left, right, top, bottom))
+        sides = (0, 0)
+    y = torch.nn.functional.conv2d(x, values, bias, stride, sides, dilation)
+    if residual is not None:
+        y = y + residual
+    return _ops.apply_activation(y, activation)

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include <vector>
+
+#include "core/fail.h"
+#include "gossamer/conv.h"
+#include "plan/conv_plan.h"
+#include "plan/kernel_table.h"
+
+namespace gossamer {
+namespace {
+
+using detail::fail;
+
+/// What run_conv2d converts a weight to whose layout no row takes: every machine has a row for it.
+constexpr Layout kConverted = Layout::kKcsr128;
+
+bool computes(const Conv2dKernel& row, Layout layout, DType dtype) {
+  return row.layout == layout && row.dtype == dtype && host_machine().has(row.needs);
+}
+
+const Conv2dKernel* planned_row(const PackedView& weight, std::uint32_t hash) {
+  if (hash == 0) return nullptr;
+  const auto rows = conv2d_kernels();
+  static const std::vector<std::uint32_t> hashes = [&] {
+    std::vector<std::uint32_t> all;
+    for (const Conv2dKernel& row : rows) all.push_back(kernel_hash(row.name));
+    return all;
+  }();
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    if (hashes[i] == hash && computes(rows[i], weight.layout(), weight.dtype())) return &rows[i];
+  }
+  return nullptr;
+}
+
+const Conv2dKernel& sparse_row(const PackedView& weight, std::uint32_t planned) {
+  static const Conv2dKernel* const forced = plan::environment_conv2d_row();
+  if (forced != nullptr && computes(*forced, weight.layout(), weight.dtype())) return *forced;
+  if (const Conv2dKernel* row = planned_row(weight, planned)) return *row;
+  const Conv2dKernel* row = plan::widest_conv2d_row(weight.layout(), weight.dtype());
+  if (row == nullptr) row = plan::widest_conv2d_row(kConverted, weight.dtype());
+  if (row != nullptr) return *row;
+  fail(ErrorCode::kUnsupported,
+       "no kernel computes a convolution with {} weights; float32 is accepted: convert the model "
+       "with .to(torch.float32), or unpack the weight and compute dense",
+       dtype_name(weight.dtype()));
+}
+
+std::uint32_t planned_hash(const PackedView& weight, std::int64_t pixels) {
+  return weight.header().plan[static_cast<std::size_t>(token_bucket(pixels))];
+}
+
+void check_pointers(const Conv2dArgs& args) {
+  if (args.x == nullptr || args.y == nullptr) {
+    fail(ErrorCode::kInvalidArgument, "run_conv2d: {} is null", args.x == nullptr ? "x" : "y");
+  }
+  const auto activation = static_cast<std::int32_t>(args.activation);
+  if (activation < 0 || activation >= kActivationCount) {
+    fail(ErrorCode::kInvalidArgument,
+         "run_conv2d: activation is {}; accepted are 0 (none), 1 (relu), 2 (gelu), 3 (gelu by "
+         "tanh) and 4 (silu)",
+         activation);
+  }
+}
+
+}  // namespace
+
+namespace plan {
+
+const Conv2dKernel* widest_conv2d_row(Layout layout, DType dtype) {
+  const Conv2dKernel* best = nullptr;
+  for (const Conv2dKernel& row : conv2d_kernels()) {
+    if (!computes(row, layout, dtype)) continue;
+    // Names are ascending: of equal vectors the row with more of them in a panel comes last.
+    if (best == nullptr || row.lanes >= best->lanes) best = &row;
+  }
+  return best;
+}
+
+}  // namespace plan
+
+const Conv2dKernel* choose_conv2d_kernel(const PackedView& weight, std::int64_t pixels) {
+  static const std::uint32_t dense = kernel_hash(kDenseKernel);
+  static const std::string& forced = plan::environment_kernel();
+  if (forced == kDenseKernel) return nullptr;
+  const std::uint32_t planned = planned_hash(weight, pixels);
+  if (planned == dense && plan::environment_conv2d_row() == nullptr) return nullptr;
+  const Conv2dKernel& row = sparse_row(weight, planned);
+  return planned == dense && row.name != forced ? nullptr : &row;
+}
+
+void run_conv2d(const Conv2dArgs& args) {
+  check_conv2d(args);
+  const std::int64_t pixels = args.shape.images == 0 ? 0 : args.shape.pixels();
+  if (pixels <= 0 || args.shape.out_channels == 0) return;
+  check_pointers(args);
+  const Conv2dKernel& row = sparse_row(args.weight, planned_hash(args.weight, pixels));
+  if (row.layout == args.weight.layout()) return row.run(args);
+  const PackedWeight converted = convert(args.weight, row.layout);
+  Conv2dArgs call = args;
+  call.weight = converted.view();
+  row.run(call);
+}
+
+}  // namespace gossamer
