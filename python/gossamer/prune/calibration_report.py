@@ -46,7 +46,7 @@ class BlockResult:
 
     Attributes:
         name: the block's full name.
-        before: ‖B(X) − B₀(X₀)‖² / ‖B₀(X₀)‖² before, on the batches that were held out.
+        before: ‖B(X) − B₀(X₀)‖² / ‖B₀(X₀)‖² before, on the batches that judge.
         after: the same after.
         seconds: time of tuning it.
     """
