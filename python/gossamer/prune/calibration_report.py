@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 
-__all__ = ["BlockResult", "CalibrationReport", "LayerResult"]
+__all__ = ["BlockResult", "CalibrationReport", "LayerResult", "show_progress"]
 
 
 @dataclass
@@ -38,6 +39,15 @@ class LayerResult:
     asked_damping: float
     notes: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+
+
+def show_progress(result: LayerResult, number: int, count: int) -> None:
+    """A line on standard error for each layer: `calibrate(batches, progress=show_progress)`."""
+    width = len(str(count))
+    bar = "#" * (20 * number // count)
+    sys.stderr.write(
+        f"[{bar:<20}] {number:>{width}}/{count}  {result.fqn}: error {result.error:.4f}\n"
+    )
 
 
 @dataclass
