@@ -3,12 +3,13 @@
 PYTHON := .venv/bin/python
 SHELL := /bin/bash
 
-.PHONY: help demo test setup setup-test install bench-cpu lint format wheel clean
+.PHONY: help demo test setup setup-test install recipes-quick bench-cpu lint format wheel clean
 
 help:
 	@echo "make demo       set up, build, run the main job on real data (demo-out/report.html)"
 	@echo "make test       set up, build, run every test this machine can run"
 	@echo "make   and clang-tidy, sanitizers, fuzzing, consumers"
+	@echo "make recipes-quick DATA=folder   prune a ResNet-20 in five ways (examples/recipes/README.md)"
 	@echo "make bench-cpu  measure this machine, write bench/results/<machine>.jsonl"
 	@echo "make wheel      a manylinux wheel in wheelhouse/"
 	@echo "make format     clang-format and ruff, in place"
@@ -28,6 +29,9 @@ setup-test:
 # Builds the core, the operators and the command, and installs the package into .venv.
 install: setup
 	@scripts/install.sh
+
+recipes-quick: install
+	$(PYTHON) examples/recipes/resnet_cifar10.py --quick $(if $(DATA),--data $(DATA))
 
 bench-cpu: install
 	$(PYTHON) -m gossamer.bench cpu-linear --json auto

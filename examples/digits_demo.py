@@ -111,6 +111,12 @@ def main() -> int:
         help="a tiny network, few epochs; results are checked, "
         "promises of accuracy, size and speed are not",
     )
+    parser.add_argument(
+        "--excuse-busy",
+        action="store_true",
+        help="where other programs keep this machine busy, a broken promise of speed is told, "
+        "but is no failure",
+    )
     arguments = parser.parse_args()
     start = time.monotonic()
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -134,11 +140,19 @@ def main() -> int:
     print(f"\n{show.as_text(results)}\n")
     print(f"{arguments.out / 'report.html'}, {time.monotonic() - start:.0f} s in all")
 
-    if os.getloadavg()[0] > 1.5 * (os.cpu_count() or 1):
+    busy = os.getloadavg()[0] > 1.5 * (os.cpu_count() or 1)
+    if busy:
         print("other programs keep this machine busy: times and plans are less certain than usual")
     failures = checks.wrong_results(results)
+    slow = []
     if not arguments.fast:
-        failures += checks.broken_promises(results)
+        failures += checks.broken_promises_of_quality(results)
+        slow = checks.broken_promises_of_speed(results)
+    if busy and arguments.excuse_busy:
+        for sentence in slow:
+            print(f"uncertain: {sentence}", file=sys.stderr)
+    else:
+        failures += slow
     for failure in failures:
         print(f"FAILED: {failure}", file=sys.stderr)
     return 1 if failures else 0

@@ -23,6 +23,7 @@ struct Epilogue {
   bool bias = false;
   bool residual = false;
   Activation activation = Activation::kNone;
+  bool quantized = false;  ///< X is int8 with a scale a token; Y is float32
   friend bool operator==(const Epilogue&, const Epilogue&) = default;
 };
 
@@ -44,6 +45,10 @@ LinearDesc describe(const PackedView& weight, const Epilogue& epilogue = {});
 /// One call. Elements of X, bias, residual and Y have the activation dtype; strides count elements;
 /// the last dimension of X, Y and residual is contiguous. With batch > 1, X is [batch, tokens, in]
 /// and Y [batch, tokens, out], bias [batch, out]. Y may not overlap the inputs (residual excepted).
+///
+/// Quantized calls: the weight is int8, X is int8 and x_scale is given. Then Y = act(x_scale[t] ·
+/// weight_scale[r] · Σ x·w + bias + residual), and bias, residual and Y are float32. The sum is
+/// exact for at most 65536 inputs.
 struct LinearArgs {
   PackedView weight;
   std::int64_t tokens = 0;
@@ -58,6 +63,8 @@ struct LinearArgs {
   std::int64_t residual_stride = 0;
   std::int64_t residual_batch_stride = 0;
   Activation activation = Activation::kNone;
+  const float* x_scale = nullptr;       ///< [batch, tokens]: X is int8; null: X is not
+  const float* weight_scale = nullptr;  ///< [batch, out] of a quantized call; null: 1
   ParallelFor parallel{};
 };
 
@@ -172,8 +179,8 @@ void run_linear(const LinearArgs& args);
 
 /// Plain loops over the kept positions in every layout, what every kernel is tested against:
 /// products and sums in float64, rounded once to the activation dtype (the weight's own; float32
-/// where that is float8 or int8). What is pruned is not read, so NaN and Inf in X pass it by.
-/// Serial.
+/// where that is float8 or int8, or the call is quantized). What is pruned is not read, so NaN and
+/// Inf in X pass it by. Serial.
 void reference_linear(const LinearArgs& args);
 
 }  // namespace gossamer

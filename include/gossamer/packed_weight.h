@@ -33,6 +33,7 @@ enum class Layout : std::int32_t {
   kKcsr256 = 18,  ///< the same, blocks of 256
 
   kNm24Pairs = 32,  ///< 2:4 in row pairs: the kept values of two rows interleaved, a byte a group
+  kNm24Tiles = 33,  ///< 2:4 in tiles of 64 rows, as the tensor cores of sm_90 read them
 };
 
 /// "nm", "bitmask", "bsr", "fanin", "kcsr64", …

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.grad import conv2d_input
 
+from gossamer import _ops_cuda
+
 _OLDEST_TORCH = (2, 10)
 
 _Fake = TypeVar("_Fake", bound=Callable[..., Any])
@@ -88,6 +90,7 @@ _load(_library_path())
 _cuda_library = _library_path().with_name("_C_cuda.so")
 if torch.cuda.is_available() and _cuda_library.is_file():
     _load(_cuda_library)
+    _ops_cuda.register()
 
 _ops = torch.ops.gossamer
 

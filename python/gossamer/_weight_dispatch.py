@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import return_and_correct_aliasing
 
 from gossamer import _ops
 from gossamer._weight_convolution import convolution, convolution_call
-from gossamer._weight_facts import DTYPES
+from gossamer._weight_facts import DTYPES, facts_of
 from gossamer._weight_functions import addmm, linear_call, matmul
 from gossamer._weight_tables import operator, refuse
 from gossamer.weight import SparseWeight
@@ -74,13 +74,11 @@ def _dispatch_clone(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 def _dispatch_to_copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     weight = args[0]
     device = kwargs.get("device")
-    if device is not None and torch.device(device) != weight.device:
-        raise NotImplementedError(
-            f"a packed weight on {weight.device} cannot be moved to {device}: this build computes "
-            "packed weights on the CPU only; unpack the model first (gossamer.desparsify_) or "
-            "weight.to_dense()"
-        )
     dtype = kwargs.get("dtype") or weight.dtype
+    if device is not None and _resolved(device) != weight.device:
+        if dtype != weight.dtype:
+            weight = _cast(weight, dtype)
+        return _moved(weight, _resolved(device))
     if dtype == weight.dtype:
         return weight._clone()
     if dtype not in DTYPES.values():
@@ -89,6 +87,42 @@ def _dispatch_to_copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
             "accepted"
         )
     return _planned_like(weight, _cast(weight, dtype))
+
+
+def _resolved(device: Any) -> torch.device:
+    """A device with its index: "cuda" is the current one."""
+    device = torch.device(device)
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+def _moved(weight: SparseWeight, device: torch.device) -> SparseWeight:
+    """On another device, in a layout that is computed there.
+
+    A GPU takes 2:4 weights in float16 and bfloat16, in tiles; on the CPU a weight arrives in its
+    format, which every machine computes.
+    """
+    if device.type == "cpu":
+        packed = torch.ops.gossamer.convert(weight.packed, "format").cpu()
+        return SparseWeight(packed, facts_of(packed)._replace(transposed=weight.transposed))
+    if device.type != "cuda":
+        raise NotImplementedError(
+            f"a packed weight cannot be moved to {device}: packed weights are computed on the CPU "
+            "and on CUDA devices; unpack the model first (gossamer.desparsify_)"
+        )
+    if weight.pattern != "2:4" or weight.dtype not in (torch.float16, torch.bfloat16):
+        raise NotImplementedError(
+            f"a packed weight of pattern {weight.pattern} and dtype {weight.dtype} cannot be moved "
+            f"to {device}: 2:4 weights in float16 or bfloat16 are computed there; convert it with "
+            ".to(torch.bfloat16) first, or unpack the model (gossamer.desparsify_)"
+        )
+    if weight.device.type == "cuda":
+        packed = weight.packed.to(device)
+    else:
+        packed = torch.ops.gossamer.convert(weight.packed, "format").to(device)
+        packed = torch.ops.gossamer.convert(packed, "nm24_tiles")
+    return SparseWeight(packed, facts_of(packed)._replace(transposed=weight.transposed))
 
 
 def _planned_like(weight: SparseWeight, cast: SparseWeight) -> SparseWeight:

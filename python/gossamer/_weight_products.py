@@ -112,10 +112,11 @@ def product(
 ) -> Tensor:
     """act(x·Wᵀ + bias + residual) with W the logical [out, in], whatever the orientation."""
     result_dtype = None
-    if torch.is_autocast_enabled("cpu"):
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
         # F.linear would cast the weight; a packed weight keeps its dtype and the inputs follow,
         # which is exact. The result has autocast's dtype, as the layers behind it expect.
-        result_dtype = torch.get_autocast_dtype("cpu")
+        result_dtype = torch.get_autocast_dtype(device)
         x = x.to(weight.dtype)
         bias = None if bias is None else bias.to(weight.dtype)
         residual = None if residual is None else residual.to(weight.dtype)

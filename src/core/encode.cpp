@@ -60,9 +60,11 @@ PackedWeight encode(const RowSource& source, const FormatInfo& info,
     case Layout::kKcsr256:
       return encode_kcsr(source, info, allocator);
     case Layout::kNm24Pairs:
+      return encode_nm24(source, info, allocator);
+    case Layout::kNm24Tiles:
       break;
   }
-  return encode_nm24(source, info, allocator);
+  return encode_nm24_tiles(source, info, allocator);
 }
 
 }  // namespace gossamer::detail

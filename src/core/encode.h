@@ -40,5 +40,6 @@ PackedWeight encode_bsr(const RowSource&, const FormatInfo&, const PackedAllocat
 PackedWeight encode_fan_in(const RowSource&, const FormatInfo&, const PackedAllocator&);
 PackedWeight encode_kcsr(const RowSource&, const FormatInfo&, const PackedAllocator&);
 PackedWeight encode_nm24(const RowSource&, const FormatInfo&, const PackedAllocator&);
+PackedWeight encode_nm24_tiles(const RowSource&, const FormatInfo&, const PackedAllocator&);
 
 }  // namespace gossamer::detail

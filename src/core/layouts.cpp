@@ -6,12 +6,13 @@
 #include <utility>
 
 #include "core/fail.h"
+#include "core/nm24_tile.h"
 #include "core/pattern_check.h"
 
 namespace gossamer {
 namespace {
 
-constexpr std::array<std::pair<Layout, std::string_view>, 8> kNames{
+constexpr std::array<std::pair<Layout, std::string_view>, 9> kNames{
     {{Layout::kNm, "nm"},
      {Layout::kBitmask, "bitmask"},
      {Layout::kBsr, "bsr"},
@@ -19,7 +20,8 @@ constexpr std::array<std::pair<Layout, std::string_view>, 8> kNames{
      {Layout::kKcsr64, "kcsr64"},
      {Layout::kKcsr128, "kcsr128"},
      {Layout::kKcsr256, "kcsr256"},
-     {Layout::kNm24Pairs, "nm24_pairs"}}};
+     {Layout::kNm24Pairs, "nm24_pairs"},
+     {Layout::kNm24Tiles, "nm24_tiles"}}};
 
 }  // namespace
 
@@ -215,6 +217,21 @@ LayoutSpec nm24_spec(const FormatInfo& info) {
   return b.finish(checked_mul(checked_mul(info.batch, info.out), ceil_div(info.in, 4) * 2));
 }
 
+LayoutSpec nm24_tiles_spec(const FormatInfo& info) {
+  const std::int64_t element = dtype_bytes(info.dtype);
+  if (element > 2) {
+    fail(ErrorCode::kInvalidArgument,
+         "layout nm24_tiles holds float16, bfloat16, float8_e4m3fn and int8 values, not {}; use "
+         "layout nm (the pattern's format)",
+         dtype_name(info.dtype));
+  }
+  const int bytes = static_cast<int>(element);
+  SpecBuilder b(info.batch);
+  b.per_batch("tiles", DType::kUInt8,
+              {nm24_row_tiles(info.out), nm24_input_tiles(info.in, bytes), nm24_tile_bytes(bytes)});
+  return b.finish(checked_mul(checked_mul(info.batch, info.out), ceil_div(info.in, 4) * 2));
+}
+
 }  // namespace
 
 void require_layout_holds(Layout layout, const Pattern& pattern) {
@@ -229,7 +246,10 @@ void require_layout_holds(Layout layout, const Pattern& pattern) {
          layout_name(layout), what, pattern.to_string(), own);
   };
   if (layout == Layout::kNm && pattern.kind != Kind::kNm) refuse("N:M");
-  if (layout == Layout::kNm24Pairs && !(pattern == Pattern::nm(2, 4))) refuse("2:4");
+  if ((layout == Layout::kNm24Pairs || layout == Layout::kNm24Tiles) &&
+      !(pattern == Pattern::nm(2, 4))) {
+    refuse("2:4");
+  }
   if (layout == Layout::kBsr && pattern.kind != Kind::kBlock) refuse("block");
   if (layout == Layout::kFanIn && pattern.kind != Kind::kFanIn) refuse("fan-in");
 }
@@ -270,6 +290,8 @@ LayoutSpec layout_spec(const FormatInfo& info, std::int64_t kept) {
       return kcsr_spec(info, kept);
     case Layout::kNm24Pairs:
       return nm24_spec(info);
+    case Layout::kNm24Tiles:
+      return nm24_tiles_spec(info);
   }
   fail(ErrorCode::kInvalidArgument, "layout number {} is not known", int(info.format));
 }

@@ -42,6 +42,12 @@
 //            Groups past the last column and the missing row of an odd `out` are empty ones:
 //            positions 0 and 1, zero values.
 //
+//   nm24_tiles tiles    u8     [batch,] ceil(out/64), ceil(in/T), bytes   T = 64 inputs and 4608
+//                                                       bytes a tile for 16-bit values, 128 and
+//                                                       5120 for 8-bit ones (core/nm24_tile.h); at
+//                                                       least one tile each way. Values past the
+//                                                       matrix are zero, groups there empty.
+//
 // Every array starts at a multiple of 64 bytes and at least 64 zero bytes follow it, so that a
 // kernel may load a whole vector from any element. All padding is zero.
 namespace gossamer::detail {
@@ -64,6 +70,9 @@ struct KcsrArrays {
 
 struct Nm24Arrays {
   static constexpr int kValues = 0, kMeta = 1;
+};
+struct Nm24TilesArrays {
+  static constexpr int kTiles = 0;
 };
 
 inline constexpr std::int64_t kArrayAlignment = 64;

@@ -6,6 +6,7 @@
 #include "core/fail.h"
 #include "core/half.h"
 #include "core/layouts.h"
+#include "core/nm24_tile.h"
 #include "core/nm_group.h"
 #include "core/row_source.h"
 
@@ -209,6 +210,46 @@ class Nm24Source final : public PackedSource {
   std::int64_t pairs_;
 };
 
+class Nm24TilesSource final : public PackedSource {
+ public:
+  explicit Nm24TilesSource(const PackedView& p) : PackedSource(p) {}
+
+  std::int64_t entries(std::int64_t batch, std::int64_t row, std::int32_t* cols,
+                       std::byte* values) const override {
+    return dtype_bytes(dtype()) == 2 ? read_row<2>(batch, row, cols, values)
+                                     : read_row<1>(batch, row, cols, values);
+  }
+
+ private:
+  template <int kElementBytes>
+  std::int64_t read_row(std::int64_t batch, std::int64_t row, std::int32_t* cols,
+                        std::byte* values) const {
+    using Tile = Nm24Tile<kElementBytes>;
+    const std::int64_t line = batch * nm24_row_tiles(out()) + row / Tile::kRows;
+    const std::byte* tile = packed().array(Nm24TilesArrays::kTiles) +
+                            line * nm24_input_tiles(in(), kElementBytes) * Tile::kBytes;
+    const int tile_row = static_cast<int>(row % Tile::kRows);
+    std::int64_t count = 0;
+    for (std::int64_t first = 0; first < in(); first += 4) {
+      const int group = static_cast<int>(first / 4 % Tile::kGroups);
+      if (first != 0 && group == 0) tile += Tile::kBytes;
+      const int nibble = Tile::meta_nibble(tile_row, group);
+      const auto meta = std::to_integer<int>(tile[Tile::kValueBytes + nibble / 2]);
+      for (int slot = 0; slot < 2; ++slot) {
+        const std::int64_t col = first + ((meta >> (nibble % 2 * 4 + 2 * slot)) & 3);
+        if (col >= in()) break;
+        cols[count] = static_cast<std::int32_t>(col);
+        if (values != nullptr) {
+          std::memcpy(values + count * kElementBytes,
+                      tile + Tile::value_byte(tile_row, 2 * group + slot), kElementBytes);
+        }
+        ++count;
+      }
+    }
+    return count;
+  }
+};
+
 }  // namespace
 
 void PackedSource::read_mask(std::int64_t batch, std::int64_t row, std::uint8_t* mask) const {
@@ -252,6 +293,8 @@ std::unique_ptr<PackedSource> packed_source(const PackedView& packed) {
       return std::make_unique<KcsrSource>(packed);
     case Layout::kNm24Pairs:
       return std::make_unique<Nm24Source>(packed);
+    case Layout::kNm24Tiles:
+      return std::make_unique<Nm24TilesSource>(packed);
   }
   fail(ErrorCode::kInvalidArgument, "layout number {} is not known", int(packed.layout()));
 }

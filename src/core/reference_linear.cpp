@@ -29,6 +29,7 @@ struct WeightRow {
 /// One element of Y: act(Σ x·w + bias + residual), rounded once.
 void compute(const LinearArgs& args, DType dtype, const WeightRow& weight, std::int64_t batch,
              std::int64_t token, std::int64_t row) {
+  const DType x_dtype = args.x_scale != nullptr ? DType::kInt8 : dtype;
   const auto element = [&](const void* data, std::int64_t index) {
     return load_as<double>(dtype, static_cast<const std::byte*>(data), index);
   };
@@ -36,8 +37,11 @@ void compute(const LinearArgs& args, DType dtype, const WeightRow& weight, std::
   double sum = 0.0;
   for (std::int64_t i = 0; i < weight.count; ++i) {
     const auto k = static_cast<std::size_t>(i);
-    sum += element(args.x, x + weight.cols[k]) * weight.values[k];
+    sum += load_as<double>(x_dtype, static_cast<const std::byte*>(args.x), x + weight.cols[k]) *
+           weight.values[k];
   }
+  if (args.x_scale != nullptr) sum *= args.x_scale[batch * args.tokens + token];
+  if (args.weight_scale != nullptr) sum *= args.weight_scale[batch * args.weight.out() + row];
   if (args.bias != nullptr) sum += element(args.bias, batch * args.weight.out() + row);
   if (args.residual != nullptr) {
     sum += element(args.residual,
@@ -62,7 +66,7 @@ LinearDesc describe(const PackedView& weight, const Epilogue& epilogue) {
   desc.density =
       positions > 0.0 ? std::min(1.0, static_cast<double>(weight.kept()) / positions) : 0.0;
   desc.weight_dtype = weight.dtype();
-  desc.activation_dtype = activation_dtype_of(weight.dtype());
+  desc.activation_dtype = epilogue.quantized ? DType::kInt8 : activation_dtype_of(weight.dtype());
   desc.epilogue = epilogue;
   return desc;
 }

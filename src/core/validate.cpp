@@ -7,6 +7,7 @@
 #include "core/fail.h"
 #include "core/half.h"
 #include "core/layouts.h"
+#include "core/nm24_tile.h"
 #include "core/nm_group.h"
 #include "core/row_source.h"
 #include "gossamer/packed_weight.h"
@@ -226,6 +227,48 @@ void validate_nm24(const PackedView& p) {
   }
 }
 
+/// One row of tiles. Rows below the matrix and groups past the last column must be empty ones.
+template <int kElementBytes>
+void check_nm24_tiles(const PackedView& p, const std::byte* tile, std::int64_t first_row) {
+  using Tile = Nm24Tile<kElementBytes>;
+  const std::int64_t tiles = nm24_input_tiles(p.in(), kElementBytes);
+  for (std::int64_t t = 0; t < tiles; ++t, tile += Tile::kBytes) {
+    for (int row = 0; row < Tile::kRows; ++row) {
+      for (int g = 0; g < Tile::kGroups; ++g) {
+        const int nibble = Tile::meta_nibble(row, g);
+        const int both = std::to_integer<int>(tile[Tile::kValueBytes + nibble / 2]);
+        const int positions[2] = {(both >> (nibble % 2 * 4)) & 3,
+                                  (both >> (nibble % 2 * 4 + 2)) & 3};
+        const std::int64_t first = t * Tile::kInputs + g * 4;
+        const std::int64_t left = first_row + row < p.out() ? p.in() - first : 0;
+        if (positions[0] >= positions[1] ||
+            (left <= 0 && (positions[0] != 0 || positions[1] != 1))) {
+          malformed("row {}, columns from {}: positions {} and {} are not two ascending ones",
+                    first_row + row, first, positions[0], positions[1]);
+        }
+        for (int slot = 0; slot < 2; ++slot) {
+          const std::byte* value = tile + Tile::value_byte(row, 2 * g + slot);
+          if (positions[slot] >= left && !all_zero(value, value + kElementBytes)) {
+            malformed("row {}, columns from {}: a value past the matrix is not zero",
+                      first_row + row, first);
+          }
+        }
+      }
+    }
+  }
+}
+
+template <int kElementBytes>
+void validate_nm24_tiles(const PackedView& p) {
+  using Tile = Nm24Tile<kElementBytes>;
+  const std::int64_t row_tiles = nm24_row_tiles(p.out());
+  const std::int64_t row_bytes = nm24_input_tiles(p.in(), kElementBytes) * Tile::kBytes;
+  const std::byte* tiles = p.array(Nm24TilesArrays::kTiles);
+  for (std::int64_t i = 0; i < p.batch() * row_tiles; ++i) {
+    check_nm24_tiles<kElementBytes>(p, tiles + i * row_bytes, i % row_tiles * Tile::kRows);
+  }
+}
+
 /// Reserved fields and the bytes between arrays are zero, so that equal weights are equal bytes.
 void check_padding(const PackedView& p) {
   const PackedHeader& h = p.header();
@@ -263,6 +306,8 @@ void validate(const PackedView& packed) {
       return validate_kcsr(p);
     case Layout::kNm24Pairs:
       return validate_nm24(p);
+    case Layout::kNm24Tiles:
+      return dtype_bytes(p.dtype()) == 2 ? validate_nm24_tiles<2>(p) : validate_nm24_tiles<1>(p);
   }
 }
 

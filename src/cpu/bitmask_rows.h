@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "core/layouts.h"
+#include "cpu/decode_task.h"
 #include "gossamer/packed_weight.h"
 
 namespace gossamer::cpu {
@@ -36,6 +37,12 @@ struct BitmaskRows {
 
   const std::byte* row_values(std::int64_t row) const {
     return values + offsets[row] * value_bytes;
+  }
+
+  void place(std::int64_t row, DecodeTask& task) const {
+    task.bits = bits + row * row_bytes;
+    task.row_bytes = row_bytes;
+    task.row_offsets = offsets + row;
   }
 
   /// The first row of part `part` of `parts` with about equal cost, where a kept value costs as

@@ -57,10 +57,20 @@ struct Finished {
   void store_channels_last(const KcsrFunctions& functions) const {
     const std::int64_t stride = args.y_strides.column;
     const std::int64_t offset = panel.first_pixel() * stride + first;
-    functions.store(
-        {sums, lanes,
-         FinishTask{nullptr, 0, panel.pixels(), count, at(args.bias, first),
-                    at(args.residual, offset), stride, y(offset), stride, args.activation}});
+    KcsrStoreTask task{};
+    task.sums = sums;
+    task.lanes = lanes;
+    task.out = {nullptr,
+                0,
+                panel.pixels(),
+                count,
+                at(args.bias, first),
+                at(args.residual, offset),
+                stride,
+                y(offset),
+                stride,
+                args.activation};
+    functions.store(task);
   }
 
   void store_planar(const ConvFunctions& steps) const {

@@ -22,4 +22,16 @@ struct FinishTask {
   Activation activation;
 };
 
+/// Sums of a quantized call, 32-bit integers where floats will be, become floats: sums[t][row] =
+/// (sums[t][row] - corrections[row]) · x_scale[t] · weight_scale[row].
+struct DequantizeTask {
+  float* sums;
+  std::int64_t sums_stride;
+  std::int64_t tokens;
+  std::int64_t rows;
+  const std::int32_t* corrections;  ///< or null: 0
+  const float* x_scale;
+  const float* weight_scale;  ///< or null: 1
+};
+
 }  // namespace gossamer::cpu

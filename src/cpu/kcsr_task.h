@@ -50,6 +50,11 @@ struct KcsrStoreTask {
   const float* sums;
   std::int64_t lanes;
   FinishTask out;
+
+  // Quantized calls only: DequantizeTask's, of the first row and token.
+  const std::int32_t* corrections = nullptr;
+  const float* x_scale = nullptr;
+  const float* weight_scale = nullptr;
 };
 
 /// What a driver needs of an instruction set and an element type. `pack` returns whether `add` may
@@ -90,6 +95,18 @@ extern const KcsrFunctions avx512_spmm_blocks_f16;
 /// Blocks of an even number of columns.
 extern const KcsrFunctions avx512bf16_spmm_block_pairs;
 
+/// Values are four int8 in 32 bits, tiles hold four inputs likewise, each plus 128 so that it is
+/// unsigned; columns count fours. Sums are 32-bit integers, 128 times the row's weights too large:
+/// the store subtracts that. For at most 65536 inputs.
+inline constexpr std::int64_t kMaxQuantizedInputs = 65536;
+extern const KcsrFunctions avx512vnni_spmm_quads;
+/// Blocks of a number of columns that four divides.
+extern const KcsrFunctions avx512vnni_spmm_block_quads;
+
+/// Values are pairs of int8 widened to 16 bits, tiles hold inputs likewise; sums are 32-bit
+/// integers.
+extern const KcsrFunctions avx2_spmm_int8_pairs;
+
 /// Turns the bits of some rows into what KcsrAddTask reads: cols[i] is the column, inside its block
 /// of inputs, of the i-th kept value of these rows; segments[k·rows + r] says where block k of row
 /// r begins, and segments[(k + 1)·rows + r] where it ends.
@@ -105,22 +122,40 @@ struct BitmaskIndexTask {
 void avx2_bitmask_index(const BitmaskIndexTask& task);
 void avx512vbmi2_bitmask_index(const BitmaskIndexTask& task);
 
-/// The same for pairs of bfloat16: a pair is listed where either of its two inputs is kept.
-struct BitmaskPairTask {
+/// The same for units of two or four inputs, a unit being listed where any of its inputs is kept.
+struct BitmaskUnitTask {
   const std::uint8_t* bits;
-  const std::uint16_t* values;  ///< of the first row
+  const void* values;  ///< of the first row
   std::int64_t rows;
   std::int64_t in;
-  std::int64_t block;       ///< inputs, a multiple of 32, at most 512
-  std::uint32_t* pairs;     ///< room for 16 more than the rows have
-  std::uint8_t* cols;       ///< likewise
-  std::uint32_t* segments;  ///< [ceil(in / block) + 1][rows], counting pairs
+  std::int64_t block;         ///< inputs, a multiple of 64, at most 256 units
+  std::uint32_t* units;       ///< room for 16 more than the rows have
+  std::uint8_t* cols;         ///< likewise
+  std::uint32_t* segments;    ///< [ceil(in / block) + 1][rows], counting units
+  std::int32_t* corrections;  ///< [rows]: 128 times the sum of the row's weights
 };
 
-void avx512bf16_bitmask_pairs(const BitmaskPairTask& task);
+/// Pairs of bfloat16, as avx512bf16_spmm_pairs takes them; no corrections.
+void avx512bf16_bitmask_pairs(const BitmaskUnitTask& task);
+/// Fours of int8.
+void avx512vnni_bitmask_quads(const BitmaskUnitTask& task);
+/// Pairs of int8, each widened to 16 bits; no corrections.
+void avx2_bitmask_int8_pairs(const BitmaskUnitTask& task);
 
-/// Where blocks of one row and two columns lie, tile by tile: cols[i] is the place in its tile of
-/// the i-th block of these rows; segments as above, counting blocks.
+/// corrections[row] = 128 times the sum of the row's weights, of rows in blocks.
+struct BlockSumsTask {
+  const std::int8_t* values;    ///< [blocks][block_rows][block_cols], of the whole weight
+  const std::int64_t* offsets;  ///< of the first block row
+  std::int64_t block_rows;
+  std::int64_t block_cols;
+  std::int64_t rows;
+  std::int32_t* corrections;
+};
+
+void avx512vnni_block_sums(const BlockSumsTask& task);
+
+/// Where blocks of one row and two or four columns lie, tile by tile: cols[i] is the place in its
+/// tile of the i-th block of these rows; segments as above, counting blocks.
 struct BlockIndexTask {
   const std::int64_t* offsets;  ///< [rows + 1] into block_col
   const std::int32_t* block_col;
@@ -131,6 +166,6 @@ struct BlockIndexTask {
   std::uint32_t* segments;       ///< [tiles + 1][rows]
 };
 
-void avx512bf16_block_index(const BlockIndexTask& task);
+void avx512_block_index(const BlockIndexTask& task);
 
 }  // namespace gossamer::cpu

@@ -12,25 +12,27 @@
 //   expand(values, mask) the next values at the places of the set bits, zeros elsewhere
 //   load_input(x)
 //   multiply_add(weights, inputs, mask, sum)   what is pruned must not reach the sum
+//   Sum, zero_sum(), add_sums(a, b), total(sum)
+//   kMaxTokens           8, or 9
 
 /// R rows × T tokens. Rows follow each other in memory, so the values to be fetched next lie as far
 /// behind the last row as has been used of all of them.
 template <typename Step, int R, int T>
-inline void decode_rows(const gossamer::cpu::BitmaskDecodeTask& task, std::int64_t row) {
+inline void decode_rows(const gossamer::cpu::DecodeTask& task, std::int64_t row) {
   using Value = typename Step::Value;
   using Input = typename Step::Input;
   constexpr std::int64_t kColumns = Step::kColumns;
   constexpr std::int64_t kAheadBytes = 1536;
   // Several sums where there are few, so that the multiply-adds' latency is hidden.
   constexpr int kChains = R * T == 1 ? 4 : R * T <= 3 ? 2 : 1;
-  Vector sum[R][T][kChains];
+  typename Step::Sum sum[R][T][kChains];
   const Value* values[R];
   const std::uint8_t* bits[R];
   for (int r = 0; r < R; ++r) {
-    values[r] = static_cast<const Value*>(task.values) + task.offsets[row + r];
+    values[r] = static_cast<const Value*>(task.values) + task.row_offsets[row + r];
     bits[r] = task.bits + (row + r) * task.row_bytes;
     for (int t = 0; t < T; ++t) {
-      for (int c = 0; c < kChains; ++c) sum[r][t][c] = zero();
+      for (int c = 0; c < kChains; ++c) sum[r][t][c] = Step::zero_sum();
     }
   }
   const Input* x = static_cast<const Input*>(task.x);
@@ -51,7 +53,7 @@ inline void decode_rows(const gossamer::cpu::BitmaskDecodeTask& task, std::int64
     for (int r = 0; r < R; ++r) {
       __builtin_prefetch(reinterpret_cast<const char*>(ahead) + kAheadBytes + 64 * r);
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int t = 0; t < T; ++t) {
       const auto inputs = Step::load_input(x + t * task.x_stride + column);
 #pragma GCC unroll 4
@@ -78,9 +80,9 @@ inline void decode_rows(const gossamer::cpu::BitmaskDecodeTask& task, std::int64
 
   for (int r = 0; r < R; ++r) {
     for (int t = 0; t < T; ++t) {
-      Vector total = sum[r][t][0];
-      for (int c = 1; c < kChains; ++c) total = add(total, sum[r][t][c]);
-      task.sums[t * task.sums_stride + row + r] = sum_lanes(total);
+      auto all = sum[r][t][0];
+      for (int c = 1; c < kChains; ++c) all = Step::add_sums(all, sum[r][t][c]);
+      task.sums[t * task.sums_stride + row + r] = Step::total(all);
     }
   }
 }
@@ -88,7 +90,7 @@ inline void decode_rows(const gossamer::cpu::BitmaskDecodeTask& task, std::int64
 /// Two rows at a time where the inputs of many tokens would otherwise be loaded for every one, and
 /// the sums fit the registers.
 template <typename Step, int T>
-inline void decode_all_rows(const gossamer::cpu::BitmaskDecodeTask& task) {
+inline void decode_all_rows(const gossamer::cpu::DecodeTask& task) {
   constexpr int R = T > 2 && 2 * T <= kMaxSums ? 2 : 1;
   std::int64_t row = 0;
   for (; row + R <= task.rows; row += R) decode_rows<Step, R, T>(task, row);
@@ -96,7 +98,7 @@ inline void decode_all_rows(const gossamer::cpu::BitmaskDecodeTask& task) {
 }
 
 template <typename Step>
-void decode(const gossamer::cpu::BitmaskDecodeTask& task) {
+void decode(const gossamer::cpu::DecodeTask& task) {
   switch (task.tokens) {
     case 1:
       return decode_all_rows<Step, 1>(task);
@@ -112,13 +114,16 @@ void decode(const gossamer::cpu::BitmaskDecodeTask& task) {
       return decode_all_rows<Step, 6>(task);
     case 7:
       return decode_all_rows<Step, 7>(task);
-    default:
+    case 8:
       return decode_all_rows<Step, 8>(task);
+    default:
+      if constexpr (Step::kMaxTokens > 8) return decode_all_rows<Step, 9>(task);
   }
 }
 
 template <typename Element>
-void widen(const void* from, std::int64_t count, float* to) {
+void widen(const void* from, std::int64_t count, void* memory) {
+  auto* to = static_cast<float*>(memory);
   const auto* p = static_cast<const typename Element::Type*>(from);
   std::int64_t i = 0;
   for (; i + kLanes <= count; i += kLanes) store(to + i, Element::load(p + i));

@@ -10,6 +10,7 @@ void register_spmm_bitmask();
 void register_spmm_blocks();
 void register_linear_nm24();
 void register_linear_bitmask();
+void register_linear_blocks();
 
 }  // namespace gossamer::cpu
 

@@ -6,6 +6,7 @@
 // bits in four cycles where vpcompressb is there, and serve all panels of tokens. So the format
 // that is saved also runs, without a second copy, and the block of inputs is the kernel's choice.
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -23,6 +24,7 @@ using detail::ceil_div;
 constexpr std::int64_t kIndexedAtOnce = std::int64_t{1} << 20;  ///< kept values: a byte each
 
 using IndexFunction = void (*)(const BitmaskIndexTask&);
+using UnitFunction = void (*)(const BitmaskUnitTask&);
 
 /// One batch of a packed weight.
 struct BitmaskSource {
@@ -81,21 +83,22 @@ struct BitmaskSource {
   }
 };
 
-/// The same as pairs of bfloat16, values and all: 5 bytes a pair in scratch memory.
-struct BitmaskPairSource {
-  static constexpr std::int64_t kPairsAtOnce = std::int64_t{1} << 18;
+/// The same as units of several inputs in 32 bits, values and all: 5 bytes a unit in scratch
+/// memory.
+struct BitmaskUnitSource {
+  static constexpr std::int64_t kKeptAtOnce = std::int64_t{1} << 18;
 
   BitmaskRows weight;
   std::int64_t out;
   std::int64_t in;
   std::int64_t block;
   std::int64_t block_count;
-  const std::uint32_t* pairs = nullptr;  ///< of the indexed rows
+  const std::uint32_t* units = nullptr;  ///< of the indexed rows
   const std::uint8_t* cols = nullptr;
   const std::uint32_t* segments = nullptr;
   std::int64_t rows = 0;
 
-  BitmaskPairSource(const PackedView& packed, std::int64_t batch, std::int64_t block_inputs)
+  BitmaskUnitSource(const PackedView& packed, std::int64_t batch, std::int64_t block_inputs)
       : weight(packed, batch),
         out(packed.out()),
         in(packed.in()),
@@ -107,39 +110,66 @@ struct BitmaskPairSource {
   }
 
   std::int64_t rows_at_once(std::int64_t row, std::int64_t wanted) const {
-    while (wanted > 1 && weight.kept(row, wanted) > kPairsAtOnce) wanted /= 2;
+    while (wanted > 1 && weight.kept(row, wanted) > kKeptAtOnce) wanted /= 2;
     return wanted;
   }
 
-  /// At most as many pairs as kept values.
-  std::int64_t pair_bytes(std::int64_t row, std::int64_t count) const {
-    return 4 * (weight.kept(row, count) + 16);
-  }
-
+  /// At most as many units as kept values; segments, units, columns and a word a row.
   std::int64_t scratch_bytes(std::int64_t row, std::int64_t count) const {
-    return (block_count + 1) * count * 4 + pair_bytes(row, count) + weight.kept(row, count) + 16;
+    return (block_count + 2) * count * 4 + 5 * (weight.kept(row, count) + 16);
   }
 
-  void index(std::int64_t row, std::int64_t count, std::byte* memory) {
-    auto* first_segment = reinterpret_cast<std::uint32_t*>(memory);
-    auto* first_pair = first_segment + (block_count + 1) * count;
-    auto* first_col = reinterpret_cast<std::uint8_t*>(first_pair) + pair_bytes(row, count);
-    avx512bf16_bitmask_pairs({weight.bits + row * weight.row_bytes,
-                              reinterpret_cast<const std::uint16_t*>(weight.row_values(row)), count,
-                              in, block, first_pair, first_col, first_segment});
-    pairs = first_pair;
-    cols = first_col;
-    segments = first_segment;
+  struct Memory {
+    std::uint32_t* segments;
+    std::int32_t* row_words;
+    std::uint32_t* units;
+    std::uint8_t* cols;
+  };
+  Memory lay_out(std::int64_t row, std::int64_t count, std::byte* memory) {
+    Memory m{};
+    m.segments = reinterpret_cast<std::uint32_t*>(memory);
+    m.row_words = reinterpret_cast<std::int32_t*>(m.segments + (block_count + 1) * count);
+    m.units = reinterpret_cast<std::uint32_t*>(m.row_words + count);
+    m.cols = reinterpret_cast<std::uint8_t*>(m.units + weight.kept(row, count) + 16);
+    units = m.units;
+    cols = m.cols;
+    segments = m.segments;
     rows = count;
+    return m;
   }
 
   KcsrAddTask add_task(std::int64_t k) const {
     KcsrAddTask task{};
-    task.values = pairs;
+    task.values = units;
     task.cols = cols;
     task.begins = segments + k * rows;
     task.ends = task.begins + rows;
     return task;
+  }
+};
+
+/// Of floating-point units, and of quantized ones.
+template <UnitFunction function>
+struct BitmaskUnits : BitmaskUnitSource {
+  using BitmaskUnitSource::BitmaskUnitSource;
+
+  void index(std::int64_t row, std::int64_t count, std::byte* memory) {
+    const Memory m = lay_out(row, count, memory);
+    function({weight.bits + row * weight.row_bytes, weight.row_values(row), count, in, block,
+              m.units, m.cols, m.segments, nullptr});
+  }
+};
+
+template <UnitFunction function>
+struct QuantizedBitmaskUnits : BitmaskUnitSource {
+  using BitmaskUnitSource::BitmaskUnitSource;
+  const std::int32_t* corrections = nullptr;
+
+  void index(std::int64_t row, std::int64_t count, std::byte* memory) {
+    const Memory m = lay_out(row, count, memory);
+    function({weight.bits + row * weight.row_bytes, weight.row_values(row), count, in, block,
+              m.units, m.cols, m.segments, m.row_words});
+    corrections = m.row_words;
   }
 };
 
@@ -154,6 +184,9 @@ constexpr SpmmCost kVbmi2Cost128{1.32, 0.58, 2.7, 0.94, 0.05};
 constexpr SpmmCost kVbmi2Cost256{0.84, 0.83, 8.9, 0.51, 0.02};
 constexpr SpmmCost kPairCost128{1.44, 0.54, 0.0, 1.50, 0.32};
 constexpr SpmmCost kPairCost256{1.50, 0.49, 0.0, 0.90, 0.29};
+constexpr SpmmCost kSmallPairCost{0.48, 0.49, 27.0, 0.28, 1.7};
+constexpr SpmmCost kQuadCost256{1.11, 0.52, 3.7, 0.95, 0.27};
+constexpr SpmmCost kQuadCost512{1.01, 0.52, 0.0, 0.50, 0.34};
 constexpr SpmmCost kVbmi2HalfCost256{1.62, 0.59, 5.6, 0.70, 0.01};
 
 template <const KcsrFunctions& functions, const SpmmCost& cost, IndexFunction index, int block,
@@ -175,30 +208,36 @@ void add_row(std::string_view name, std::uint32_t needs, DType dtype) {
   register_linear_kernel(kernel);
 }
 
-/// Pairs cost as much as values; of density d there are 1 - (1 - d)² of half as many.
-double pair_seconds(const SpmmCost& cost, int vectors, std::int64_t block, const LinearDesc& desc,
-                    std::int64_t tokens, int threads) {
-  LinearDesc pairs = desc;
-  const double pruned = 1.0 - desc.density;
-  pairs.in = ceil_div(desc.in, 2);
-  pairs.density = 1.0 - pruned * pruned;
-  return spmm_seconds(16, cost, vectors, block / 2, pairs, tokens, threads);
+/// Units cost as much as values. Of density d there are 1 - (1 - d)^n of an n-th as many, but where
+/// the pattern keeps units whole.
+double unit_seconds(std::int64_t lanes, const SpmmCost& cost, int vectors, std::int64_t block,
+                    int inputs, const LinearDesc& desc, std::int64_t tokens, int threads) {
+  LinearDesc units = desc;
+  units.in = ceil_div(desc.in, inputs);
+  const bool whole =
+      desc.pattern.kind == Pattern::Kind::kBlock && desc.pattern.block_cols % inputs == 0;
+  units.density = whole ? desc.density : 1.0 - std::pow(1.0 - desc.density, inputs);
+  return spmm_seconds(lanes, cost, vectors, block / inputs, units, tokens, threads);
 }
 
-template <const SpmmCost& cost, int block, int vectors>
-void add_pair_row(std::string_view name) {
+/// `inputs`: of a unit.
+template <const KcsrFunctions& functions, typename Source, const SpmmCost& cost, int inputs,
+          int block, int vectors>
+void add_unit_row(std::string_view name, std::uint32_t needs, DType dtype) {
   LinearKernel kernel;
   kernel.name = name;
-  kernel.needs = kIsaAvx512 | kIsaAvx512Vbmi2 | kIsaAvx512Bf16;
+  kernel.needs = needs;
   kernel.layout = Layout::kBitmask;
-  kernel.weight_dtype = DType::kBFloat16;
-  kernel.activation_dtype = DType::kBFloat16;
+  kernel.weight_dtype = dtype;
+  kernel.activation_dtype = dtype;
+  if (dtype == DType::kInt8) kernel.refuses = refuses_long_rows;
   kernel.seconds = [](const LinearDesc& desc, const Machine&, std::int64_t tokens, int threads) {
-    return pair_seconds(cost, vectors, block, desc, tokens, threads);
+    return unit_seconds(functions.vector_lanes, cost, vectors, block, inputs, desc, tokens,
+                        threads);
   };
   kernel.run = [](const LinearArgs& args) {
-    run_spmm(avx512bf16_spmm_pairs, vectors, args,
-             [&](std::int64_t batch) { return BitmaskPairSource(args.weight, batch, block); });
+    run_spmm(functions, vectors, args,
+             [&](std::int64_t batch) { return Source(args.weight, batch, block); });
   };
   register_linear_kernel(kernel);
 }
@@ -245,8 +284,23 @@ void register_spmm_bitmask() {
       "avx512vbmi2_spmm_bitmask64_f16_nv8", kVbmi2, kFloat16);
   add_row<avx512_spmm_f16, kVbmi2HalfCost256, by_compress, 256, 4>(
       "avx512vbmi2_spmm_bitmask256_f16_nv4", kVbmi2, kFloat16);
-  add_pair_row<kPairCost128, 128, 8>("avx512bf16_spmm_bitmask128_bf16_nv8");
-  add_pair_row<kPairCost256, 256, 4>("avx512bf16_spmm_bitmask256_bf16_nv4");
+  using Pairs = BitmaskUnits<avx512bf16_bitmask_pairs>;
+  constexpr std::uint32_t kBf16 = kVbmi2 | kIsaAvx512Bf16;
+  add_unit_row<avx512bf16_spmm_pairs, Pairs, kPairCost128, 2, 128, 8>(
+      "avx512bf16_spmm_bitmask128_bf16_nv8", kBf16, kBFloat16);
+  add_unit_row<avx512bf16_spmm_pairs, Pairs, kPairCost256, 2, 256, 4>(
+      "avx512bf16_spmm_bitmask256_bf16_nv4", kBf16, kBFloat16);
+
+  using Quads = QuantizedBitmaskUnits<avx512vnni_bitmask_quads>;
+  constexpr std::uint32_t kVnni = kVbmi2 | kIsaAvx512Vnni;
+  add_unit_row<avx512vnni_spmm_quads, Quads, kQuadCost256, 4, 256, 8>(
+      "avx512vnni_spmm_bitmask256_int8_nv8", kVnni, kInt8);
+  add_unit_row<avx512vnni_spmm_quads, Quads, kQuadCost512, 4, 512, 4>(
+      "avx512vnni_spmm_bitmask512_int8_nv4", kVnni, kInt8);
+
+  using SmallPairs = QuantizedBitmaskUnits<avx2_bitmask_int8_pairs>;
+  add_unit_row<avx2_spmm_int8_pairs, SmallPairs, kSmallPairCost, 2, 256, 8>(
+      "avx2_spmm_bitmask256_int8_nv8", kIsaAvx2, kInt8);
 #endif
 }
 

@@ -18,11 +18,9 @@ namespace {
 using detail::BsrArrays;
 using detail::ceil_div;
 
-constexpr std::int64_t kTileInputs = 128;
-
-/// Whole blocks that together have about kTileInputs inputs.
-std::int64_t tile_inputs(std::int64_t block_cols) {
-  return std::max(kTileInputs / block_cols, std::int64_t{1}) * block_cols;
+/// Whole blocks that together have about `wanted` inputs.
+std::int64_t tile_inputs(std::int64_t wanted, std::int64_t block_cols) {
+  return std::max(wanted / block_cols, std::int64_t{1}) * block_cols;
 }
 
 /// One batch of a packed weight.
@@ -41,7 +39,7 @@ struct BlockSource {
   std::int64_t indexed = 0;      ///< block rows
   const std::uint32_t* segments = nullptr;
 
-  BlockSource(const PackedView& packed, std::int64_t batch)
+  BlockSource(const PackedView& packed, std::int64_t batch, std::int64_t wanted_inputs)
       : values(packed.array(BsrArrays::kValues)),
         cols(packed.array<std::int32_t>(BsrArrays::kBlockCols)),
         out(packed.out()),
@@ -49,7 +47,7 @@ struct BlockSource {
         block_rows(packed.header().block_rows),
         block_cols(packed.header().block_cols),
         value_bytes(dtype_bytes(packed.dtype())),
-        block(tile_inputs(block_cols)),
+        block(tile_inputs(wanted_inputs, block_cols)),
         block_count(ceil_div(in, block)) {
     row_offsets = packed.array<std::int64_t>(BsrArrays::kBlockRowOffsets) +
                   batch * (ceil_div(out, block_rows) + 1);
@@ -104,39 +102,41 @@ struct BlockSource {
   }
 };
 
-/// 1×2 blocks of bfloat16 are the pairs of avx512bf16_spmm_pairs as they lie in memory; only their
-/// columns are shortened to a byte.
-struct PairSource {
-  static constexpr std::int64_t kInputs = 128;
-  static constexpr std::int64_t kPairs = kInputs / 2;
-
+/// Blocks of one row and 32 bits, 1×2 of bfloat16 and 1×4 of int8, are the units of
+/// avx512bf16_spmm_pairs and avx512vnni_spmm_quads as they lie in memory; only their columns are
+/// shortened to a byte.
+struct UnitSource {
   BlockSource blocks;
   std::int64_t out;
   std::int64_t in;
-  std::int64_t block = kInputs;
+  std::int64_t block;
   std::int64_t block_count;
   const std::uint8_t* cols = nullptr;
 
-  PairSource(const PackedView& packed, std::int64_t batch)
-      : blocks(packed, batch), out(blocks.out), in(blocks.in), block_count(blocks.block_count) {}
+  UnitSource(const PackedView& packed, std::int64_t batch, std::int64_t wanted_inputs)
+      : blocks(packed, batch, wanted_inputs),
+        out(blocks.out),
+        in(blocks.in),
+        block(blocks.block),
+        block_count(blocks.block_count) {}
 
   std::int64_t balanced_row(std::int64_t part, std::int64_t parts) const {
     return blocks.balanced_row(part, parts);
   }
   static std::int64_t rows_at_once(std::int64_t, std::int64_t wanted) { return wanted; }
 
-  std::int64_t pairs(std::int64_t row, std::int64_t rows) const {
+  std::int64_t units(std::int64_t row, std::int64_t rows) const {
     return blocks.row_offsets[row + rows] - blocks.row_offsets[row];
   }
   std::int64_t scratch_bytes(std::int64_t row, std::int64_t rows) const {
-    return blocks.scratch_bytes(row, rows) + pairs(row, rows) + 16;
+    return blocks.scratch_bytes(row, rows) + units(row, rows) + 16;
   }
 
   void index(std::int64_t row, std::int64_t rows, std::byte* memory) {
     auto* segments = reinterpret_cast<std::uint32_t*>(memory);
     auto* to = reinterpret_cast<std::uint8_t*>(memory + blocks.scratch_bytes(row, rows));
-    avx512bf16_block_index(
-        {blocks.row_offsets + row, blocks.cols, rows, block_count, kPairs, to, segments});
+    avx512_block_index({blocks.row_offsets + row, blocks.cols, rows, block_count,
+                        block / blocks.block_cols, to, segments});
     blocks.first_block = blocks.row_offsets[row];
     blocks.indexed = rows;
     blocks.segments = segments;
@@ -149,7 +149,30 @@ struct PairSource {
     return task;
   }
 };
-static_assert(PairSource::kInputs == kTileInputs);
+
+/// Adds the sums of rows that quantized calls subtract; a word a row lies behind the segments.
+template <typename Source>
+struct Corrected : Source {
+  using Source::Source;
+  const std::int32_t* corrections = nullptr;
+
+  static const BlockSource& blocks_of(const BlockSource& source) { return source; }
+  static const BlockSource& blocks_of(const UnitSource& source) { return source.blocks; }
+
+  std::int64_t scratch_bytes(std::int64_t row, std::int64_t rows) const {
+    return Source::scratch_bytes(row, rows) + 4 * rows;
+  }
+
+  void index(std::int64_t row, std::int64_t rows, std::byte* memory) {
+    const BlockSource& source = blocks_of(*this);
+    auto* sums = reinterpret_cast<std::int32_t*>(memory);
+    Source::index(row, rows, memory + 4 * rows);
+    avx512vnni_block_sums({reinterpret_cast<const std::int8_t*>(source.values),
+                           source.row_offsets + row / source.block_rows, source.block_rows,
+                           source.block_cols, rows, sums});
+    corrections = sums;
+  }
+};
 
 /// The widest panel whose sums leave room for four rows at once, or two.
 int widest_panel(const KcsrFunctions& functions, std::int64_t block_rows) {
@@ -165,6 +188,7 @@ double shared_rows(const KcsrFunctions& functions, std::int64_t block_rows) {
 
 /// Cycles that the model charges for a unit (an element or a pair) of the kept blocks.
 struct Cost {
+  std::int64_t tile_inputs;
   double inputs;      ///< of a unit
   double per_unit;    ///< a broadcast
   double per_block;   ///< a row of one: loops
@@ -173,9 +197,10 @@ struct Cost {
 };
 
 // Fitted on zen5-avx512 at 1024×1024, blocks of 1×2 to 64×64, 2026-11-23.
-constexpr Cost kAvx2Cost{1.0, 0.3, 8.0, 0.5, 0.4};
-constexpr Cost kAvx512Cost{1.0, 0.3, 8.0, 0.5, 0.4};
-constexpr Cost kPairCost{2.0, 0.3, 8.0, 0.5, 0.4};
+constexpr Cost kAvx2Cost{128, 1.0, 0.3, 8.0, 0.5, 0.4};
+constexpr Cost kAvx512Cost{64, 1.0, 0.3, 8.0, 0.5, 0.4};
+constexpr Cost kPairCost{128, 2.0, 0.3, 8.0, 0.5, 0.4};
+constexpr Cost kQuadCost{256, 4.0, 0.3, 8.0, 0.5, 0.4};
 
 double seconds(const KcsrFunctions& functions, const Cost& cost, const LinearDesc& desc,
                std::int64_t tokens, int threads) {
@@ -217,7 +242,16 @@ std::string refuses_odd(const LinearDesc& desc) {
          std::to_string(desc.pattern.block_cols);
 }
 
-template <const KcsrFunctions& functions, const Cost& cost>
+std::string refuses_no_fours(const LinearDesc& desc) {
+  if (desc.pattern.block_cols % 4 != 0) {
+    return "takes blocks of a number of columns that four divides, these have " +
+           std::to_string(desc.pattern.block_cols);
+  }
+  const std::string refusal = refuses_long_rows(desc);
+  return refusal.empty() ? refuses_tall(desc) : refusal;
+}
+
+template <const KcsrFunctions& functions, typename Source, const Cost& cost>
 void add_row(std::string_view name, std::uint32_t needs, DType dtype,
              std::string (*refuses)(const LinearDesc&)) {
   LinearKernel kernel;
@@ -232,36 +266,44 @@ void add_row(std::string_view name, std::uint32_t needs, DType dtype,
   };
   kernel.run = [](const LinearArgs& args) {
     run_spmm(functions, widest_panel(functions, args.weight.header().block_rows), args,
-             [&](std::int64_t batch) { return BlockSource(args.weight, batch); });
+             [&](std::int64_t batch) { return Source(args.weight, batch, cost.tile_inputs); });
   };
   register_linear_kernel(kernel);
 }
 
-constexpr SpmmCost kPairCost1x2{1.44, 0.54, 2.0, 1.50};
+constexpr std::int64_t kUnitsPerTile = 64;  ///< with 128 tokens 32 KB
+constexpr SpmmCost kUnitCost{1.44, 0.54, 2.0, 1.50};
 
-std::string refuses_all_but_pairs(const LinearDesc& desc) {
-  if (desc.pattern.block_rows == 1 && desc.pattern.block_cols == 2) return {};
-  return "takes blocks of 1x2, not " + desc.pattern.to_string();
+/// Blocks of one row and 32 bits.
+std::string refuses_other_units(const LinearDesc& desc) {
+  const std::int64_t inputs = 4 / dtype_bytes(desc.weight_dtype);
+  if (desc.pattern.block_rows == 1 && desc.pattern.block_cols == inputs) {
+    return desc.weight_dtype == DType::kInt8 ? refuses_long_rows(desc) : std::string();
+  }
+  return "takes blocks of 1x" + std::to_string(inputs) + ", not " + desc.pattern.to_string();
 }
 
-/// 1×2 blocks.
-void add_pair_row() {
+template <const KcsrFunctions& functions, typename Source>
+void add_unit_row(std::string_view name, std::uint32_t needs, DType dtype) {
   LinearKernel kernel;
-  kernel.name = "avx512bf16_spmm_bsr1x2_bf16_nv8";
-  kernel.needs = kIsaAvx512 | kIsaAvx512Vbmi2 | kIsaAvx512Bf16;
+  kernel.name = name;
+  kernel.needs = kIsaAvx512 | kIsaAvx512Vbmi2 | needs;
   kernel.layout = Layout::kBsr;
-  kernel.weight_dtype = DType::kBFloat16;
-  kernel.activation_dtype = DType::kBFloat16;
-  kernel.refuses = refuses_all_but_pairs;
+  kernel.weight_dtype = dtype;
+  kernel.activation_dtype = dtype;
+  kernel.refuses = refuses_other_units;
   kernel.seconds = [](const LinearDesc& desc, const Machine&, std::int64_t tokens, int threads) {
-    LinearDesc pairs = desc;
-    pairs.in = ceil_div(desc.in, 2);
-    return spmm_seconds(avx512bf16_spmm_pairs.vector_lanes, kPairCost1x2, 8, PairSource::kPairs,
-                        pairs, tokens, threads);
+    const std::int64_t inputs = 4 / dtype_bytes(desc.weight_dtype);
+    LinearDesc units = desc;
+    units.in = ceil_div(desc.in, inputs);
+    return spmm_seconds(functions.vector_lanes, kUnitCost, 8, kUnitsPerTile, units, tokens,
+                        threads);
   };
   kernel.run = [](const LinearArgs& args) {
-    run_spmm(avx512bf16_spmm_pairs, 8, args,
-             [&](std::int64_t batch) { return PairSource(args.weight, batch); });
+    run_spmm(functions, 8, args, [&](std::int64_t batch) {
+      const std::int64_t inputs = 4 / dtype_bytes(args.weight.dtype());
+      return Source(args.weight, batch, kUnitsPerTile * inputs);
+    });
   };
   register_linear_kernel(kernel);
 }
@@ -271,20 +313,28 @@ void add_pair_row() {
 void register_spmm_blocks() {
 #if defined(__x86_64__)
   using enum DType;
-  add_row<avx2_spmm_blocks_f32, kAvx2Cost>("avx2_spmm_bsr_f32", kIsaAvx2, kFloat32, refuses_tall);
-  add_row<avx2_spmm_blocks_bf16, kAvx2Cost>("avx2_spmm_bsr_bf16", kIsaAvx2, kBFloat16,
-                                            refuses_tall);
-  add_row<avx2_spmm_blocks_f16, kAvx2Cost>("avx2_spmm_bsr_f16", kIsaAvx2, kFloat16, refuses_tall);
-  add_row<avx512_spmm_blocks_f32, kAvx512Cost>("avx512_spmm_bsr_f32", kIsaAvx512, kFloat32,
-                                               refuses_tall);
-  add_row<avx512_spmm_blocks_bf16, kAvx512Cost>("avx512_spmm_bsr_bf16", kIsaAvx512, kBFloat16,
-                                                refuses_tall);
-  add_row<avx512_spmm_blocks_f16, kAvx512Cost>("avx512_spmm_bsr_f16", kIsaAvx512, kFloat16,
-                                               refuses_tall);
-  add_row<avx512bf16_spmm_block_pairs, kPairCost>("avx512bf16_spmm_bsr_bf16",
-                                                  kIsaAvx512 | kIsaAvx512Vbmi2 | kIsaAvx512Bf16,
-                                                  kBFloat16, refuses_odd);
-  add_pair_row();
+  add_row<avx2_spmm_blocks_f32, BlockSource, kAvx2Cost>("avx2_spmm_bsr_f32", kIsaAvx2, kFloat32,
+                                                        refuses_tall);
+  add_row<avx2_spmm_blocks_bf16, BlockSource, kAvx2Cost>("avx2_spmm_bsr_bf16", kIsaAvx2, kBFloat16,
+                                                         refuses_tall);
+  add_row<avx2_spmm_blocks_f16, BlockSource, kAvx2Cost>("avx2_spmm_bsr_f16", kIsaAvx2, kFloat16,
+                                                        refuses_tall);
+  add_row<avx512_spmm_blocks_f32, BlockSource, kAvx512Cost>("avx512_spmm_bsr_f32", kIsaAvx512,
+                                                            kFloat32, refuses_tall);
+  add_row<avx512_spmm_blocks_bf16, BlockSource, kAvx512Cost>("avx512_spmm_bsr_bf16", kIsaAvx512,
+                                                             kBFloat16, refuses_tall);
+  add_row<avx512_spmm_blocks_f16, BlockSource, kAvx512Cost>("avx512_spmm_bsr_f16", kIsaAvx512,
+                                                            kFloat16, refuses_tall);
+  add_row<avx512bf16_spmm_block_pairs, BlockSource, kPairCost>(
+      "avx512bf16_spmm_bsr_bf16", kIsaAvx512 | kIsaAvx512Vbmi2 | kIsaAvx512Bf16, kBFloat16,
+      refuses_odd);
+  add_row<avx512vnni_spmm_block_quads, Corrected<BlockSource>, kQuadCost>(
+      "avx512vnni_spmm_bsr_int8", kIsaAvx512 | kIsaAvx512Vbmi2 | kIsaAvx512Vnni, kInt8,
+      refuses_no_fours);
+  add_unit_row<avx512bf16_spmm_pairs, UnitSource>("avx512bf16_spmm_bsr1x2_bf16_nv8", kIsaAvx512Bf16,
+                                                  kBFloat16);
+  add_unit_row<avx512vnni_spmm_quads, Corrected<UnitSource>>("avx512vnni_spmm_bsr1x4_int8_nv8",
+                                                             kIsaAvx512Vnni, kInt8);
 #endif
 }
 

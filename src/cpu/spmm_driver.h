@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 #include "core/layouts.h"
 #include "cpu/kcsr_task.h"
@@ -23,11 +24,19 @@
 //   scratch_bytes(row, rows)   what that takes
 //   index(row, rows, scratch)  prepares them
 //   add_task(k)                where block k of those rows lies; the driver fills in the rest
+//   corrections                of those rows, in quantized calls; other sources have none
 namespace gossamer::cpu {
 
 inline constexpr std::int64_t kSumsFloats = 65536;  ///< 256 KB: half an L2 of the smallest machines
 /// Vector multiply-adds; below, waking a thread costs more.
 inline constexpr std::int64_t kMinWorkPerThread = 16384;
+
+/// Of kernels for quantized calls.
+inline std::string refuses_long_rows(const LinearDesc& desc) {
+  if (desc.in <= kMaxQuantizedInputs) return {};
+  return "sums of more than 65536 int8 products may overflow; this weight has " +
+         std::to_string(desc.in) + " inputs";
+}
 
 /// The narrowest panel that holds `tokens`, at most `widest` vectors: an index into kPanelVectors.
 inline int panel_width(std::int64_t tokens, std::int64_t vector_lanes, int widest) {
@@ -41,8 +50,11 @@ inline int panel_width(std::int64_t tokens, std::int64_t vector_lanes, int wides
 class SpmmCall {
  public:
   SpmmCall(const LinearArgs& args, std::int64_t batch)
-      : args_(args), bytes_(dtype_bytes(args.weight.dtype())) {
-    x_ = at(args.x, batch * args.x_batch_stride);
+      : args_(args),
+        batch_(batch),
+        x_bytes_(dtype_bytes(args.weight.dtype())),
+        bytes_(args.x_scale == nullptr ? x_bytes_ : 4) {
+    x_ = static_cast<const std::byte*>(args.x) + batch * args.x_batch_stride * x_bytes_;
     y_ = const_cast<std::byte*>(at(args.y, batch * args.y_batch_stride));
     bias_ = args.bias == nullptr ? nullptr : at(args.bias, batch * args.weight.out());
     residual_ =
@@ -50,9 +62,17 @@ class SpmmCall {
   }
 
   const std::byte* x(std::int64_t token, std::int64_t k) const {
-    return at(x_, token * args_.x_stride + k);
+    return x_ + (token * args_.x_stride + k) * x_bytes_;
   }
   std::int64_t x_stride() const { return args_.x_stride; }
+
+  const float* x_scale(std::int64_t token) const {
+    return args_.x_scale == nullptr ? nullptr : args_.x_scale + batch_ * args_.tokens + token;
+  }
+  const float* weight_scale(std::int64_t row) const {
+    return args_.weight_scale == nullptr ? nullptr
+                                         : args_.weight_scale + batch_ * args_.weight.out() + row;
+  }
 
   FinishTask finish(std::int64_t token, std::int64_t tokens, std::int64_t row,
                     std::int64_t rows) const {
@@ -75,7 +95,9 @@ class SpmmCall {
   }
 
   const LinearArgs& args_;
-  std::int64_t bytes_;  ///< of an element
+  std::int64_t batch_;
+  std::int64_t x_bytes_;  ///< of an element of X
+  std::int64_t bytes_;    ///< of an element of Y, bias and residual
   const std::byte* x_;
   std::byte* y_;
   const std::byte* bias_;
@@ -108,7 +130,15 @@ void run_panel(const KcsrFunctions& functions, const Source& source, const SpmmC
     task.columns = columns;
     (one ? functions.add_one : plain ? functions.add[width] : functions.add_careful[width])(task);
   }
-  const KcsrStoreTask store{sums, lanes, call.finish(token, tokens, row, rows)};
+  KcsrStoreTask store{};
+  store.sums = sums;
+  store.lanes = lanes;
+  store.out = call.finish(token, tokens, row, rows);
+  if constexpr (requires { source.corrections; }) {
+    store.corrections = source.corrections;
+    store.x_scale = call.x_scale(token);
+    store.weight_scale = call.weight_scale(row);
+  }
   one ? functions.store_one(store) : functions.store(store);
 }
 

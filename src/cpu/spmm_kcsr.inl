@@ -23,6 +23,9 @@ inline void prefetch_row(const gossamer::cpu::KcsrAddTask& task, const T* values
   for (std::int64_t i = 0; i < count; i += kLine) __builtin_prefetch(values + begin + i);
 }
 
+/// How many values a panel of NV vectors takes at once.
+constexpr int ways_of(int vectors) { return vectors == 1 ? 4 : vectors < 8 ? 2 : 1; }
+
 template <typename Element, int NV>
 void add_block(const gossamer::cpu::KcsrAddTask& task) {
   constexpr std::int64_t kPanel = NV * kLanes;
@@ -38,16 +41,25 @@ void add_block(const gossamer::cpu::KcsrAddTask& task) {
     if (row + kRowsAhead < task.rows) {
       prefetch_row(task, values, task.begins[row + kRowsAhead], end - i);
     }
-    if constexpr (NV < 8) {
-      // Fewer than eight chains of multiply-adds do not cover their latency: take two values at
-      // once.
-      Vector odd[NV];
-      for (int n = 0; n < NV; ++n) odd[n] = zero();
-      for (; i + 1 < end; i += 2) {
-        add_value<Element, NV>(values + i, tile + task.cols[i] * kPanel, sum);
-        add_value<Element, NV>(values + i + 1, tile + task.cols[i + 1] * kPanel, odd);
+    // Fewer than eight chains of multiply-adds do not cover their latency: several values at once.
+    constexpr int kWays = ways_of(NV);
+    if constexpr (kWays > 1) {
+      Vector more[kWays - 1][NV];
+#pragma GCC unroll 4
+      for (int w = 0; w < kWays - 1; ++w) {
+        for (int n = 0; n < NV; ++n) more[w][n] = zero();
       }
-      for (int n = 0; n < NV; ++n) sum[n] = add(sum[n], odd[n]);
+      for (; i + kWays <= end; i += kWays) {
+        add_value<Element, NV>(values + i, tile + task.cols[i] * kPanel, sum);
+#pragma GCC unroll 4
+        for (int w = 1; w < kWays; ++w) {
+          add_value<Element, NV>(values + i + w, tile + task.cols[i + w] * kPanel, more[w - 1]);
+        }
+      }
+#pragma GCC unroll 4
+      for (int w = 0; w < kWays - 1; ++w) {
+        for (int n = 0; n < NV; ++n) sum[n] = add(sum[n], more[w][n]);
+      }
     }
     for (; i < end; ++i) add_value<Element, NV>(values + i, tile + task.cols[i] * kPanel, sum);
     for (int n = 0; n < NV; ++n) store(sums + n * kLanes, sum[n]);

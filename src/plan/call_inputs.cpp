@@ -30,33 +30,50 @@ std::vector<std::byte> random_tile(DType dtype) {
   return tile;
 }
 
+/// Of Y, bias and residual.
+DType result_dtype(const LinearDesc& desc) {
+  return desc.epilogue.quantized ? DType::kFloat32 : desc.activation_dtype;
+}
+
 }  // namespace
 
 CallInputs::CallInputs(const LinearDesc& desc, const ParallelFor& parallel)
-    : desc_(desc), parallel_(parallel), tile_(random_tile(desc.activation_dtype)) {
-  if (desc_.epilogue.bias) bias_ = random_elements(desc_.batch * desc_.out);
+    : desc_(desc),
+      parallel_(parallel),
+      tile_(random_tile(desc.activation_dtype)),
+      result_tile_(random_tile(result_dtype(desc))) {
+  const std::int64_t rows = desc_.batch * desc_.out;
+  if (desc_.epilogue.bias) bias_ = random_elements(rows * result_bytes(), result_tile_);
+  if (desc_.epilogue.quantized) weight_scale_.assign(static_cast<std::size_t>(rows), 0.01f);
 }
+
+std::int64_t CallInputs::result_bytes() const { return dtype_bytes(result_dtype(desc_)); }
 
 std::int64_t CallInputs::bytes(std::int64_t tokens) const {
-  const std::int64_t columns = desc_.in + desc_.out * (desc_.epilogue.residual ? 2 : 1);
-  return desc_.batch * tokens * columns * dtype_bytes(desc_.activation_dtype);
+  const std::int64_t results = desc_.out * (desc_.epilogue.residual ? 2 : 1);
+  return desc_.batch * tokens *
+         (desc_.in * dtype_bytes(desc_.activation_dtype) + results * result_bytes());
 }
 
-CallInputs::Buffer CallInputs::random_elements(std::int64_t count) const {
-  const auto bytes = static_cast<std::size_t>(count * dtype_bytes(desc_.activation_dtype));
+CallInputs::Buffer CallInputs::random_elements(std::int64_t bytes_wanted,
+                                               const std::vector<std::byte>& tile) const {
+  const auto bytes = static_cast<std::size_t>(bytes_wanted);
   Buffer buffer(static_cast<std::byte*>(
       ::operator new(std::max<std::size_t>(bytes, 64), std::align_val_t{64})));
-  for (std::size_t done = 0; done < bytes; done += tile_.size()) {
-    std::memcpy(buffer.get() + done, tile_.data(), std::min(tile_.size(), bytes - done));
+  for (std::size_t done = 0; done < bytes; done += tile.size()) {
+    std::memcpy(buffer.get() + done, tile.data(), std::min(tile.size(), bytes - done));
   }
   return buffer;
 }
 
 LinearArgs CallInputs::args(const PackedView& weight, std::int64_t tokens) {
   if (tokens > tokens_) {
-    x_ = random_elements(desc_.batch * tokens * desc_.in);
-    y_ = random_elements(desc_.batch * tokens * desc_.out);
-    if (desc_.epilogue.residual) residual_ = random_elements(desc_.batch * tokens * desc_.out);
+    const std::int64_t rows = desc_.batch * tokens;
+    x_ = random_elements(rows * desc_.in * dtype_bytes(desc_.activation_dtype), tile_);
+    const std::int64_t bytes = rows * desc_.out * result_bytes();
+    y_ = random_elements(bytes, result_tile_);
+    if (desc_.epilogue.residual) residual_ = random_elements(bytes, result_tile_);
+    if (desc_.epilogue.quantized) x_scale_.assign(static_cast<std::size_t>(rows), 0.01f);
     tokens_ = tokens;
   }
   LinearArgs args{.weight = weight, .parallel = parallel_};
@@ -72,6 +89,10 @@ LinearArgs CallInputs::args(const PackedView& weight, std::int64_t tokens) {
   args.residual_stride = desc_.out;
   args.residual_batch_stride = tokens * desc_.out;
   args.activation = desc_.epilogue.activation;
+  if (desc_.epilogue.quantized) {
+    args.x_scale = x_scale_.data();
+    args.weight_scale = weight_scale_.data();
+  }
   return args;
 }
 

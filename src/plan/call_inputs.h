@@ -29,11 +29,14 @@ class CallInputs {
   };
   using Buffer = std::unique_ptr<std::byte, Release>;
 
-  Buffer random_elements(std::int64_t count) const;
+  Buffer random_elements(std::int64_t bytes_wanted, const std::vector<std::byte>& tile) const;
+  std::int64_t result_bytes() const;
 
   LinearDesc desc_;
   ParallelFor parallel_;
-  std::vector<std::byte> tile_;  ///< random elements, repeated where more are needed
+  std::vector<std::byte> tile_;                ///< random elements, repeated where more are needed
+  std::vector<std::byte> result_tile_;         ///< the same in the dtype of Y, bias and residual
+  std::vector<float> x_scale_, weight_scale_;  ///< of quantized calls
   std::int64_t tokens_ = 0;
   Buffer x_, y_, bias_, residual_;
 };

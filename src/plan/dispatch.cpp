@@ -102,7 +102,8 @@ const LinearKernel& sparse_row(const PackedView& weight, std::int64_t tokens, in
   key.planned = header.plan[static_cast<std::size_t>(key.bucket)];
   key.threads = std::max(threads, 1);
   key.epilogue = (epilogue.bias ? 1u : 0u) | (epilogue.residual ? 2u : 0u) |
-                 (static_cast<std::uint32_t>(epilogue.activation) << 2);
+                 (epilogue.quantized ? 4u : 0u) |
+                 (static_cast<std::uint32_t>(epilogue.activation) << 3);
 
   thread_local std::array<Decision, kDecisions> decisions{};
   Decision& slot = decisions[decision_slot(key, header)];
@@ -153,6 +154,18 @@ void check_arguments(const LinearArgs& args) {
   if (args.residual != nullptr) {
     check_strides("residual", args.residual_stride, args.residual_batch_stride);
   }
+  if (args.x_scale != nullptr && w.dtype() != DType::kInt8) {
+    fail(ErrorCode::kInvalidArgument,
+         "run_linear: x_scale is given, so X is int8, but the weight is {}; quantize the weight "
+         "too, "
+         "or leave x_scale null",
+         dtype_name(w.dtype()));
+  }
+  if (args.weight_scale != nullptr && args.x_scale == nullptr) {
+    fail(ErrorCode::kInvalidArgument,
+         "run_linear: weight_scale is given without x_scale; scales belong to quantized calls, "
+         "whose X is int8");
+  }
   const auto activation = static_cast<std::int32_t>(args.activation);
   if (activation < 0 || activation >= kActivationCount) {
     fail(ErrorCode::kInvalidArgument,
@@ -183,7 +196,8 @@ void run_linear(const LinearArgs& args) {
   if (args.tokens == 0 || args.weight.out() == 0 || args.weight.batch() == 0) return;
   check_arguments(args);
   if (args.weight.in() == 0) return reference_linear(args);  // no product: act(bias + residual)
-  const Epilogue epilogue{args.bias != nullptr, args.residual != nullptr, args.activation};
+  const Epilogue epilogue{args.bias != nullptr, args.residual != nullptr, args.activation,
+                          args.x_scale != nullptr};
   sparse_row(args.weight, args.tokens, args.parallel.threads, epilogue).run(args);
 }
 

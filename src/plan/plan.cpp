@@ -95,10 +95,15 @@ std::string no_row_reason(const LinearDesc& desc, const Machine& machine, PlanMo
   constexpr std::size_t kShown = 3;
   std::set<std::string> sentences;
   std::string text;
-  for (const LinearKernel& row : linear_kernels()) {
-    const std::string sentence = refusal(row, desc, machine, mode);
-    if (sentences.size() >= kShown || !sentences.insert(sentence).second) continue;
-    text += fmt::format("{}{}: {}", text.empty() ? "" : "; ", row.name, sentence);
+  // Rows that the machine could run say what is wrong with the weight; the others only what is
+  // wrong with the machine, so they come last.
+  for (const bool runnable : {true, false}) {
+    for (const LinearKernel& row : linear_kernels()) {
+      if (machine.has(row.needs) != runnable || sentences.size() >= kShown) continue;
+      const std::string sentence = refusal(row, desc, machine, mode);
+      if (!sentences.insert(sentence).second) continue;
+      text += fmt::format("{}{}: {}", text.empty() ? "" : "; ", row.name, sentence);
+    }
   }
   return fmt::format("plain: no kernel computes it on {} ({})", machine.name,
                      text.empty() ? "the kernel table is empty" : text);

@@ -44,7 +44,7 @@ class RowSwaps {
     threshold_ = -1e-9 * std::fabs(loss);
   }
 
-  /// The best swap inside columns [begin, end); change 0 where none lowers the loss.
+  /// The best swap inside columns [begin, end); none where nothing lowers the loss.
   Swap best(std::int64_t begin, std::int64_t end) {
     list(begin, end);
     if (taken_.size() > kShortlist || dropped_.size() > kShortlist) {
@@ -132,23 +132,24 @@ struct Groups {
   }
 };
 
+/// The best swap of a whole row.
+Swap best_of_row(RowSwaps& row, std::int64_t cols, const Groups& groups) {
+  Swap best;
+  for (std::int64_t begin = 0; begin < cols; begin = groups.end(begin)) {
+    const Swap swap = row.best(begin, groups.end(begin));
+    if (swap.take >= 0 && (best.take < 0 || swap.change < best.change)) best = swap;
+  }
+  return best;
+}
+
 std::int64_t refine_row(RowSwaps& row, std::int64_t cols, const Groups& groups,
                         std::int64_t max_swaps) {
   std::int64_t made = 0;
-  // A swap in one group changes what is best in all others: go round until a round changes nothing.
-  for (bool changed = true; changed;) {
-    changed = false;
-    for (std::int64_t begin = 0; begin < cols; begin = groups.end(begin)) {
-      for (;;) {
-        if (max_swaps > 0 && made == max_swaps) return made;
-        const Swap swap = row.best(begin, groups.end(begin));
-        if (swap.take < 0) break;
-        row.make(swap);
-        changed = true;
-        ++made;
-      }
-    }
-    if (groups.size >= cols) break;
+  while (max_swaps == 0 || made < max_swaps) {
+    const Swap swap = best_of_row(row, cols, groups);
+    if (swap.take < 0) break;
+    row.make(swap);
+    ++made;
   }
   return made;
 }

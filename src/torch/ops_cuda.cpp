@@ -10,6 +10,7 @@
 #include <string>
 
 #include "cuda/common/device_info.h"
+#include "torch/ops_cuda.h"
 
 namespace {
 
@@ -29,8 +30,24 @@ std::string cuda_device_info(const torch::stable::Tensor& tensor) {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_FRAGMENT(gossamer, m) { m.def("cuda_device_info(Tensor tensor) -> str"); }
+STABLE_TORCH_LIBRARY_FRAGMENT(gossamer, m) {
+  m.def("cuda_device_info(Tensor tensor) -> str");
+  m.def("cuda_kernel(Tensor x, int out) -> str");
+  m.def("cuda_kernel_table(Tensor x, int out) -> str");
+  m.def("prune_pack_24(Tensor values, bool transposed=False) -> Tensor");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(gossamer, CUDA, m) {
+  namespace ops = gossamer::door::cuda_ops;
   m.impl("cuda_device_info", TORCH_BOX(&cuda_device_info));
+  m.impl("cuda_kernel", TORCH_BOX(&ops::cuda_kernel));
+  m.impl("cuda_kernel_table", TORCH_BOX(&ops::cuda_kernel_table));
+  m.impl("linear", TORCH_BOX(&ops::linear));
+  m.impl("linear_autograd", TORCH_BOX(&ops::linear));
+  m.impl("linear_dx", TORCH_BOX(&ops::linear_dx));
+  m.impl("pack", TORCH_BOX(&ops::pack));
+  m.impl("prune_pack_24", TORCH_BOX(&ops::prune_pack_24));
+  m.impl("unpack", TORCH_BOX(&ops::unpack));
+  m.impl("unpack_mask", TORCH_BOX(&ops::unpack_mask));
+  m.impl("convert", TORCH_BOX(&ops::convert));
 }

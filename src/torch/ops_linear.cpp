@@ -11,47 +11,10 @@
 
 #include "gossamer/linear.h"
 #include "torch/ops.h"
+#include "torch/rows.h"
 
 namespace gossamer::door {
 namespace {
-
-/// X (or a residual) as rows: the tensor itself where its rows have a regular stride, else a copy.
-struct Rows {
-  Tensor tensor;
-  std::int64_t stride = 0;        ///< between rows, in elements
-  std::int64_t batch_stride = 0;  ///< between the matrices of a batch
-};
-
-/// The stride between consecutive rows when dimensions [first, dims - 1) are walked as one; nothing
-/// where they cannot be.
-std::optional<std::int64_t> row_stride(std::span<const std::int64_t> sizes,
-                                       std::span<const std::int64_t> strides, std::size_t first) {
-  const std::size_t last = sizes.size() - 1;
-  if (sizes[last] > 1 && strides[last] != 1) return std::nullopt;
-  std::int64_t stride = sizes[last];
-  std::int64_t expected = -1;  // of the next longer dimension
-  for (std::size_t i = last; i-- > first;) {
-    if (sizes[i] == 1) continue;
-    if (expected < 0) {
-      stride = strides[i];
-    } else if (strides[i] != expected) {
-      return std::nullopt;
-    }
-    expected = strides[i] * sizes[i];
-  }
-  return stride;
-}
-
-Rows as_rows(const Tensor& tensor, bool batched) {
-  const std::size_t first = batched ? 1 : 0;
-  const auto sizes = sizes_of(tensor);
-  if (const auto stride = row_stride(sizes, strides_of(tensor), first); stride && *stride >= 0) {
-    return {tensor, *stride, batched ? tensor.stride(0) : 0};
-  }
-  Tensor copy = as_contiguous(tensor);
-  const std::int64_t in = sizes.back();
-  return {std::move(copy), in, batched ? in * sizes[1] : 0};
-}
 
 void check_dtype(const Tensor& tensor, const char* name, DType weight) {
   const DType dtype = dtype_of(tensor, name);
@@ -131,20 +94,6 @@ Tensor call(const char* op, StableIValue* stack) {
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, "", stack, TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
-
-/// A tensor's shape with `last` as its last dimension, without touching the heap.
-class Shape {
- public:
-  Shape(std::span<const std::int64_t> sizes, std::int64_t last) : dims_(sizes.size()) {
-    std::copy(sizes.begin(), sizes.end(), sizes_.begin());
-    sizes_[dims_ - 1] = last;
-  }
-  std::span<const std::int64_t> span() const { return {sizes_.data(), dims_}; }
-
- private:
-  std::size_t dims_;
-  std::array<std::int64_t, kMaxDims> sizes_;
-};
 
 }  // namespace
 

@@ -42,6 +42,11 @@ struct Case {
   }
 };
 
+/// The dtype of Y, bias and residual.
+DType result_dtype(const LinearKernel& kernel) {
+  return kernel.activation_dtype == DType::kInt8 ? DType::kFloat32 : kernel.activation_dtype;
+}
+
 /// The half-width of rounding to nearest, relative.
 double unit_roundoff(DType dtype) {
   switch (dtype) {
@@ -97,11 +102,14 @@ class Call {
   Call(const LinearKernel& kernel, const Case& c, Random& random)
       : kernel_(kernel),
         case_(c),
-        dtype_(kernel.activation_dtype),
+        dtype_(result_dtype(kernel)),
+        quantized_(kernel.activation_dtype == DType::kInt8),
         weight_values_(random_sparse(random, kernel.weight_dtype, c.pattern, c.out, c.in, c.batch)),
         weight_(pack_matrix(weight_values_, c.pattern, kernel.layout)),
         mask_(unpack_mask(weight_)),
-        x_(random_matrix(random, dtype_, c.tokens, c.in + c.padding, c.batch)),
+        x_(random_matrix(random, kernel.activation_dtype, c.tokens, c.in + c.padding, c.batch)),
+        x_scale_(random_matrix(random, DType::kFloat32, c.batch, c.tokens)),
+        weight_scale_(random_matrix(random, DType::kFloat32, c.batch, c.out)),
         bias_(random_matrix(random, dtype_, c.batch, c.out)),
         residual_(random_matrix(random, dtype_, c.tokens, c.out + c.padding, c.batch)),
         y_(random_matrix(random, dtype_, c.tokens + 2, c.out + c.padding, c.batch)),
@@ -134,6 +142,10 @@ class Call {
     args.y_stride = case_.out + case_.padding;
     args.y_batch_stride = (case_.tokens + 2) * args.y_stride;
     args.y = y_.bytes.data() + args.y_stride * bytes;
+    if (quantized_) {
+      args.x_scale = x_scale_.as<float>();
+      if (case_.out % 2 == 1) args.weight_scale = weight_scale_.as<float>();
+    }
     if (case_.bias) args.bias = bias_.bytes.data();
     if (case_.residual) {
       args.residual = residual_.bytes.data();
@@ -165,6 +177,12 @@ class Call {
       sum += product;
       size += std::fabs(product);
     }
+    if (quantized_) {
+      double scale = element(x_scale_, b * case_.tokens + t);
+      if (case_.out % 2 == 1) scale *= element(weight_scale_, b * case_.out + r);
+      sum *= scale;
+      size *= std::fabs(scale);
+    }
     if (case_.bias) add(element(bias_, b * case_.out + r), sum, size);
     if (case_.residual) {
       const std::int64_t at = (b * case_.tokens + t) * (case_.out + case_.padding) + r;
@@ -182,7 +200,8 @@ class Call {
     for (std::int64_t i = 0; i < x_.size(); ++i) {
       x_as_double_[static_cast<std::size_t>(i)] = element(x_, i);
     }
-    const double roundings = static_cast<double>(case_.in) + 4.0;
+    // Sums of int8 products are exact: they are rounded to float32, then come scales and epilogue.
+    const double roundings = quantized_ ? 5.0 : static_cast<double>(case_.in) + 4.0;
     for (std::int64_t b = 0; b < case_.batch; ++b) {
       for (std::int64_t t = 0; t < case_.tokens; ++t) {
         for (std::int64_t r = 0; r < case_.out; ++r) {
@@ -224,11 +243,14 @@ class Call {
 
   const LinearKernel& kernel_;
   Case case_;
-  DType dtype_;
+  DType dtype_;     ///< of Y, bias and residual
+  bool quantized_;  ///< X is int8
   Matrix weight_values_;
   PackedWeight weight_;
   Matrix mask_;
   Matrix x_;
+  Matrix x_scale_;
+  Matrix weight_scale_;
   Matrix bias_;
   Matrix residual_;
   Matrix y_;
@@ -244,10 +266,12 @@ std::vector<Pattern> layout_patterns(const LinearKernel& kernel) {
     case Layout::kNm:
       return {Pattern::nm(2, 4), Pattern::nm(1, 4), Pattern::nm(8, 16)};
     case Layout::kNm24Pairs:
+    case Layout::kNm24Tiles:
       return {Pattern::nm(2, 4)};
     case Layout::kBsr:
-      return {Pattern::block(4, 4, 0.5), Pattern::block(1, 2, 0.5), Pattern::block(6, 32, 0.4),
-              Pattern::block(32, 2, 0.7), Pattern::block(4, 1, 0.6), Pattern::block(16, 1, 0.7)};
+      return {Pattern::block(4, 4, 0.5),  Pattern::block(1, 2, 0.5),  Pattern::block(1, 4, 0.5),
+              Pattern::block(6, 32, 0.4), Pattern::block(32, 2, 0.7), Pattern::block(4, 1, 0.6),
+              Pattern::block(16, 1, 0.7)};
     case Layout::kFanIn:
       return {Pattern::fan_in(0.75), Pattern::fan_in(0.0)};
     default:
@@ -262,6 +286,7 @@ std::vector<Pattern> patterns_of(const LinearKernel& kernel) {
   std::erase_if(patterns, [&](const Pattern& pattern) {
     LinearDesc desc;
     desc.pattern = pattern;
+    desc.weight_dtype = kernel.weight_dtype;
     return kernel.refuses != nullptr && !kernel.refuses(desc).empty();
   });
   return patterns;
@@ -353,12 +378,16 @@ TEST_P(KernelTest, ActivationsAreRightOverTheWholeRange) {
   const auto patterns = patterns_of(kernel());
   const Pattern& roomy = kernel().layout == Layout::kFanIn ? patterns.back() : patterns.front();
   const PackedWeight packed = pack_matrix(weight, roomy, kernel().layout);
-  const DType dtype = kernel().activation_dtype;
+  const DType dtype = result_dtype(kernel());
+  const bool quantized = kernel().activation_dtype == DType::kInt8;
   const auto tokens = static_cast<std::int64_t>(2 * inputs.size());
-  Matrix x = zeros(dtype, tokens, kIn);
+  Matrix x = zeros(kernel().activation_dtype, tokens, kIn);
+  Matrix x_scale = zeros(DType::kFloat32, 1, tokens);
   for (std::int64_t t = 0; t < tokens; ++t) {
     const double size = inputs[static_cast<std::size_t>(t / 2)];
-    set_element(x, t * kIn, t % 2 == 0 ? size : -size);
+    const double sign = t % 2 == 0 ? 1.0 : -1.0;
+    set_element(x, t * kIn, quantized ? sign : sign * size);
+    set_element(x_scale, t, size);
   }
   for (const Activation activation : kActivations) {
     Matrix y = zeros(dtype, tokens, kOut);
@@ -369,9 +398,11 @@ TEST_P(KernelTest, ActivationsAreRightOverTheWholeRange) {
     args.y = y.bytes.data();
     args.y_stride = kOut;
     args.activation = activation;
+    if (quantized) args.x_scale = x_scale.as<float>();
     kernel().run(args);
     for (std::int64_t i = 0; i < tokens * kOut; ++i) {
-      const double input = element(x, i / kOut * kIn);
+      const double scale = quantized ? element(x_scale, i / kOut) : 1.0;
+      const double input = element(x, i / kOut * kIn) * scale;
       const double exact = activated(activation, input);
       const double error = activation_error(activation, input, 0.0, compute_roundoff(dtype));
       ASSERT_LE(std::fabs(element(y, i) - exact),
@@ -412,6 +443,7 @@ TEST_P(KernelTest, ResidualMayBeY) {
 // A pruned weight contributes nothing, whatever X holds there; a kept one passes NaN and infinity
 // on.
 TEST_P(KernelTest, NonFiniteInputsReachKeptPositionsOnly) {
+  if (kernel().activation_dtype == DType::kInt8) GTEST_SKIP() << "int8 has neither";
   for (const Pattern& pattern : patterns_of(kernel())) {
     for (const std::int64_t tokens : {1, 3, 17, 65}) {
       for (const double poison : {kNan, kInfinity, -kInfinity}) {
@@ -435,7 +467,49 @@ TEST_P(KernelTest, NonFiniteInputsReachKeptPositionsOnly) {
   }
 }
 
+// A zero that a mask keeps is a weight like any other: zero times NaN is NaN.
+TEST_P(KernelTest, KeptZerosPassNanOn) {
+  if (kernel().activation_dtype == DType::kInt8) GTEST_SKIP() << "int8 has no NaN";
+  const bool any_mask = kernel().layout == Layout::kBitmask || !is_format(kernel().layout);
+  if (!any_mask || kernel().layout == Layout::kNm24Pairs) {
+    GTEST_SKIP() << layout_name(kernel().layout) << " keeps what its pattern says";
+  }
+  constexpr std::int64_t kOut = 5;
+  constexpr std::int64_t kIn = 70;
+  constexpr std::int64_t kColumn = 33;  // row r keeps it as a zero where r is even
+  Matrix weight = zeros(kernel().weight_dtype, kOut, kIn);
+  Matrix mask = zeros(DType::kBool, kOut, kIn);
+  for (std::int64_t r = 0; r < kOut; ++r) {
+    for (std::int64_t k = r % 3; k < kIn; k += 3) {
+      if (k == kColumn) continue;
+      mask.bytes[static_cast<std::size_t>(r * kIn + k)] = std::byte{1};
+      set_element(weight, r * kIn + k, 1.0);
+    }
+    if (r % 2 == 0) mask.bytes[static_cast<std::size_t>(r * kIn + kColumn)] = std::byte{1};
+  }
+  const ConstMatrixView mask_view = mask.const_view();
+  const PackedWeight packed =
+      pack(weight.const_view(), &mask_view, Pattern::unstructured(0.0), kernel().layout);
+  for (const std::int64_t tokens : {1, 4, 33}) {
+    Matrix x = random_matrix(random_, kernel().activation_dtype, tokens, kIn);
+    for (std::int64_t t = 0; t < tokens; ++t) set_element(x, t * kIn + kColumn, kNan);
+    Matrix y = zeros(kernel().activation_dtype, tokens, kOut);
+    LinearArgs args{.weight = packed};
+    args.tokens = tokens;
+    args.x = x.bytes.data();
+    args.x_stride = kIn;
+    args.y = y.bytes.data();
+    args.y_stride = kOut;
+    kernel().run(args);
+    for (std::int64_t i = 0; i < tokens * kOut; ++i) {
+      EXPECT_EQ(std::isnan(element(y, i)), i % kOut % 2 == 0)
+          << kernel().name << " token " << i / kOut << " row " << i % kOut;
+    }
+  }
+}
+
 TEST_P(KernelTest, ReluKeepsNan) {
+  if (kernel().activation_dtype == DType::kInt8) GTEST_SKIP() << "int8 has no NaN";
   const Case c{.pattern = patterns_of(kernel()).front(),
                .out = 9,
                .in = 64,

@@ -326,7 +326,7 @@ def test_masks_stay_live_and_the_model_keeps_its_mode() -> None:
     assert (model[2].weight != 0).sum() == kept == 0.75 * 24 * 32
     assert "0.weight" in str(report)
     assert "mean error" in str(report)
-    assert "4.weight" not in str(report)
+    assert report.left_dense == {"4.weight": "not chosen"}
 
 
 def test_methods_that_correct_nothing_keep_the_dense_weight_under_the_mask() -> None:
@@ -516,3 +516,92 @@ def test_admm_needs_a_pattern_of_the_grammar() -> None:
 
     with pytest.raises(ValueError, match="is an object"):
         pruned_errors(net(), data(), OneShot(Half(), Admm()))
+
+
+# --- What stays dense -----------------------------------------------------------------------------
+
+
+class Language(nn.Module):
+    """Tied embeddings, a head, and experts of which one is rarely asked."""
+
+    def __init__(self, tied: bool) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(20, 8)
+        self.gate = nn.Linear(8, 2)
+        self.experts = nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
+        self.head = nn.Linear(8, 20, bias=False)
+        if tied:
+            self.head.weight = self.tokens.weight
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.head
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.gate(self.tokens(ids)).sum() * 0 + self.tokens(ids)
+        y = self.experts[0](x)
+        rare = ids == 7
+        if bool(rare.any()):
+            y[rare] = self.experts[1](x[rare])
+        return self.head(y)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_report_says_what_stays_dense_and_why(tied: bool) -> None:
+    model = Language(tied)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    sparsifier = SparseGPT("2:4")
+    sparsifier.prepare(model)
+    batches = [torch.randint(8, 20, (4, 16)) for _ in range(4)]
+    batches[1][2, :5] = 7
+    report = sparsifier.calibrate(batches)
+    sparsifier.squash_mask()
+    assert [layer.fqn for layer in report.layers] == ["gate.weight", "experts.0.weight"]
+    assert "saw 5 inputs of 8" in report.left_dense["experts.1.weight"]
+    assert report.left_dense["tokens.weight"] == "an embedding"
+    if not tied:
+        assert report.left_dense["head.weight"] == "gives the logits"
+    assert "dense: an embedding" in str(report)
+    after = dict(model.named_parameters())
+    for name in ("tokens.weight", "experts.1.weight", "gate.bias"):
+        assert torch.equal(after[name], before[name]), name
+
+
+def test_an_expert_that_saw_enough_is_pruned() -> None:
+    model = Language(tied=False)
+    sparsifier = SparseGPT("2:4")
+    sparsifier.prepare(model, {"head": "2:4", "experts.*": "2:4"})
+    batches = [torch.randint(8, 20, (4, 16)) for _ in range(4)]
+    batches[1][:] = 7
+    report = sparsifier.calibrate(batches)
+    assert [layer.tokens for layer in report.layers] == [256, 64, 256]
+    assert report.left_dense["gate.weight"] == "not chosen"
+
+
+# --- BatchNorm ------------------------------------------------------------------------------------
+
+
+def test_batchnorm_is_recalibrated_over_all_batches() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 2))
+    model.train()
+    model[2].eval()
+    batches = [torch.randn(50, 6) * 3 + 1 for _ in range(4)]
+    assert gs.prune.recalibrate_batchnorm(model, iter(batches)) is model
+    hidden = [model[0](x).detach() for x in batches]
+    want = torch.stack([h.mean(dim=0) for h in hidden]).mean(dim=0)
+    torch.testing.assert_close(model[1].running_mean, want)
+    want = torch.stack([h.var(dim=0) for h in hidden]).mean(dim=0)
+    torch.testing.assert_close(model[1].running_var, want)
+    assert model[1].momentum == 0.1
+    assert [module.training for module in model] == [True, True, False, True]
+
+
+def test_batchnorm_stays_as_it_was_where_recalibration_fails() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8)).eval()
+    model[1].running_mean += 5
+    before = state_of(model)
+    for batches, match in (([], "no batches"), ([torch.randn(9, 6), torch.randn(9, 5)], "shape")):
+        with pytest.raises((ValueError, RuntimeError), match=match):
+            gs.prune.recalibrate_batchnorm(model, batches)
+        assert_same(model, before)
+    with pytest.raises(ValueError, match="no BatchNorm layer"):
+        gs.prune.recalibrate_batchnorm(nn.Linear(2, 2), [torch.randn(3, 2)])

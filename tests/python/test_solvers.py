@@ -254,8 +254,8 @@ def test_swaps_end_where_no_swap_helps() -> None:
         assert swaps > 0
         assert torch.equal(swap_by_trying(weight, gram, got, group), got)
         assert torch.equal(got.sum(dim=1), mask.sum(dim=1))
-        if not group:  # One group: the same best swap each time leads to the same mask.
-            assert torch.equal(swap_by_trying(weight, gram, mask, group), got)
+        # The same best swap each time leads to the same mask.
+        assert torch.equal(swap_by_trying(weight, gram, mask, group), got)
         assert (loss(weight * got, weight, gram) <= loss(weight * mask, weight, gram)).all()
 
 
@@ -346,6 +346,8 @@ def test_gram_matrices_accumulate(dtype: torch.dtype) -> None:
         ops.gram_(gram, x, y[:5])
 
 
+DATA_DEPENDENT = ("test_schema", "test_autograd_registration")
+
 # --- Operators ------------------------------------------------------------------------------------
 
 
@@ -358,3 +360,35 @@ def test_operators_keep_their_word_to_torch() -> None:
     check(ops.lamp_scores.default, (weight,))
     check(ops.transposable_mask.default, (weight,))
     check(ops.gram_.default, (torch.zeros(8, 8), torch.randn(5, 8), torch.randn(5, 8)))
+    # What these answer depends on the data: no shapes to derive, schemas and dispatch to check.
+    refit = (weight * mask, gram, weight @ gram, mask, 5, 1e-5)
+    check(ops.refit.default, refit, test_utils=DATA_DEPENDENT)
+    admm = (weight, *eigen(gram), "2:4", "row", 5, 0.1, 0)
+    check(ops.admm.default, admm, test_utils=DATA_DEPENDENT)
+    swap = (weight, gram, mask, 0, 0, 0)
+    check(ops.swap_refine.default, swap, test_utils=DATA_DEPENDENT)
+
+
+def test_transposable_is_a_pattern_of_any_method() -> None:
+    from gossamer.prune import ALPS, Magnitude, SparseGPT, Transposable, Wanda
+
+    for method in (Magnitude, Wanda, SparseGPT):
+        model = torch.nn.Sequential(
+            torch.nn.Conv2d(6, 8, 3), torch.nn.Flatten(), torch.nn.Linear(8 * 16, 12)
+        )
+        sparsifier = method(Transposable())
+        sparsifier.prepare(model)
+        if isinstance(sparsifier, Magnitude):
+            sparsifier.step()
+        else:
+            sparsifier.calibrate([torch.randn(16, 6, 6, 6)])
+        sparsifier.squash_mask()
+        taps = model[0].weight.detach().permute(2, 3, 0, 1).flatten(0, 1)
+        for matrix in [*taps, model[2].weight.detach()]:
+            assert ops.find_violation(matrix.contiguous(), "2:4") == ""
+            assert ops.find_violation(matrix.T.contiguous(), "2:4") == ""
+        assert (model[2].weight == 0).float().mean() == 0.5
+    alps = ALPS(Transposable())  # type: ignore[arg-type]
+    alps.prepare(torch.nn.Sequential(torch.nn.Linear(8, 8)))
+    with pytest.raises(ValueError, match="is an object"):
+        alps.calibrate([torch.randn(16, 8)])

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The names of `torchao.sparsity` 0.18 with their old signatures.
+"""The names of `torchao.sparsity` and `torchao.prototype.sparsity` 0.18 with their old signatures.
 
-    from gossamer.compat.torchao import sparsify_, semi_sparse_weight
+    from gossamer.compat.torchao import WeightNormSparsifier, sparsify_, semi_sparse_weight
 
 What differs: `sparsify_` returns the model (it returned None); a weight that breaks its pattern is
-refused (it was compressed wrongly); layers that dense computes faster stay plain.
+refused (it was compressed wrongly); layers that dense computes faster stay plain. Masks are bool.
+`WandaSparsifier` and `WeightNormSparsifier` do what their papers say; `as_in_torchao=True` brings
+back what the old ones did. Structured pruning (the pruner folder) is not here.
 """
 
 from __future__ import annotations
@@ -13,15 +15,49 @@ from collections.abc import Callable
 
 from torch import nn
 
+from gossamer.compat._torchao_schedulers import BaseScheduler, CubicSL, LambdaSL
+from gossamer.compat._torchao_sparsifiers import (
+    BaseSparsifier,
+    FakeSparsity,
+    NearlyDiagonalSparsifier,
+    PerChannelNormObserver,
+    WandaSparsifier,
+    WeightNormSparsifier,
+    fqn_to_module,
+    get_arg_info_from_tensor_fqn,
+    module_to_fqn,
+)
+from gossamer.compat._torchao_supermask import (
+    SupermaskLinear,
+    create_block_sparse_tensor,
+    create_semi_structured_tensor,
+    mask_creator,
+)
 from gossamer.config import BlockSparseWeightConfig, SemiSparseWeightConfig
 from gossamer.prune import Magnitude
 from gossamer.sparsify import sparsify_
 
 __all__ = [
+    "BaseScheduler",
+    "BaseSparsifier",
     "BlockSparseWeightConfig",
+    "CubicSL",
+    "FakeSparsity",
+    "LambdaSL",
+    "NearlyDiagonalSparsifier",
+    "PerChannelNormObserver",
     "SemiSparseWeightConfig",
+    "SupermaskLinear",
+    "WandaSparsifier",
+    "WeightNormSparsifier",
     "apply_fake_sparsity",
     "block_sparse_weight",
+    "create_block_sparse_tensor",
+    "create_semi_structured_tensor",
+    "fqn_to_module",
+    "get_arg_info_from_tensor_fqn",
+    "mask_creator",
+    "module_to_fqn",
     "semi_sparse_weight",
     "sparsify_",
 ]

@@ -9,9 +9,11 @@ pruner.squash_mask()       # plain weights with zeros
 
 from __future__ import annotations
 
-from gossamer.prune.calibration_report import CalibrationReport, LayerResult
+from gossamer.prune.batchnorm import recalibrate_batchnorm
+from gossamer.prune.calibration_report import BlockResult, CalibrationReport, LayerResult
 from gossamer.prune.checkpoint import attach_masks
 from gossamer.prune.distribution import erk, lamp, owl, uniform
+from gossamer.prune.interop import from_torch_prune, to_torch_prune
 from gossamer.prune.mask import Mask, masked_parameters
 from gossamer.prune.methods import GradualMagnitude, Magnitude, Random
 from gossamer.prune.one_shot import ALPS, RIA, Best, OneShot, SparseGPT, Wanda
@@ -29,17 +31,20 @@ from gossamer.prune.parts import (
 )
 from gossamer.prune.pattern import CustomPattern
 from gossamer.prune.problem import LayerProblem
+from gossamer.prune.reconstruction import Reconstruction
 from gossamer.prune.report import density, sparsity_report
 from gossamer.prune.schedule import cubic_sparsity
 from gossamer.prune.scored_mask import ScoredMask
 from gossamer.prune.sparsifier import Sparsifier
 from gossamer.prune.training import LotteryTicket, Movement, Supermask
+from gossamer.prune.transposable import Transposable
 
 __all__ = [
     "ALPS",
     "RIA",
     "Admm",
     "Best",
+    "BlockResult",
     "ByMagnitude",
     "ByObs",
     "ByRIA",
@@ -58,20 +63,25 @@ __all__ = [
     "OneShot",
     "Part",
     "Random",
+    "Reconstruction",
     "Score",
     "ScoredMask",
     "SparseGPT",
     "Sparsifier",
     "Supermask",
     "Swap",
+    "Transposable",
     "Wanda",
     "attach_masks",
     "cubic_sparsity",
     "density",
     "erk",
+    "from_torch_prune",
     "lamp",
     "masked_parameters",
     "owl",
+    "recalibrate_batchnorm",
     "sparsity_report",
+    "to_torch_prune",
     "uniform",
 ]

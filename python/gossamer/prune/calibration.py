@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from gossamer.prune.calibration_report import CalibrationReport, LayerResult
+from gossamer.prune.calibration_report import BlockResult, CalibrationReport, LayerResult
 from gossamer.prune.capture import (
     Forward,
     capture_call,
@@ -23,7 +23,8 @@ from gossamer.prune.capture import (
 from gossamer.prune.layer import LayerForm
 from gossamer.prune.mask import Mask
 from gossamer.prune.problem import LayerProblem
-from gossamer.prune.stages import Call, Stage, StageWatch, advance, find_stages, replay
+from gossamer.prune.reconstruction import Reconstruction
+from gossamer.prune.stages import Call, Stage, StageWatch, advance, find_stages, output_of, replay
 
 __all__ = ["CalibratedLayer", "Calibration"]
 
@@ -82,7 +83,9 @@ class Calibration:
         target: "sparse-inputs" (reproduce W·X on the inputs of the model pruned so far),
             "dense-inputs" (on those of the dense model) or "dense-target" (reproduce what the dense
             model gives, W·X₀, from the inputs of the model pruned so far).
+        reconstruction: what tunes each block after its layers; None for nothing.
         progress: called with each layer's result, its number from 1, and how many there are.
+        left_dense: what is left out from the start, with the reason, for the report.
     """
 
     def __init__(
@@ -92,13 +95,17 @@ class Calibration:
         batches: Sequence[Any],
         forward: Forward,
         target: str,
+        reconstruction: Reconstruction | None = None,
         progress: Callable[[LayerResult, int, int], None] | None = None,
+        left_dense: Mapping[str, str] | None = None,
     ) -> None:
+        self._left_dense = left_dense or {}
         self._model = model
         self._layers = {layer.fqn: layer for layer in layers}
         self._batches = batches
         self._forward = forward
         self._target = target
+        self._reconstruction = reconstruction
         self._progress = progress
         self._dense: dict[str, Tensor] = {}
         self._stages: dict[str, Stage] = {}
@@ -145,10 +152,16 @@ class Calibration:
             parts = {id(part) for part in stage.module.modules()}
             own = {fqn: stage for fqn, module in modules.items() if id(module) in parts}
             self._stages.update(own)
-        report = CalibrationReport(target=self._target)
-        for group in order.groups:
+        report = CalibrationReport(target=self._target, left_dense=dict(self._left_dense))
+        for number, group in enumerate(order.groups):
             layers = [self._layers[fqn] for fqn in group]
             sums = self._sums(layers[0], order.calls[group[0]])
+            inputs = sums.gram.shape[-1]
+            if not all(order.calls[group[0]]) and sums.tokens < inputs:
+                # Of a layer that is called now and then, an expert say, so few inputs say nothing.
+                why = f"some batches never reach it, and it saw {sums.tokens} inputs of {inputs}"
+                report.left_dense.update(dict.fromkeys(group, why))
+                continue
             for layer in layers:
                 start = time.perf_counter()
                 result = self._solve(layer, sums)
@@ -156,7 +169,26 @@ class Calibration:
                 report.layers.append(result)
                 if self._progress is not None:
                     self._progress(result, len(report.layers), len(self._layers))
+            later = order.groups[number + 1 :]
+            block = self._stages.get(group[0])
+            is_last = not any(self._stages.get(fqn) is block for own in later for fqn in own)
+            if block is not None and is_last and self._reconstruction is not None:
+                report.blocks.append(self._reconstruct(block, self._reconstruction))
         return report
+
+    def _reconstruct(self, stage: Stage, reconstruction: Reconstruction) -> BlockResult:
+        begin = time.perf_counter()
+        with self._as_dense():
+            wanted = [output_of(stage, call) for call in self._calls(stage, True)]
+        inside = [layer for fqn, layer in self._layers.items() if self._stages.get(fqn) is stage]
+        for layer in inside:
+            # What the mask drops would count as a kept weight's size.
+            layer.weight.data = torch.where(layer.mask.mask, layer.weight.data, 0)
+        weights = [cast(nn.Parameter, layer.weight) for layer in inside]
+        before, after = reconstruction.run(stage, weights, self._calls(stage, False), wanted)
+        names = {id(module): name for name, module in self._model.named_modules()}
+        seconds = time.perf_counter() - begin
+        return BlockResult(names[id(stage.module)], before, after, seconds)
 
     def _solve(self, layer: CalibratedLayer, sums: _Sums) -> LayerResult:
         tokens = max(sums.tokens, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-__all__ = ["CalibrationReport", "LayerResult"]
+__all__ = ["BlockResult", "CalibrationReport", "LayerResult"]
 
 
 @dataclass
@@ -41,17 +41,36 @@ class LayerResult:
 
 
 @dataclass
+class BlockResult:
+    """One block that was tuned after its layers were pruned.
+
+    Attributes:
+        name: the block's full name.
+        before: ‖B(X) − B₀(X₀)‖² / ‖B₀(X₀)‖² before, on the batches that were held out.
+        after: the same after.
+        seconds: time of tuning it.
+    """
+
+    name: str
+    before: float
+    after: float
+    seconds: float
+
+
+@dataclass
 class CalibrationReport:
     """All layers, in the order in which they were pruned.
 
     Attributes:
         target: what was reproduced.
         layers: one result for each.
+        blocks: one result for each block that was tuned.
         left_dense: layers that calibration left dense, with the reason.
     """
 
     target: str = "sparse-inputs"
     layers: list[LayerResult] = field(default_factory=list)
+    blocks: list[BlockResult] = field(default_factory=list)
     left_dense: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -72,4 +91,8 @@ class CalibrationReport:
                 f"  {target}  {layer.seconds:7.2f}{raised}"
             )
         lines += [f"{fqn:<{width}}  dense: {why}" for fqn, why in self.left_dense.items()]
+        lines += [
+            f"{block.name:<{width}}  block error {block.before:.4f} -> {block.after:.4f}"
+            for block in self.blocks
+        ]
         return "\n".join([*lines, f"mean error {self.mean_error:.4f}, target {self.target}"])

@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from torch import nn
+
 from gossamer.prune.calibration import TARGETS, CalibratedLayer, Calibration
 from gossamer.prune.calibration_report import CalibrationReport, LayerResult
 from gossamer.prune.capture import Forward, run_batch
@@ -21,9 +23,13 @@ from gossamer.prune.parts import (
 )
 from gossamer.prune.pattern import CustomPattern
 from gossamer.prune.problem import LayerProblem
+from gossamer.prune.reconstruction import Reconstruction
 from gossamer.prune.sparsifier import Sparsifier
+from gossamer.prune.targets import Config, find_targets
 
 __all__ = ["ALPS", "RIA", "Best", "OneShot", "SparseGPT", "Wanda"]
+
+_DEFAULT_RECONSTRUCTION = Reconstruction()
 
 
 class OneShot(Sparsifier):
@@ -48,6 +54,8 @@ class OneShot(Sparsifier):
             which makes up for the errors of the layers before it.
         damping: δ of H = G + δI, as a fraction of the mean of diag(G). Where H is not positive
             definite all the same, it is raised tenfold, up to 1, and the report says so.
+        reconstruction: tunes the kept weights of each block after its layers; None does not.
+            Blocks are members of an `nn.ModuleList` or `nn.Sequential` that run once in a pass.
 
     Raises:
         ValueError: a hyperparameter is not accepted.
@@ -60,9 +68,11 @@ class OneShot(Sparsifier):
         scope: str = "tensor",
         target: str = "sparse-inputs",
         damping: float = 0.01,
+        reconstruction: Reconstruction | None = None,
     ) -> None:
         if target not in TARGETS:
             raise ValueError(f"target {target!r}: one of {list(TARGETS)} is accepted")
+        self.reconstruction = reconstruction
         self.parts = parts
         self.target = target
         self.report: CalibrationReport | None = None
@@ -119,12 +129,53 @@ class OneShot(Sparsifier):
         self._need_groups("calibrate")
         assert self.model is not None
         layers = [self._layer(group) for group in self.groups]
-        walk = Calibration(self.model, layers, list(batches), forward, self.target, progress)
+        walk = Calibration(
+            self.model,
+            layers,
+            list(batches),
+            forward,
+            self.target,
+            self.reconstruction,
+            progress,
+            self._left_dense(),
+        )
         self.report = walk.run()
         self._set_steps(self.step_count + 1)
         for group in self.groups:
             self._mask(group).updated.fill_(self.step_count)
         return self.report
+
+    def prepare(self, model: nn.Module, config: Config = None) -> nn.Module:
+        """As `Sparsifier.prepare`; without a config, the layer that gives logits stays dense.
+
+        That is the layer which `model.get_output_embeddings()` returns, where there is one.
+        """
+        if config is None and self._loaded is None:
+            head = _output_layer(model)
+            if head is not None:
+                config = {head: None, "*": {}}
+        return super().prepare(model, config)
+
+    def _left_dense(self) -> dict[str, str]:
+        """Weights of layers and embeddings that are not pruned, with the reason."""
+        assert self.model is not None
+        pruned = {id(self.dense_weight(group)): group["tensor_fqn"] for group in self.groups}
+        head, found = _output_layer(self.model), {}
+        for fqn, target in find_targets(self.model).items():
+            is_table = isinstance(target.module, nn.Embedding | nn.EmbeddingBag)
+            if fqn in pruned.values() or not (target.is_layer_weight or is_table):
+                continue
+            if id(target.weight) in pruned:
+                found[fqn] = f"the same parameter as '{pruned[id(target.weight)]}', pruned there"
+            elif is_table:
+                found[fqn] = "an embedding"
+            elif fqn == head:
+                found[fqn] = "gives the logits"
+            elif len(target.places) > 1:
+                found[fqn] = "shared with other modules"
+            else:
+                found[fqn] = target.obstacle() or "not chosen"
+        return found
 
     def _step(self) -> None:
         if not any(int(self._mask(group).updated) for group in self.groups):
@@ -162,6 +213,16 @@ class OneShot(Sparsifier):
             problem,
             self.solve,
         )
+
+
+def _output_layer(model: nn.Module) -> str | None:
+    """The full name of the weight that gives a language model's logits, after its own word."""
+    getter = getattr(model, "get_output_embeddings", None)
+    head = getter() if callable(getter) else None
+    for name, module in model.named_modules():
+        if module is head:
+            return f"{name}.weight"
+    return None
 
 
 class Wanda(OneShot):
@@ -249,14 +310,28 @@ class ALPS(OneShot):
 
 
 class Best(OneShot):
-    """What measures best: ALPS that reproduces the dense model's outputs.
+    """What measures best: ALPS that reproduces the dense model's outputs, then each block tuned.
 
     Args:
         pattern: a pattern of the grammar.
         scope: as for `OneShot`.
         damping: as for `OneShot`.
+        reconstruction: as for `OneShot`.
     """
 
-    def __init__(self, pattern: str, scope: str = "tensor", damping: float = 0.01) -> None:
-        parts = (Admm(), LeastSquares())
-        super().__init__(pattern, *parts, scope=scope, target="dense-target", damping=damping)
+    def __init__(
+        self,
+        pattern: str,
+        scope: str = "tensor",
+        damping: float = 0.01,
+        reconstruction: Reconstruction | None = _DEFAULT_RECONSTRUCTION,
+    ) -> None:
+        super().__init__(
+            pattern,
+            Admm(),
+            LeastSquares(),
+            scope=scope,
+            target="dense-target",
+            damping=damping,
+            reconstruction=reconstruction,
+        )

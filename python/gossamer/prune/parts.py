@@ -16,6 +16,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from gossamer.prune import device_solvers  # noqa: F401  (registers the CUDA kernels)
 from gossamer.prune.problem import LayerProblem
 
 __all__ = [
@@ -124,9 +125,9 @@ class Swap:
         swaps = 0
         for group, own in enumerate(mask):
             better, made = torch.ops.gossamer.swap_refine(
-                problem.weight[group].cpu(),
-                problem.gram[group].float().cpu(),
-                own.cpu(),
+                problem.weight[group],
+                problem.gram[group].float(),
+                own,
                 fields.m if fields.grouped else 0,
                 problem.segment if fields.grouped else 0,
                 self.max_swaps,
@@ -162,10 +163,10 @@ class ObsSweep:
         factor = problem.factor().float()
 
         def sweep(group: int) -> tuple[Tensor, Tensor]:
-            mask = None if problem.mask is None else problem.mask[group].cpu()
+            mask = None if problem.mask is None else problem.mask[group]
             result: tuple[Tensor, Tensor] = torch.ops.gossamer.obs_sweep(
-                problem.weight[group].cpu(),
-                factor[group].cpu(),
+                problem.weight[group],
+                factor[group],
                 mask,
                 "" if mask is not None else pattern,
                 self.block,
@@ -212,9 +213,9 @@ class Admm:
         def solve(group: int) -> tuple[Tensor, Tensor]:
             nonlocal iterations
             weight, mask, made, _, _ = torch.ops.gossamer.admm(
-                scaled[group].cpu(),
-                vectors[group].float().cpu(),
-                values[group, None].float().cpu(),
+                scaled[group],
+                vectors[group].float(),
+                values[group, None].float(),
                 problem.pattern,
                 problem.scope,
                 self.iterations,
@@ -252,10 +253,10 @@ class LeastSquares:
         def fit(group: int) -> tuple[Tensor, Tensor]:
             nonlocal worst
             weight, _, residual = torch.ops.gossamer.refit(
-                start[group].cpu(),
-                gram[group].cpu(),
-                target[group].cpu(),
-                mask[group].cpu(),
+                start[group],
+                gram[group],
+                target[group],
+                mask[group],
                 self.iterations,
                 self.tolerance,
             )
@@ -276,6 +277,5 @@ def _mask_of(problem: LayerProblem, part: str) -> Tensor:
 
 
 def _write(problem: LayerProblem, solved: list[tuple[Tensor, Tensor]]) -> None:
-    device = problem.dense.device
-    problem.solution = torch.stack([weight for weight, _ in solved]).to(device)
-    problem.mask = torch.stack([mask for _, mask in solved]).to(device)
+    problem.solution = torch.stack([weight for weight, _ in solved])
+    problem.mask = torch.stack([mask for _, mask in solved])

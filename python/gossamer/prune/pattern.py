@@ -14,14 +14,24 @@ from torch import Tensor
 
 from gossamer import _ops  # noqa: F401  (loads the operators)
 
-__all__ = ["CustomPattern", "PatternFields", "parse_pattern", "pattern_at", "pattern_with"]
+__all__ = [
+    "CustomPattern",
+    "PatternFields",
+    "is_grouped",
+    "parse_pattern",
+    "pattern_at",
+    "pattern_with",
+]
 
 _VNM_LIVE_COLUMNS = 4
 
 
 @runtime_checkable
 class CustomPattern(Protocol):
-    """A pattern of one's own: anything that selects a mask from scores."""
+    """A pattern of one's own: anything that selects a mask from scores.
+
+    Where it has an attribute `grouped` that is True, convolutions come as one matrix a tap.
+    """
 
     def select(self, scores: Tensor) -> Tensor:
         """Selects what is kept.
@@ -72,6 +82,13 @@ def parse_pattern(text: str) -> PatternFields:
         ValueError: the text is no pattern; the message says what would do.
     """
     return PatternFields(**json.loads(torch.ops.gossamer.parse_pattern(text)))
+
+
+def is_grouped(pattern: str | CustomPattern) -> bool:
+    """Whether a pattern groups neighbouring inputs; an object does where its `grouped` is True."""
+    if isinstance(pattern, str):
+        return parse_pattern(pattern).grouped
+    return bool(getattr(pattern, "grouped", False))
 
 
 def pattern_with(pattern: str, sparsity: float) -> str:

@@ -10,7 +10,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from gossamer.prune.pattern import CustomPattern, PatternFields, parse_pattern
+from gossamer.prune import device_solvers
+from gossamer.prune.pattern import CustomPattern, PatternFields, is_grouped, parse_pattern
 
 __all__ = ["LayerProblem"]
 
@@ -96,8 +97,13 @@ class LayerProblem:
             ValueError: a score is NaN.
         """
         pattern = self.pattern if pattern is None else pattern
-        grouped = isinstance(pattern, str) and parse_pattern(pattern).grouped
+        grouped = is_grouped(pattern)
         groups, rows, cols = scores.shape
+        if isinstance(pattern, str) and not scores.is_cpu and parse_pattern(pattern).kind != "vnm":
+            check_scores(self.fqn, scores)
+            flat = scores.detach().reshape(-1, cols)
+            segment = self.segment if grouped else 0
+            return device_solvers.select(flat, pattern, self.scope, segment).view(scores.shape)
         flat = scores.detach()
         if grouped:  # One matrix for each segment, so that no group crosses from one to the next.
             flat = flat.reshape(groups, rows, -1, self.segment).transpose(1, 2).flatten(0, 1)
@@ -105,7 +111,7 @@ class LayerProblem:
         if isinstance(pattern, str):
             mask = torch.ops.gossamer.select_masks([flat.contiguous()], pattern, self.scope)[0]
         else:
-            mask = pattern.select(flat if groups > 1 else flat[0]).view(flat.shape)
+            mask = pattern.select(flat if len(flat) > 1 else flat[0]).view(flat.shape)
         if grouped:
             mask = mask.view(groups, -1, rows, self.segment).transpose(1, 2)
         return mask.reshape(groups, rows, cols).to(scores.device)
@@ -176,6 +182,12 @@ class LayerProblem:
         whole = _energy(dense, dense_gram)
         shared = ((dense @ self.cross) * solved).sum()
         return _ratio(whole - 2 * shared + _energy(solved, self.gram), whole)
+
+
+def check_scores(fqn: str, scores: Tensor) -> None:
+    """Refuses NaN, which has no place in an order."""
+    if bool(scores.isnan().any()):
+        raise ValueError(f"'{fqn}': a score is NaN; scores must be numbers")
 
 
 def _energy(weight: Tensor, gram: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.prune.matrix import MatrixForm
-from gossamer.prune.pattern import CustomPattern, parse_pattern
+from gossamer.prune.pattern import CustomPattern, is_grouped
 
 __all__ = ["Candidate", "Rival", "select", "select_all"]
 
@@ -57,7 +57,7 @@ class Candidate:
             )
         dtype = torch.float64 if scores.dtype == torch.float64 else torch.float32
         form = MatrixForm.of(module, weight)
-        grouped = isinstance(pattern, str) and parse_pattern(pattern).grouped
+        grouped = is_grouped(pattern)
         matrix = form.to_matrix(scores.detach().to("cpu", dtype), grouped=grouped)
         return cls(fqn, matrix, form, grouped, weight.shape)
 

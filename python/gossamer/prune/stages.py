@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Call", "Stage", "StageWatch", "advance", "find_stages", "replay"]
+__all__ = ["Call", "Stage", "StageWatch", "advance", "find_stages", "output_of", "replay"]
 
 Call: TypeAlias = "tuple[tuple[Any, ...], dict[str, Any]]"
 """Positional and keyword arguments of a module's call."""
@@ -43,8 +43,14 @@ def replay(stage: Stage, call: Call) -> Any:
 
 def advance(stage: Stage, call: Call) -> Call:
     """Runs a stage; the arguments of the one that follows it."""
+    return _with_input(call, output_of(stage, call))
+
+
+def output_of(stage: Stage, call: Call) -> Tensor:
+    """Runs a stage; its output, the first of them where it gives several."""
     output = replay(stage, call)
-    return _with_input(call, output if isinstance(output, Tensor) else output[0])
+    found: Tensor = output if isinstance(output, Tensor) else output[0]
+    return found
 
 
 def find_stages(model: nn.Module, layers: Sequence[nn.Module]) -> list[nn.Module]:

@@ -4,7 +4,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <type_traits>
 
 #include "cpu/conv_task.h"
 #include "cpu/kcsr_task.h"
@@ -33,7 +32,7 @@ inline Vector every_second(const typename Element::Type* x) {
 
 template <typename Element>
 inline void copy_short(const typename Element::Type* from, float* to, std::int64_t length) {
-  if constexpr (std::is_same_v<typename Element::Type, float>) {
+  if constexpr (sizeof(typename Element::Type) == sizeof(float)) {
     if (length >= 4) {
       _mm_storeu_ps(to, _mm_loadu_ps(from));
       _mm_storeu_ps(to + length - 4, _mm_loadu_ps(from + length - 4));

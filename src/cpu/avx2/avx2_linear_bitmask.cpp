@@ -6,11 +6,15 @@
 //
 // Few tokens are bound by the bytes of the weight: 4·d + 1/8 a position instead of 4 for float32 of
 // density d. The 16-bit types are widened before they are permuted and computed in float32.
+//
+// Against torch's dense linear at one token, 4096×4096, weights from memory, one thread of a
+// zen5-avx512 (2026-11-23), at 50 / 70 / 80 / 90 %: float32 1.7x / 2.1x / 2.3x / 2.5x,
+// bfloat16 1.5x / 1.5x / 1.7x / 1.7x (torch's uses AVX-512 there).
 #include <immintrin.h>
 
 #include <cstdint>
 
-#include "cpu/bitmask_task.h"
+#include "cpu/decode_task.h"
 
 namespace {
 
@@ -25,6 +29,8 @@ inline float sum_lanes(Vector v) {
   half = _mm_add_ps(half, _mm_movehl_ps(half, half));
   return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
 }
+
+#include "cpu/float_sums.inl"
 
 /// For a byte of bits eight bytes: at a set bit its rank among the set bits, with the sign bit on;
 /// zero elsewhere.
@@ -48,7 +54,7 @@ constexpr RankTable make_ranks() {
 constexpr RankTable kRanks = make_ranks();
 
 template <typename Element>
-struct Step {
+struct Step : FloatSums {
   using Value = typename Element::Type;
   using Input = float;
   using Mask = std::uint32_t;
@@ -83,8 +89,33 @@ struct FiniteStep : Step<Element> {
 
 #include "cpu/linear_bitmask.inl"
 
+/// A step of a block.
 template <typename Element>
-void multiply(const gossamer::cpu::BitmaskDecodeTask& task) {
+struct BlockStep : FloatSums {
+  using Value = typename Element::Type;
+  using Input = float;
+  using Inputs = Vector;
+  static constexpr std::int64_t kColumns = kLanes;
+
+  static Vector load(const Value* values) { return Element::load(values); }
+  static Vector load_first(const Value* values, std::int64_t count) {
+    return Element::load_first(values, count);
+  }
+  static Vector load_input(const float* x) { return Float32::load(x); }
+  static Vector first_inputs(const float* x, std::int64_t count) {
+    return Float32::load_first(x, count);
+  }
+  static Vector multiply_add(Vector weights, Vector inputs, Vector sum) {
+    return ::multiply_add(weights, inputs, sum);
+  }
+};
+
+constexpr std::int64_t kRowsOfSums = 64;
+constexpr int kTwoStepTokens = 4;
+#include "cpu/linear_blocks.inl"
+
+template <typename Element>
+void multiply(const gossamer::cpu::DecodeTask& task) {
   task.x_is_finite ? decode<FiniteStep<Element>>(task) : decode<Step<Element>>(task);
 }
 
@@ -92,11 +123,33 @@ void multiply(const gossamer::cpu::BitmaskDecodeTask& task) {
 
 namespace gossamer::cpu {
 
-constinit const BitmaskDecodeFunctions avx2_linear_bitmask_f32 = {
-    multiply<Float32>, widen<Float32>, is_finite<Float32>, finish<Float32>, true};
-constinit const BitmaskDecodeFunctions avx2_linear_bitmask_bf16 = {
-    multiply<BFloat16>, widen<BFloat16>, is_finite<BFloat16>, finish<BFloat16>, false};
-constinit const BitmaskDecodeFunctions avx2_linear_bitmask_f16 = {
-    multiply<Float16>, widen<Float16>, is_finite<Float16>, finish<Float16>, false};
+constinit const DecodeFunctions avx2_linear_bitmask_f32 = {
+    multiply<Float32>, nullptr, 4, is_finite<Float32>, finish<Float32>, nullptr, false};
+constinit const DecodeFunctions avx2_linear_bitmask_bf16 = {
+    multiply<BFloat16>, widen<BFloat16>, 4, is_finite<BFloat16>, finish<BFloat16>, nullptr, false};
+constinit const DecodeFunctions avx2_linear_bitmask_f16 = {
+    multiply<Float16>, widen<Float16>, 4, is_finite<Float16>, finish<Float16>, nullptr, false};
+
+constinit const DecodeFunctions avx2_linear_bsr_f32 = {decode_blocks<BlockStep<Float32>>,
+                                                       nullptr,
+                                                       4,
+                                                       is_finite<Float32>,
+                                                       finish<Float32>,
+                                                       nullptr,
+                                                       false};
+constinit const DecodeFunctions avx2_linear_bsr_bf16 = {decode_blocks<BlockStep<BFloat16>>,
+                                                        widen<BFloat16>,
+                                                        4,
+                                                        is_finite<BFloat16>,
+                                                        finish<BFloat16>,
+                                                        nullptr,
+                                                        false};
+constinit const DecodeFunctions avx2_linear_bsr_f16 = {decode_blocks<BlockStep<Float16>>,
+                                                       widen<Float16>,
+                                                       4,
+                                                       is_finite<Float16>,
+                                                       finish<Float16>,
+                                                       nullptr,
+                                                       false};
 
 }  // namespace gossamer::cpu

@@ -6,11 +6,14 @@
 //
 // Few tokens are bound by the bytes of the weight: 4·d + 1/8 a position instead of 4 for float32 of
 // density d. The 16-bit types are widened before they are expanded and computed in float32.
+//
+// Against torch's dense linear at one token, 4096×4096 float32, weights from memory, one thread of
+// a zen5-avx512 (2026-11-23): 2.2x / 3.1x / 3.3x / 3.8x at 50 / 70 / 80 / 90 %.
 #include <immintrin.h>
 
 #include <cstdint>
 
-#include "cpu/bitmask_task.h"
+#include "cpu/decode_task.h"
 
 namespace {
 
@@ -18,12 +21,14 @@ namespace {
 //
 #include "cpu/epilogue.inl"
 
-constexpr int kMaxSums = 16;
+constexpr int kMaxSums = 12;
 
 inline float sum_lanes(Vector v) { return _mm512_reduce_add_ps(v); }
 
+#include "cpu/float_sums.inl"
+
 template <typename Element>
-struct Step {
+struct Step : FloatSums {
   using Value = typename Element::Type;
   using Input = float;
   using Mask = std::uint32_t;
@@ -56,15 +61,63 @@ struct Step {
 
 #include "cpu/linear_bitmask.inl"
 
+/// A step of a block.
+template <typename Element>
+struct BlockStep : FloatSums {
+  using Value = typename Element::Type;
+  using Input = float;
+  using Inputs = Vector;
+  static constexpr std::int64_t kColumns = kLanes;
+
+  static Vector load(const Value* values) { return Element::load(values); }
+  static Vector load_first(const Value* values, std::int64_t count) {
+    return Element::load_first(values, count);
+  }
+  static Vector load_input(const float* x) { return Float32::load(x); }
+  static Vector first_inputs(const float* x, std::int64_t count) {
+    return Float32::load_first(x, count);
+  }
+  static Vector multiply_add(Vector weights, Vector inputs, Vector sum) {
+    return ::multiply_add(weights, inputs, sum);
+  }
+};
+
+constexpr std::int64_t kRowsOfSums = 64;
+constexpr int kTwoStepTokens = 8;
+#include "cpu/linear_blocks.inl"
+
 }  // namespace
 
 namespace gossamer::cpu {
 
-constinit const BitmaskDecodeFunctions avx512_linear_bitmask_f32 = {
-    decode<Step<Float32>>, widen<Float32>, is_finite<Float32>, finish<Float32>, true};
-constinit const BitmaskDecodeFunctions avx512_linear_bitmask_bf16 = {
-    decode<Step<BFloat16>>, widen<BFloat16>, is_finite<BFloat16>, finish<BFloat16>, false};
-constinit const BitmaskDecodeFunctions avx512_linear_bitmask_f16 = {
-    decode<Step<Float16>>, widen<Float16>, is_finite<Float16>, finish<Float16>, false};
+constinit const DecodeFunctions avx512_linear_bitmask_f32 = {
+    decode<Step<Float32>>, nullptr, 4, is_finite<Float32>, finish<Float32>, nullptr, false};
+constinit const DecodeFunctions avx512_linear_bitmask_bf16 = {
+    decode<Step<BFloat16>>, widen<BFloat16>, 4,    is_finite<BFloat16>,
+    finish<BFloat16>,       nullptr,         false};
+constinit const DecodeFunctions avx512_linear_bitmask_f16 = {
+    decode<Step<Float16>>, widen<Float16>, 4, is_finite<Float16>, finish<Float16>, nullptr, false};
+
+constinit const DecodeFunctions avx512_linear_bsr_f32 = {decode_blocks<BlockStep<Float32>>,
+                                                         nullptr,
+                                                         4,
+                                                         is_finite<Float32>,
+                                                         finish<Float32>,
+                                                         nullptr,
+                                                         false};
+constinit const DecodeFunctions avx512_linear_bsr_bf16 = {decode_blocks<BlockStep<BFloat16>>,
+                                                          widen<BFloat16>,
+                                                          4,
+                                                          is_finite<BFloat16>,
+                                                          finish<BFloat16>,
+                                                          nullptr,
+                                                          false};
+constinit const DecodeFunctions avx512_linear_bsr_f16 = {decode_blocks<BlockStep<Float16>>,
+                                                         widen<Float16>,
+                                                         4,
+                                                         is_finite<Float16>,
+                                                         finish<Float16>,
+                                                         nullptr,
+                                                         false};
 
 }  // namespace gossamer::cpu

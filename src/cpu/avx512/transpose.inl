@@ -51,9 +51,10 @@ bool pack_tile(const gossamer::cpu::KcsrPackTask& task) {
   return true;
 }
 
-/// Some rows of 16 tokens are transposed to a buffer in L1, which is then finished token by token.
-template <typename Element>
-void store_panel(const gossamer::cpu::KcsrStoreTask& task) {
+/// Some rows of 16 tokens are transposed to a buffer in L1, to which `finish_rows(buffer, stride,
+/// row, rows, token)` is then applied.
+template <typename F>
+inline void store_transposed(const gossamer::cpu::KcsrStoreTask& task, const F& finish_rows) {
   constexpr std::int64_t kRows = 128;
   alignas(64) float buffer[16 * kRows];
   for (std::int64_t row = 0; row < task.out.rows; row += kRows) {
@@ -67,7 +68,15 @@ void store_panel(const gossamer::cpu::KcsrStoreTask& task) {
         transpose_16x16(r);
         for (int j = 0; j < 16; ++j) store(buffer + j * kRows + i, r[j]);
       }
-      finish<Element>(part_of<Element>(task.out, buffer, kRows, row, rows, t, 16));
+      finish_rows(buffer, kRows, row, rows, t);
     }
   }
+}
+
+template <typename Element>
+void store_panel(const gossamer::cpu::KcsrStoreTask& task) {
+  store_transposed(task, [&](float* sums, std::int64_t stride, std::int64_t row, std::int64_t rows,
+                             std::int64_t token) {
+    finish<Element>(part_of<Element>(task.out, sums, stride, row, rows, token, 16));
+  });
 }

@@ -7,11 +7,15 @@
 // Few tokens are bound by the bytes of the weight: 2·d + 1/8 a position instead of 2. vdpbf16ps
 // adds products of pairs, one of which may be pruned, so the inputs are loaded under the mask too.
 // It flushes subnormal inputs and results to zero.
+//
+// Against torch's dense linear at one token, 4096×4096, weights from memory, one thread of a
+// zen5-avx512 (2026-11-23): 3.0x / 3.7x / 4.3x / 4.8x at 50 / 70 / 80 / 90 %; at 8 tokens and 50 %
+// 1.7x.
 #include <immintrin.h>
 
 #include <cstdint>
 
-#include "cpu/bitmask_task.h"
+#include "cpu/decode_task.h"
 
 namespace {
 
@@ -23,7 +27,9 @@ constexpr int kMaxSums = 16;
 
 inline float sum_lanes(Vector v) { return _mm512_reduce_add_ps(v); }
 
-struct Step {
+#include "cpu/float_sums.inl"
+
+struct Step : FloatSums {
   using Value = std::uint16_t;
   using Input = std::uint16_t;
   using Mask = std::uint32_t;
@@ -70,7 +76,32 @@ struct FiniteStep : Step {
 
 #include "cpu/linear_bitmask.inl"
 
-void multiply(const gossamer::cpu::BitmaskDecodeTask& task) {
+/// A step of a block.
+struct BlockStep : FloatSums {
+  using Value = std::uint16_t;
+  using Input = std::uint16_t;
+  using Inputs = __m512i;
+  static constexpr std::int64_t kColumns = 32;
+
+  static __m512i load(const std::uint16_t* p) { return _mm512_loadu_si512(p); }
+  static __m512i load_first(const std::uint16_t* p, std::int64_t count) {
+    return _mm512_maskz_loadu_epi16((__mmask32{1} << static_cast<unsigned>(count)) - 1u, p);
+  }
+  static __m512i load_input(const std::uint16_t* x) { return load(x); }
+  static __m512i first_inputs(const std::uint16_t* x, std::int64_t count) {
+    return load_first(x, count);
+  }
+  static Vector multiply_add(__m512i weights, __m512i inputs, Vector sum) {
+    return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(inputs),
+                            reinterpret_cast<__m512bh>(weights));
+  }
+};
+
+constexpr std::int64_t kRowsOfSums = 64;
+constexpr int kTwoStepTokens = 8;
+#include "cpu/linear_blocks.inl"
+
+void multiply(const gossamer::cpu::DecodeTask& task) {
   task.x_is_finite ? decode<FiniteStep>(task) : decode<Step>(task);
 }
 
@@ -78,7 +109,10 @@ void multiply(const gossamer::cpu::BitmaskDecodeTask& task) {
 
 namespace gossamer::cpu {
 
-constinit const BitmaskDecodeFunctions avx512bf16_linear_bitmask_bf16 = {
-    multiply, widen<BFloat16>, is_finite<BFloat16>, finish<BFloat16>, true};
+constinit const DecodeFunctions avx512bf16_linear_bitmask_bf16 = {
+    multiply, nullptr, 2, is_finite<BFloat16>, finish<BFloat16>, nullptr, false};
+
+constinit const DecodeFunctions avx512bf16_linear_bsr_bf16 = {
+    decode_blocks<BlockStep>, nullptr, 2, is_finite<BFloat16>, finish<BFloat16>, nullptr, false};
 
 }  // namespace gossamer::cpu

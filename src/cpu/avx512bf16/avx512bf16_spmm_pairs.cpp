@@ -9,6 +9,10 @@
 //
 // The pruned half is a zero, and zero times NaN is NaN, so a tile with anything that is not finite
 // takes another road, which leaves pruned halves out. vdpbf16ps flushes subnormals to zero.
+//
+// Against torch's dense linear, 1024×1024, one thread of a zen5-avx512 (2026-11-23): unstructured
+// at 256 tokens 0.8x / 1.0x / 1.4x / 2.2x at 50 / 70 / 80 / 90 %; 1×2 blocks at 512 tokens 1.1x and
+// 3.4x at 50 and 90 %; 32×32 blocks at 128 tokens 1.5x and 4.0x.
 #include <immintrin.h>
 
 #include <cstddef>
@@ -197,12 +201,12 @@ constinit const KcsrFunctions avx512bf16_spmm_block_pairs = {
     {add_blocks<PairUnit, 1>, add_blocks<PairUnit, 2>, add_blocks<PairUnit, 3>,
      add_blocks<PairUnit, 4>, add_blocks<PairUnit, 6>, add_blocks<PairUnit, 8>}};
 
-void avx512bf16_bitmask_pairs(const BitmaskPairTask& task) {
+void avx512bf16_bitmask_pairs(const BitmaskUnitTask& task) {
   constexpr std::uint32_t kEven = 0x55555555u;
   const __m128i first = _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   const std::int64_t row_bytes = (task.in + 7) / 8;
   const std::int64_t block_bytes = task.block / 8;
-  const std::uint16_t* values = task.values;
+  const auto* values = static_cast<const std::uint16_t*>(task.values);
   std::int64_t count = 0;
   for (std::int64_t row = 0; row < task.rows; ++row) {
     const std::uint8_t* bits = task.bits + row * row_bytes;
@@ -220,7 +224,7 @@ void avx512bf16_bitmask_pairs(const BitmaskPairTask& task) {
         const __mmask32 zeros = _mm512_mask_testn_epi16_mask(kept, weights, weights);
         weights = _mm512_mask_mov_epi16(weights, zeros, _mm512_set1_epi16(-32768));
         const auto live = static_cast<__mmask16>(_pext_u32(kept | kept >> 1, kEven));
-        _mm512_storeu_si512(task.pairs + count, compress(live, weights));
+        _mm512_storeu_si512(task.units + count, compress(live, weights));
         _mm_storeu_si128(reinterpret_cast<__m128i*>(task.cols + count),
                          compress_bytes(live, columns));
         count += _mm_popcnt_u32(live);
@@ -228,34 +232,6 @@ void avx512bf16_bitmask_pairs(const BitmaskPairTask& task) {
       }
     }
     *segment = static_cast<std::uint32_t>(count);
-  }
-}
-
-void avx512bf16_block_index(const BlockIndexTask& task) {
-  const std::int64_t base = task.offsets[0];
-  const std::int32_t* cols = task.block_col + base;
-  const std::int64_t count = task.offsets[task.rows] - base;
-  const __m512i place = _mm512_set1_epi32(static_cast<std::int32_t>(task.blocks_per_tile - 1));
-  for (std::int64_t i = 0; i < count; i += 16) {
-    const __m512i sixteen = _mm512_maskz_loadu_epi32(first_lanes(count - i), cols + i);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(task.cols + i),
-                     _mm512_cvtepi32_epi8(_mm512_and_si512(sixteen, place)));
-  }
-  for (std::int64_t row = 0; row < task.rows; ++row) {
-    std::int64_t i = task.offsets[row] - base;
-    const std::int64_t end = task.offsets[row + 1] - base;
-    for (std::int64_t tile = 0; tile < task.tiles; ++tile) {
-      task.segments[tile * task.rows + row] = static_cast<std::uint32_t>(i);
-      const __m512i limit =
-          _mm512_set1_epi32(static_cast<std::int32_t>((tile + 1) * task.blocks_per_tile));
-      // Columns ascend: whole vectors below the limit, then the first that is not.
-      for (int below = 16; below == 16 && i < end; i += below) {
-        const __mmask16 live = first_lanes(end - i);
-        const __m512i sixteen = _mm512_maskz_loadu_epi32(live, cols + i);
-        below = __builtin_popcount(_mm512_mask_cmplt_epi32_mask(live, sixteen, limit));
-      }
-    }
-    task.segments[task.tiles * task.rows + row] = static_cast<std::uint32_t>(end);
   }
 }
 

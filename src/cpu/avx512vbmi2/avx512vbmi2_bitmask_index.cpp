@@ -4,6 +4,8 @@
 // The compressed bytes are stored whole and the next ones written over what is too much. The
 // destination register is zeroed first, because on Zen 5 vpcompressb waits for its old value even
 // where it does not use it.
+//
+// 5 cycles for 64 bits on a zen5-avx512 with blocks of 256 inputs (2026-11-23).
 #include <immintrin.h>
 
 #include <cstdint>

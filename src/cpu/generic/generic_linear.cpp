@@ -7,9 +7,9 @@
 //     └───────────┘
 //
 // A row's kept columns and values are decoded once; each then costs 16 multiply-adds, which any
-// compiler turns into vectors. float64 is computed in float64, everything else in float32. This
-// runs where no faster row does: an unknown processor, a dtype without a kernel of its own, a file
-// just loaded.
+// compiler turns into vectors. float64 and int8 are computed in float64, everything else in
+// float32. This runs where no faster row does: an unknown processor, a dtype without a kernel of
+// its own, a file just loaded.
 #include <algorithm>
 #include <cstdint>
 #include <string>
@@ -62,7 +62,17 @@ void fill_tile(const LinearArgs& args, DType dtype, std::int64_t batch, std::int
   }
 }
 
-/// Rows [row_begin, row_end) for up to kTokens tokens.
+/// What a sum of a quantized call is multiplied by; otherwise `one`.
+template <typename Compute>
+Compute scale_of(const LinearArgs& args, std::int64_t batch, std::int64_t token, std::int64_t row,
+                 Compute one) {
+  if (args.x_scale == nullptr) return one;
+  const auto x = static_cast<Compute>(args.x_scale[batch * args.tokens + token]);
+  if (args.weight_scale == nullptr) return x;
+  return x * static_cast<Compute>(args.weight_scale[batch * args.weight.out() + row]);
+}
+
+/// Rows [row_begin, row_end) for up to kTokens tokens; `dtype` of bias, residual and Y.
 template <typename Compute>
 void run_rows(const LinearArgs& args, const detail::PackedSource& source, Buffers<Compute>& buffers,
               DType dtype, std::int64_t batch, std::int64_t token, std::int64_t tokens,
@@ -77,7 +87,7 @@ void run_rows(const LinearArgs& args, const detail::PackedSource& source, Buffer
       for (std::int64_t t = 0; t < kTokens; ++t) sum[t] += buffers.values[k] * x[t];
     }
     for (std::int64_t t = 0; t < tokens; ++t) {
-      Compute result = sum[t];
+      Compute result = sum[t] * scale_of(args, batch, token + t, row, Compute{1});
       if (args.bias != nullptr) {
         result += element<Compute>(dtype, args.bias, batch * args.weight.out() + row);
       }
@@ -95,7 +105,9 @@ void run_rows(const LinearArgs& args, const detail::PackedSource& source, Buffer
 
 template <typename Compute>
 void run(const LinearArgs& args) {
-  const DType dtype = args.weight.dtype();
+  const bool quantized = args.x_scale != nullptr;
+  const DType x_dtype = args.weight.dtype();
+  const DType dtype = quantized ? DType::kFloat32 : x_dtype;
   const std::int64_t out = args.weight.out();
   const std::int64_t parts =
       std::clamp<std::int64_t>(args.parallel.threads, 1, std::max<std::int64_t>(out, 1));
@@ -108,7 +120,7 @@ void run(const LinearArgs& args) {
                    const std::int64_t part = item % parts;
                    for (std::int64_t token = 0; token < args.tokens; token += kTokens) {
                      const std::int64_t tokens = std::min(kTokens, args.tokens - token);
-                     fill_tile(args, dtype, batch, token, tokens, buffers.tile);
+                     fill_tile(args, x_dtype, batch, token, tokens, buffers.tile);
                      run_rows(args, *source, buffers, dtype, batch, token, tokens,
                               out * part / parts, out * (part + 1) / parts);
                    }
@@ -135,6 +147,10 @@ constexpr struct {
     {"generic_linear_bitmask_f32", Layout::kBitmask, DType::kFloat32},
     {"generic_linear_bitmask_f16", Layout::kBitmask, DType::kFloat16},
     {"generic_linear_bitmask_bf16", Layout::kBitmask, DType::kBFloat16},
+    {"generic_linear_bitmask_int8", Layout::kBitmask, DType::kInt8},
+    {"generic_linear_nm_int8", Layout::kNm, DType::kInt8},
+    {"generic_linear_bsr_int8", Layout::kBsr, DType::kInt8},
+    {"generic_linear_fanin_int8", Layout::kFanIn, DType::kInt8},
     {"generic_linear_nm_f64", Layout::kNm, DType::kFloat64},
     {"generic_linear_nm_f32", Layout::kNm, DType::kFloat32},
     {"generic_linear_nm_f16", Layout::kNm, DType::kFloat16},
@@ -159,7 +175,9 @@ void register_generic_linear() {
     kernel.weight_dtype = row.dtype;
     kernel.activation_dtype = row.dtype;
     kernel.seconds = seconds;
-    kernel.run = row.dtype == DType::kFloat64 ? run<double> : run<float>;
+    // Sums of int8 products are whole numbers, exact in float64.
+    const bool wide = row.dtype == DType::kFloat64 || row.dtype == DType::kInt8;
+    kernel.run = wide ? run<double> : run<float>;
     register_linear_kernel(kernel);
   }
 }

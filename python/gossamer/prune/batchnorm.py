@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""New running statistics for BatchNorm after weights were dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from gossamer.prune.capture import Forward, evaluating, run_batch
+
+__all__ = ["recalibrate_batchnorm"]
+
+
+def recalibrate_batchnorm(
+    model: nn.Module, batches: Iterable[Any], *, forward: Forward = run_batch
+) -> nn.Module:
+    """Takes the means and variances of every BatchNorm layer anew, averaged over batches.
+
+    For masks without corrected weights, which move the means that BatchNorm expects. Weights that
+    were corrected with the target "dense-target" need it no more.
+
+    Args:
+        model: its running statistics change; it comes back in the mode it had, and as it was where
+            this raises.
+        batches: as for `OneShot.calibrate`; run once.
+        forward: as for `OneShot.calibrate`.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: there is no such layer, or no batch.
+    """
+    layers = [
+        module
+        for module in model.modules()
+        if isinstance(module, _BatchNorm) and module.track_running_stats
+    ]
+    if not layers:
+        raise ValueError(
+            "recalibrate_batchnorm: the model has no BatchNorm layer with running statistics"
+        )
+    saved = [({name: b.clone() for name, b in m.named_buffers()}, m.momentum) for m in layers]
+    seen = 0
+    try:
+        with evaluating(model):
+            for layer in layers:
+                layer.reset_running_stats()
+                layer.momentum = None  # The plain mean over batches.
+                layer.training = True
+            for batch in batches:
+                forward(model, batch)
+                seen += 1
+        if not seen:
+            raise ValueError("recalibrate_batchnorm: there are no batches; pass at least one")
+    except BaseException:
+        for layer, (buffers, _) in zip(layers, saved, strict=True):
+            _restore(layer, buffers)
+        raise
+    finally:
+        for layer, (_, momentum) in zip(layers, saved, strict=True):
+            layer.momentum = momentum
+    return model
+
+
+def _restore(layer: nn.Module, buffers: dict[str, Tensor]) -> None:
+    for name, value in buffers.items():
+        layer.get_buffer(name).copy_(value)

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The solvers as torch operations, for tensors that are not on the CPU.
+
+Registered as the CUDA kernels of `torch.ops.gossamer`. The C++ of `src/prune` and these follow the
+same formulas; the tests hold one against the other. Products are full float32, never TF32.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from gossamer.prune.pattern import PatternFields, parse_pattern
+
+__all__ = ["accumulate_gram", "admm", "obs_sweep", "refit", "select", "swap_refine"]
+
+_TOKENS_IN_FLOAT = 4096
+_CHECK_EVERY = 3
+
+
+@contextlib.contextmanager
+def _full_float32() -> Iterator[None]:
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
+def accumulate_gram(gram: Tensor, x: Tensor, y: Tensor) -> None:
+    """See accumulate_gram of include/gossamer/solve.h: gram += xᵀ·y."""
+    with _full_float32():
+        for a, b in zip(x.split(_TOKENS_IN_FLOAT), y.split(_TOKENS_IN_FLOAT), strict=True):
+            gram += a.T @ b
+
+
+# --- Selection ------------------------------------------------------------------------------------
+
+
+def select(scores: Tensor, pattern: str, scope: str, segment: int = 0) -> Tensor:
+    """The mask that `select_masks` finds for one weight, on the scores' device.
+
+    Args:
+        scores: [out, in].
+        pattern: `unstructured`, `N:M`, `fanin` or `block`.
+        scope: "row" or "tensor".
+        segment: groups of M start anew after so many columns; 0: never.
+    """
+    fields = parse_pattern(pattern)
+    if fields.kind == "nm":
+        return _select_groups(scores, fields, segment or scores.shape[1])
+    if fields.kind == "block":
+        return _select_blocks(scores, fields, scope)
+    by_row = scope == "row" or fields.kind == "fanin"
+    rows = scores if by_row else scores.reshape(1, -1)
+    return _keep_highest(rows, _dropped(fields.sparsity, rows.shape[1])).view(scores.shape)
+
+
+def _dropped(sparsity: float, count: int) -> int:
+    return math.floor(sparsity * count + 0.5)
+
+
+def _keep_highest(rows: Tensor, dropped: int) -> Tensor:
+    """All but the `dropped` lowest of each row; the lower index among equals is kept."""
+    order = rows.sort(dim=-1, descending=True, stable=True).indices
+    kept = torch.zeros_like(rows, dtype=torch.bool)
+    return kept.scatter_(-1, order[..., : rows.shape[-1] - dropped], True)
+
+
+def _select_groups(scores: Tensor, fields: PatternFields, segment: int) -> Tensor:
+    rows, cols = scores.shape
+    pieces = scores.reshape(rows, cols // segment, segment)
+    groups = math.ceil(segment / fields.m)
+    padded = pieces.new_full((*pieces.shape[:2], groups * fields.m), -torch.inf)
+    padded[..., :segment] = pieces
+    kept = _keep_highest(padded.view(rows, -1, groups, fields.m), fields.m - fields.n)
+    return kept.flatten(2)[..., :segment].reshape(rows, cols)
+
+
+def _select_blocks(scores: Tensor, fields: PatternFields, scope: str) -> Tensor:
+    height, width = fields.block_rows, fields.block_cols
+    rows, cols = math.ceil(scores.shape[0] / height), math.ceil(scores.shape[1] / width)
+    row = torch.arange(scores.shape[0], device=scores.device) // height
+    col = torch.arange(scores.shape[1], device=scores.device) // width
+    sums = scores.new_zeros(rows, cols, dtype=torch.float64)
+    place = (row[:, None] * cols + col).flatten()
+    sums.view(-1).index_add_(0, place, scores.double().flatten())
+    means = sums / (row.bincount()[:, None] * col.bincount())
+    flat = means if scope == "row" else means.reshape(1, -1)
+    kept = _keep_highest(flat, _dropped(fields.sparsity, flat.shape[1])).view(rows, cols)
+    return kept[row][:, col]
+
+
+# --- Solvers --------------------------------------------------------------------------------------
+
+
+def obs_sweep(
+    weight: Tensor, factor: Tensor, mask: Tensor | None, pattern: str, block: int, segment: int
+) -> tuple[Tensor, Tensor]:
+    """See obs_sweep of include/gossamer/solve.h."""
+    weight, cols = weight.clone(), weight.shape[1]
+    kept = torch.zeros_like(weight, dtype=torch.bool) if mask is None else mask.clone()
+    fields = None if mask is not None else parse_pattern(pattern)
+    if fields is not None and fields.kind in ("block", "vnm"):
+        raise ValueError(
+            f"the sweep cannot select pattern '{pattern}': unstructured, fanin and N:M are "
+            "accepted; select the mask first and pass no pattern"
+        )
+    segment = segment or cols
+    pivots = factor.diagonal()
+    begin = 0
+    with _full_float32():
+        while begin < cols:
+            end = _block_end(begin, cols, block, segment, fields)
+            if fields is not None and fields.kind != "nm":
+                _select_block(weight, pivots, kept, fields, begin, end)
+            owed = torch.zeros_like(weight[:, begin:end])
+            next_group = begin
+            for col in range(begin, end):
+                if fields is not None and fields.kind == "nm" and col == next_group:
+                    next_group = min(col + fields.m, (col // segment + 1) * segment)
+                    own = slice(col, next_group)
+                    scores = (weight[:, own] / pivots[own]).square()
+                    kept[:, own] = _select_groups(scores, fields, next_group - col)
+                error = torch.where(kept[:, col], 0, weight[:, col] / pivots[col])
+                owed[:, col - begin] = error
+                weight[:, col:end] -= error[:, None] * factor[col, col:end]
+                weight[:, col] = torch.where(kept[:, col], weight[:, col], 0)
+            weight[:, end:] -= owed @ factor[begin:end, end:]
+            begin = end
+    return weight, kept
+
+
+def _block_end(
+    begin: int, cols: int, block: int, segment: int, fields: PatternFields | None
+) -> int:
+    if fields is None or fields.kind != "nm":
+        return min(begin + block, cols)
+    end = begin
+    while end < cols and (end == begin or end - begin < block):
+        end = min(end + fields.m, (end // segment + 1) * segment)
+    return end
+
+
+def _select_block(
+    weight: Tensor, pivots: Tensor, kept: Tensor, fields: PatternFields, begin: int, end: int
+) -> None:
+    scores = (weight[:, begin:end] / pivots[begin:end]).square()
+    rows = 1 if fields.kind == "fanin" else len(weight)
+    dropped = _dropped(fields.sparsity, rows * end) - _dropped(fields.sparsity, rows * begin)
+    flat = scores if fields.kind == "fanin" else scores.reshape(1, -1)
+    kept[:, begin:end] = _keep_highest(flat, dropped).view(scores.shape)
+
+
+def refit(
+    weight: Tensor, gram: Tensor, target: Tensor, mask: Tensor, iterations: int, tolerance: float
+) -> tuple[Tensor, int, float]:
+    """See refit_on_support of include/gossamer/solve.h."""
+    solution = weight.clone()
+    scale = 1.0 / gram.diagonal()
+
+    def energy_of(rows: Tensor) -> Tensor:
+        return (rows.double().square() * scale).sum(dim=1)
+
+    with _full_float32():
+        target = torch.where(mask, target, 0)
+        residual = torch.where(mask, target - solution @ gram, 0)
+        energy, size = energy_of(residual), energy_of(target)
+        goal = tolerance**2 * size
+        active = energy > goal
+        direction = torch.where(active[:, None], residual * scale, 0)
+        made = 0
+        while made < iterations and bool(active.any()):
+            product = torch.where(mask, direction @ gram, 0)
+            curvature = (direction.double() * product).sum(dim=1)
+            active &= curvature > 0
+            step = torch.where(active, energy / curvature.where(active, torch.ones_like(energy)), 0)
+            solution += step.float()[:, None] * direction
+            residual -= step.float()[:, None] * product
+            now = energy_of(residual)
+            keep = torch.where(active, now / energy.where(active, torch.ones_like(energy)), 0)
+            energy = now
+            active &= energy > goal
+            fresh = residual * scale + keep.float()[:, None] * direction
+            direction = torch.where(active[:, None], fresh, 0)
+            made += 1
+    worst = (energy / size.clamp(min=torch.finfo(torch.float64).tiny)).where(size > 0, size)
+    return solution, made, float(worst.max().sqrt()) if len(worst) else 0.0
+
+
+def admm(
+    weight: Tensor,
+    eigenvectors: Tensor,
+    eigenvalues: Tensor,
+    pattern: str,
+    scope: str,
+    iterations: int,
+    penalty: float,
+    segment: int,
+) -> tuple[Tensor, Tensor, int, float, bool]:
+    """See admm of include/gossamer/solve.h."""
+    values, rho = eigenvalues.flatten(), penalty
+    with _full_float32():
+        pull = (weight @ eigenvectors * values) @ eigenvectors.T
+        sparse, price = weight.clone(), torch.zeros_like(weight)
+        mask = last = select(weight.double().square(), pattern, scope, segment)
+        is_first, settled, made = True, False, 0
+        while made < iterations and not settled:
+            rotated = (pull - price + rho * sparse) @ eigenvectors
+            free = (rotated / (values + rho)) @ eigenvectors.T
+            wanted = free + price / rho
+            mask = select(wanted.square(), pattern, scope, segment)
+            sparse = torch.where(mask, wanted, 0)
+            price += rho * (free - sparse)
+            made += 1
+            if made % _CHECK_EVERY:
+                continue
+            moved, kept = int((mask != last).sum()), max(int(mask.sum()), 1)
+            settled = moved == 0 and not is_first
+            if moved:
+                share = moved / kept
+                rho *= 1.3 if share > 0.1 else 1.2 if share > 0.005 else 1.1
+            elif is_first:
+                rho /= 5
+            is_first = is_first and moved == 0 and rho > 1e-4
+            last = mask
+    return sparse, mask, made, rho, settled
+
+
+def swap_refine(
+    weight: Tensor, gram: Tensor, mask: Tensor, group: int, segment: int, max_swaps: int
+) -> tuple[Tensor, int]:
+    """See swap_refine of include/gossamer/solve.h; one follows the other, so the CPU does them."""
+    kept, swaps = torch.ops.gossamer.swap_refine(
+        weight.cpu(), gram.cpu(), mask.cpu(), group, segment, max_swaps
+    )
+    return kept.to(mask.device), swaps
+
+
+for _name, _kernel in (
+    ("gram_", accumulate_gram),
+    ("obs_sweep", obs_sweep),
+    ("refit", refit),
+    ("admm", admm),
+    ("swap_refine", swap_refine),
+):
+    torch.library.register_kernel(f"gossamer::{_name}", "cuda", _kernel)

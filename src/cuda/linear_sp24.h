@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "cuda/common/device_info.h"
+#include "gossamer/dtype.h"
+#include "gossamer/linear.h"
+
+// Y = act(X·Wᵀ + bias + residual) on a GPU, W 2:4 in tiles (core/nm24_tile.h). No allocation, no
+// synchronization: every launch may be captured into a graph.
+namespace gossamer::cuda {
+
+/// One product. Pointers are device memory; X, Y, bias and residual have the weight's dtype;
+/// strides count elements, the last dimension is contiguous.
+struct LinearSp24Args {
+  const std::byte* tiles = nullptr;  ///< aligned to 16 bytes
+  DType dtype = DType::kBFloat16;
+  std::int64_t out = 0;
+  std::int64_t in = 0;
+  std::int64_t tokens = 0;
+  const void* x = nullptr;  ///< [tokens, in], any alignment
+  std::int64_t x_stride = 0;
+  void* y = nullptr;  ///< [tokens, out]
+  std::int64_t y_stride = 0;
+  const void* bias = nullptr;      ///< [out] or null
+  const void* residual = nullptr;  ///< [tokens, out] or null
+  std::int64_t residual_stride = 0;
+  Activation activation = Activation::kNone;
+  void* stream = nullptr;  ///< cudaStream_t
+  /// The kernel may read the weight while the previous kernel of the stream still runs. Only right
+  /// where that kernel does not write the weight.
+  bool weight_is_constant = false;
+};
+
+/// How one row of the table cuts the product.
+struct Sp24Tile {
+  int rows = 64;            ///< outputs of a block
+  int tokens = 8;           ///< tokens of a block
+  int cluster_rows = 1;     ///< blocks that share X, one below the other
+  int split = 1;            ///< blocks among which the inputs are divided; 0: chosen at launch
+  bool needs_tma_x = true;  ///< X must be aligned to 16 bytes, rows too
+};
+
+/// One row: a kernel instance.
+struct LinearSp24Kernel {
+  std::string_view name;  ///< "sm90_decode_sp24_bf16_8"
+  DType dtype = DType::kBFloat16;
+  Sp24Tile tile;
+  /// A sentence why this row cannot compute the product on this device; empty where it can.
+  std::string (*refuses)(const LinearSp24Kernel&, const LinearSp24Args&,
+                         const DeviceInfo&) = nullptr;
+  /// Predicted seconds.
+  double (*seconds)(const LinearSp24Kernel&, const LinearSp24Args&, const DeviceInfo&) = nullptr;
+  /// Enqueues it on args.stream of the current device. Throws Error(kUnsupported) with CUDA's
+  /// words.
+  void (*launch)(const LinearSp24Kernel&, const LinearSp24Args&, const DeviceInfo&) = nullptr;
+};
+
+/// All rows. The single source for dispatch, tests and benchmarks.
+std::span<const LinearSp24Kernel> linear_sp24_kernels();
+
+/// The row of that name, or null.
+const LinearSp24Kernel* find_linear_sp24(std::string_view name);
+
+/// The row with the least predicted time among those that do not refuse; null where all do.
+const LinearSp24Kernel* choose_linear_sp24(const LinearSp24Args& args, const DeviceInfo& device);
+
+}  // namespace gossamer::cuda

@@ -1,0 +1,309 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+#include "core/nm24_tile.h"
+#include "cuda/sm90/epilogue.cuh"
+#include "cuda/sm90/ptx.cuh"
+#include "cuda/sm90/x_tile.cuh"
+
+// Y = act(X·Wᵀ + bias + residual) for few tokens, W 2:4.
+//
+//            inputs, divided among the blocks of a cluster
+//           ┌───────┬───────┬───────┬───────┐
+//   64 rows │ b0    │ b1    │ b2    │ b3    │ cluster 0       X slice of a block: loaded once, kept
+//           ├───────┼───────┼───────┼───────┤                 W: one bulk copy per 128 inputs
+//           │ b0    │ b1    │ b2    │ b3    │ cluster 1
+//           └───────┴───────┴───────┴───────┘
+//
+// The bound is the weight's bytes, 9/16 of the dense ones, over the memory's bandwidth. A cluster
+// walks over row tiles; each of its blocks multiplies its part of the inputs, and the partial sums
+// meet in shared memory of the cluster: every block sends each peer the slice of the tile that this
+// peer finishes, and adds what it receives in the order of ranks. So there is no workspace, no
+// counter to reset, and the result does not depend on timing. Sums of one tile are finished while
+// the next one is multiplied.
+//
+// The weight is constant, so its first stages are asked for before the previous kernel of the
+// stream has ended (programmatic dependent launch); X is waited for.
+namespace gossamer::cuda::sm90 {
+
+#include "cuda/sm90/wgmma_sp.inl"
+
+/// What both sides of a launch know.
+template <typename T>
+struct DecodeParams {
+  const unsigned char* tiles;
+  const T* x;  // read where x_by_tma is false
+  T* y;
+  std::int64_t x_stride;
+  std::int64_t y_stride;
+  Epilogue<T> epilogue;
+  int in;
+  int row_tiles;
+  int input_tiles;
+  int stages;
+  bool x_by_tma;
+  bool x_resident;          // the block's part of X stays in shared memory
+  bool weight_is_constant;  // may be read before the previous kernel has ended
+};
+
+struct DecodeShape {
+  static constexpr int kThreads = 256;  // a warpgroup that multiplies, one that loads
+  static constexpr int kUnits = 2;      // tiles of 64 inputs in a stage
+  static constexpr int kTile = detail::Nm24Tile<2>::kBytes;
+  static constexpr int kStage = kUnits * kTile;
+
+  static constexpr int x_tile(int tokens) { return tokens * 128; }
+  static constexpr int received(int tokens) { return 64 * tokens * 4; }
+  /// Shared memory of a block: two buffers for partial sums, X, weights, barriers.
+  static constexpr int shared_bytes(int tokens, int stages, int x_tiles) {
+    return 1024 + 2 * received(tokens) + x_tiles * x_tile(tokens) + stages * kStage +
+           (2 * stages + 2) * 8;
+  }
+};
+
+template <typename T, int kTokens>
+__global__ void __launch_bounds__(DecodeShape::kThreads, kTokens <= 64 ? 2 : 1)
+    decode_sp24(const __grid_constant__ CUtensorMap x_map,
+                const __grid_constant__ DecodeParams<T> p) {
+  using Shape = DecodeShape;
+  constexpr int kReceived = Shape::received(kTokens);
+  constexpr int kXTile = Shape::x_tile(kTokens);
+  constexpr int kOctets = kTokens / 8;
+  constexpr int kLoaders = 128;
+
+  extern __shared__ unsigned char raw[];
+  unsigned char* const shared =
+      reinterpret_cast<unsigned char*>((reinterpret_cast<std::uintptr_t>(raw) + 1023) & ~1023ull);
+  const int rank = cluster_rank();
+  const int split = cluster_size();
+  const int cluster = static_cast<int>(blockIdx.x) / split;
+  const int clusters = static_cast<int>(gridDim.x) / split;
+
+  // This block's part of the inputs, in tiles of 64 and in stages of two tiles.
+  const int first = static_cast<int>(static_cast<long long>(p.input_tiles) * rank / split);
+  const int count =
+      static_cast<int>(static_cast<long long>(p.input_tiles) * (rank + 1) / split) - first;
+  const int steps = (count + 1) / 2;
+  const int my_tiles = (p.row_tiles - cluster + clusters - 1) / clusters;
+  const int total = my_tiles * steps;
+  const int x_tiles = p.x_resident ? (p.input_tiles + split - 1) / split : p.stages * Shape::kUnits;
+
+  const std::uint32_t received = shared_address(shared);
+  const std::uint32_t x_tile = received + 2 * kReceived;
+  const std::uint32_t weights = x_tile + x_tiles * kXTile;
+  const std::uint32_t full = weights + p.stages * Shape::kStage;
+  const std::uint32_t empty = full + p.stages * 8;
+  const std::uint32_t sums = empty + p.stages * 8;
+
+  const int thread = static_cast<int>(threadIdx.x);
+  if (thread == 0) {
+    for (int i = 0; i < p.stages; ++i) {
+      barrier_init(full + i * 8, p.x_by_tma ? 2 : 1 + kLoaders / 32);
+      barrier_init(empty + i * 8, 1);
+    }
+    barrier_init(sums, 1);
+    barrier_init(sums + 8, 1);
+    barrier_init_fence();
+  }
+  __syncthreads();
+  cluster_arrive();
+  launch_dependents();
+
+  if (thread >= 128) {
+    // --- Loads ---
+    const int loader = thread - 128;
+    const bool leader = loader == 0;
+    const std::uint64_t once = evict_first_policy();
+    // Divisions would cost this one thread more than the rest of its work: it counts instead.
+    struct Cursor {
+      int stage = 0;
+      int step = 0;
+      std::uint32_t parity = 1;
+      bool is_first_tile = true;
+      const unsigned char* from;
+    };
+    const long long to_next_tile =
+        (static_cast<long long>(clusters) * p.input_tiles - count) * Shape::kTile;
+    const auto advance = [&](Cursor& at, int units) {
+      at.from += units * Shape::kTile;
+      if (++at.step == steps) {
+        at.step = 0;
+        at.is_first_tile = false;
+        at.from += to_next_tile;
+      }
+      if (++at.stage == p.stages) {
+        at.stage = 0;
+        at.parity ^= 1;
+      }
+    };
+    const auto units_of = [&](const Cursor& at) {
+      return min(Shape::kUnits, count - at.step * Shape::kUnits);
+    };
+    const auto load_weights = [&](const Cursor& at, int units) {
+      const std::uint32_t barrier = full + at.stage * 8;
+      barrier_arrive_expect(barrier, units * Shape::kTile);
+      bulk_load(weights + at.stage * Shape::kStage, at.from, units * Shape::kTile, barrier, once);
+    };
+    const auto load_x = [&](const Cursor& at, int units) {
+      const std::uint32_t barrier = full + at.stage * 8;
+      const bool wanted = !p.x_resident || at.is_first_tile;
+      const int slot = (p.x_resident ? at.step : at.stage) * Shape::kUnits;
+      const int input = (first + at.step * Shape::kUnits) * 64;
+      if (p.x_by_tma) {
+        if (!leader) return;
+        barrier_arrive_expect(barrier, wanted ? units * kXTile : 0);
+        if (!wanted) return;
+        for (int u = 0; u < units; ++u) {
+          tensor_load(x_tile + (slot + u) * kXTile, &x_map, input + u * 64, 0, barrier);
+        }
+        return;
+      }
+      if (wanted) {
+        for (int u = 0; u < units; ++u) {
+          fill_x_tile<T, kTokens>(shared + 2 * kReceived + (slot + u) * kXTile, p.x, p.x_stride, 0,
+                                  input + u * 64, p.epilogue.tokens, p.in, loader, kLoaders);
+        }
+        fence_async_proxy();
+      }
+      __syncwarp();
+      if (loader % 32 == 0) barrier_arrive(barrier);
+    };
+
+    if (!p.x_by_tma || loader < 32) {
+      const int ahead = min(p.stages, total);
+      Cursor start;
+      start.from =
+          p.tiles + (static_cast<long long>(cluster) * p.input_tiles + first) * Shape::kTile;
+      Cursor at = start;
+      if (!p.weight_is_constant) wait_for_predecessors();
+      for (int i = 0; i < ahead; ++i) {
+        const int units = units_of(at);
+        if (leader) load_weights(at, units);
+        advance(at, units);
+      }
+      wait_for_predecessors();
+      at = start;
+      for (int i = 0; i < ahead; ++i) {
+        const int units = units_of(at);
+        load_x(at, units);
+        advance(at, units);
+      }
+      // The parity of a stage's first use says "free"; here each is used again.
+      for (int i = ahead; i < total; ++i) {
+        const int units = units_of(at);
+        barrier_wait(empty + at.stage * 8, at.parity);
+        if (leader) load_weights(at, units);
+        load_x(at, units);
+        advance(at, units);
+      }
+    }
+    __syncwarp();
+    cluster_wait();
+    return;
+  }
+
+  // --- Products ---
+  // Sixteen bytes of partial sums: octet of tokens j and thread t are entry 128·j + t; the entries
+  // are divided evenly among the blocks of the cluster.
+  const int share = kOctets * 128 / split;
+  float d[kTokens / 2];
+  const auto send = [&](int n) {
+    const int buffer = n & 1;
+    if (thread == 0) barrier_arrive_expect(sums + buffer * 8, kReceived);
+#pragma unroll
+    for (int j = 0; j < kOctets; ++j) {
+      const int entry = j * 128 + thread;
+      const int owner = entry / share;
+      const std::uint32_t to =
+          received + buffer * kReceived + (rank * share + entry - owner * share) * 16;
+      store_async(peer_address(to, owner),
+                  make_float4(d[4 * j], d[4 * j + 1], d[4 * j + 2], d[4 * j + 3]),
+                  peer_address(sums + buffer * 8, owner));
+    }
+  };
+  const auto finish = [&](int n) {
+    const int buffer = n & 1;
+    barrier_wait(sums + buffer * 8, (n >> 1) & 1);
+    const int tile_row = (cluster + n * clusters) * 64;
+#pragma unroll 1
+    for (int i = thread; i < share; i += 128) {
+      const std::uint32_t from = received + buffer * kReceived + i * 16;
+      float4 sum = load_shared_float4(from);
+      for (int source = 1; source < split; ++source) {
+        const float4 part = load_shared_float4(from + source * share * 16);
+        sum.x += part.x;
+        sum.y += part.y;
+        sum.z += part.z;
+        sum.w += part.w;
+      }
+      const int entry = rank * share + i;
+      const int lane = entry % 32;
+      const int row = tile_row + entry % 128 / 32 * 16 + lane / 4;
+      const int token = entry / 128 * 8 + lane % 4 * 2;
+      const float values[2][2] = {{sum.x, sum.y}, {sum.z, sum.w}};
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const int r = row + 8 * h;
+        if (r >= p.epilogue.out) continue;
+        const float bias = p.epilogue.bias_of(r);
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          if (token + c >= p.epilogue.tokens) continue;
+          float y = values[h][c] + bias;
+          if (p.epilogue.residual != nullptr) y += p.epilogue.residual_of(token + c, r);
+          p.y[(token + c) * p.y_stride + r] = from_float<T>(p.epilogue.activate(y));
+        }
+      }
+    }
+  };
+
+  cluster_wait();  // peers' barriers are initialised
+  wait_for_predecessors();
+  int stage = 0;
+  std::uint32_t parity = 0;
+  for (int n = 0; n < my_tiles; ++n) {
+    for (int step = 0; step < steps; ++step) {
+      const int units = min(Shape::kUnits, count - step * Shape::kUnits);
+      const std::uint32_t a = weights + stage * Shape::kStage;
+      const std::uint32_t b = x_tile + (p.x_resident ? step : stage) * Shape::kUnits * kXTile;
+      barrier_wait(full + stage * 8, parity);
+      std::uint32_t meta[Shape::kUnits];
+#pragma unroll
+      for (int u = 0; u < Shape::kUnits; ++u) {
+        meta[u] =
+            load_shared_word(a + u * Shape::kTile + detail::Nm24Tile<2>::kValueBytes + thread * 4);
+      }
+      wgmma_fence();
+#pragma unroll
+      for (int u = 0; u < Shape::kUnits; ++u) {
+        if (u < units) {
+          const std::uint64_t values = a_descriptor(a + u * Shape::kTile);
+          const std::uint64_t inputs = b_descriptor(b + u * kXTile);
+          wgmma_sp<0>(T{}, d, values, inputs, meta[u], step + u > 0);
+          wgmma_sp<1>(T{}, d, values + 2, inputs + 4, meta[u], 1);
+        }
+      }
+      wgmma_commit();
+      wgmma_wait<0>();
+      if (thread == 0) barrier_arrive(empty + stage * 8);
+      if (++stage == p.stages) {
+        stage = 0;
+        parity ^= 1;
+      }
+    }
+    if (n > 0) {
+      finish(n - 1);
+      // A peer that has all sums of tile n may overwrite the buffer of tile n - 1.
+      named_barrier(1, 128);
+    }
+    send(n);
+  }
+  if (my_tiles > 0) finish(my_tiles - 1);
+}
+
+}  // namespace gossamer::cuda::sm90

@@ -1,0 +1,425 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+#include "core/nm24_tile.h"
+#include "cuda/sm90/epilogue.cuh"
+#include "cuda/sm90/ptx.cuh"
+#include "cuda/sm90/x_tile.cuh"
+
+// Y = act(X·Wᵀ + bias + residual) for many tokens, W 2:4.
+//
+//                 tokens                     a block: kRows outputs × kTokens tokens, persistent;
+//            ┌──────────────┐                one warpgroup loads, two multiply, each half the rows
+//   kRows    │ block 0      │ ─┐ cluster:    stage: 64 inputs: W tiles by bulk copies, X by the
+//   copy
+//            ├──────────────┤  │ both load   engine, each block of the cluster a part of the
+//            tokens,
+//   kRows    │ block 1      │ ─┘ half of X   multicast to both
+//            └──────────────┘
+//
+// Bound: wgmma.sp with both operands in shared memory reaches 8/9 of the sparse peak at 256 tokens
+// (6/7 at 192), if data arrives: per stage 64 inputs, 32 KB of X and 9 KB of W for 2·128·256·64
+// dense-equivalent operations. The multicast halves what X costs of the L2's bandwidth.
+//
+// Where there are fewer tiles than multiprocessors, the inputs are divided among `split` blocks of
+// the cluster too. Each block then has one tile; the partial sums are exchanged through shared
+// memory of the cluster, each block finishes its part of the tokens, in the order of ranks.
+namespace gossamer::cuda::sm90 {
+
+#include "cuda/sm90/wgmma_sp.inl"
+
+template <typename T>
+struct GemmParams {
+  const unsigned char* tiles;
+  const T* x;  // read where the kernel does not use the copy engine for X
+  T* y;
+  std::int64_t x_stride;
+  std::int64_t y_stride;
+  Epilogue<T> epilogue;
+  int in;
+  int w_row_tiles;  // of 64 rows
+  int input_tiles;  // of 64 inputs
+  int row_blocks;   // blocks along the rows, a multiple of kCluster
+  int token_blocks;
+  int split;
+  bool y_by_tma;
+  bool weight_is_constant;  // may be read before the previous kernel has ended
+};
+
+/// The compile-time shape of a block.
+template <int kRowTiles_, int kTokens_, int kStages_, int kBuffers_, int kCluster_, bool kXByTma_>
+struct GemmShape {
+  static constexpr int kRowTiles = kRowTiles_;  // tiles of 64 rows a warpgroup
+  static constexpr int kTokens = kTokens_;
+  static constexpr int kStages = kStages_;
+  static constexpr int kBuffers = kBuffers_;  // pieces of results that wait to be written
+  static constexpr int kCluster = kCluster_;  // blocks that share X
+  static constexpr bool kXByTma = kXByTma_;
+
+  static constexpr int kWarpgroups = 2;
+  static constexpr int kThreads = 128 * (1 + kWarpgroups);
+  static constexpr int kRows = 64 * kRowTiles * kWarpgroups;
+  static constexpr int kTile = detail::Nm24Tile<2>::kBytes;
+  static constexpr int kWBytes = kTile * kRowTiles * kWarpgroups;
+  static constexpr int kXBytes = kTokens * 128;
+  // A warpgroup turns its result around in pieces of 64 rows by kPiece tokens.
+  static constexpr int kPiece = kTokens >= 192 ? 32 : 16;
+  static constexpr int kPieces = kTokens / kPiece;
+  static constexpr int kPieceBytes = kPiece * 128;
+  static constexpr int kSharedBytes =
+      1024 + kStages * (kXBytes + kWBytes) + kBuffers * kWarpgroups * kPieceBytes + 2 * kStages * 8;
+  static_assert(kSharedBytes <= 232448 && kBuffers >= 2);
+  static_assert(kTokens % kPiece == 0 && kTokens % (8 * kCluster) == 0);
+};
+
+/// Walks the tiles in groups of kGroup token blocks, all row blocks inside, so that the X of a
+/// group and the W that streams past stay in L2 together.
+struct TileCursor {
+  static constexpr int kGroup = 8;
+  int row_block;
+  int token_block;
+
+  __device__ __forceinline__ TileCursor(int tile, int row_clusters, int token_blocks) {
+    const int per_group = kGroup * row_clusters;
+    const int group = tile / per_group;
+    const int first = group * kGroup;
+    const int width = min(kGroup, token_blocks - first);
+    const int inside = tile - group * per_group;
+    token_block = first + inside % width;
+    row_block = inside / width;
+  }
+};
+
+template <typename T, typename Shape>
+__global__ void __launch_bounds__(Shape::kThreads, 1)
+    gemm_sp24(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap y_map,
+              const __grid_constant__ GemmParams<T> p) {
+  constexpr int kTokens = Shape::kTokens;
+  constexpr int kStages = Shape::kStages;
+  constexpr int kCluster = Shape::kCluster;
+  constexpr int kRowTiles = Shape::kRowTiles;
+  constexpr int kWarpgroups = Shape::kWarpgroups;
+  constexpr int kXBytes = Shape::kXBytes;
+  constexpr int kWBytes = Shape::kWBytes;
+
+  extern __shared__ unsigned char raw[];
+  unsigned char* const shared =
+      reinterpret_cast<unsigned char*>((reinterpret_cast<std::uintptr_t>(raw) + 1023) & ~1023ull);
+  const std::uint32_t x_stages = shared_address(shared);
+  const std::uint32_t pieces = x_stages + kStages * kXBytes;
+  const std::uint32_t w_stages = pieces + Shape::kBuffers * kWarpgroups * Shape::kPieceBytes;
+  const std::uint32_t full = w_stages + kStages * kWBytes;
+  const std::uint32_t empty = full + kStages * 8;
+
+  // Blocks of a cluster: kCluster that share X, times `split` that share the tile.
+  const int rank = cluster_rank();
+  const int part = rank / kCluster;
+  const int row_rank = rank % kCluster;
+  const int cluster_blocks = kCluster * p.split;
+  const int cluster = static_cast<int>(blockIdx.x) / cluster_blocks;
+  const int clusters = static_cast<int>(gridDim.x) / cluster_blocks;
+  const int row_clusters = p.row_blocks / kCluster;
+  const int tiles = row_clusters * p.token_blocks;
+  const int first = static_cast<int>(static_cast<long long>(p.input_tiles) * part / p.split);
+  const int steps =
+      static_cast<int>(static_cast<long long>(p.input_tiles) * (part + 1) / p.split) - first;
+
+  const int warpgroup = static_cast<int>(threadIdx.x) / 128;
+  const int thread = static_cast<int>(threadIdx.x) % 128;
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < kStages; ++i) {
+      barrier_init(full + i * 8, Shape::kXByTma ? 1 : 1 + 4);
+      barrier_init(empty + i * 8, kWarpgroups * kCluster);
+    }
+    barrier_init_fence();
+  }
+  __syncthreads();
+  cluster_arrive();
+  cluster_wait();
+  launch_dependents();
+
+  if (warpgroup == 0) {
+    // --- Loads ---
+    give_registers<40>();
+    int stage = 0;
+    std::uint32_t parity = 1;
+    const auto load_weights = [&](int s, int row_tile, int k) {
+#pragma unroll
+      for (int i = 0; i < kRowTiles * kWarpgroups; ++i) {
+        // Rows past the last tile repeat it; their results are not written.
+        const long long w_tile = min(row_tile + i, p.w_row_tiles - 1);
+        bulk_load(w_stages + s * kWBytes + i * Shape::kTile,
+                  p.tiles + (w_tile * p.input_tiles + k) * Shape::kTile, Shape::kTile,
+                  full + s * 8);
+      }
+    };
+    constexpr int kExpected = kWBytes + (Shape::kXByTma ? kXBytes : 0);
+    if (!Shape::kXByTma || thread == 0) {
+      // The first weights travel while the previous kernel ends.
+      int ahead = 0;
+      if (p.weight_is_constant && thread == 0 && cluster < tiles) {
+        const TileCursor at(cluster, row_clusters, p.token_blocks);
+        const int row_tile = (at.row_block * kCluster + row_rank) * kRowTiles * kWarpgroups;
+        for (ahead = 0; ahead < min(kStages, steps); ++ahead) {
+          barrier_arrive_expect(full + ahead * 8, kExpected);
+          load_weights(ahead, row_tile, first + ahead);
+        }
+      }
+      wait_for_predecessors();
+      for (int tile = cluster; tile < tiles; tile += clusters) {
+        const TileCursor at(tile, row_clusters, p.token_blocks);
+        const int row_tile = (at.row_block * kCluster + row_rank) * kRowTiles * kWarpgroups;
+        const int token = at.token_block * kTokens;
+        for (int k = first; k < first + steps; ++k) {
+          barrier_wait(empty + stage * 8, parity);
+          const std::uint32_t barrier = full + stage * 8;
+          if (thread == 0) {
+            if (ahead > 0) {
+              --ahead;
+            } else {
+              barrier_arrive_expect(barrier, kExpected);
+              load_weights(stage, row_tile, k);
+            }
+          }
+          if constexpr (Shape::kXByTma) {
+            constexpr int kShare = kTokens / kCluster;
+            const std::uint32_t to = x_stages + stage * kXBytes + row_rank * kShare * 128;
+            if constexpr (kCluster == 1) {
+              tensor_load(to, &x_map, k * 64, token, barrier);
+            } else {
+              const auto blocks =
+                  static_cast<std::uint16_t>(((1 << kCluster) - 1) << (part * kCluster));
+              tensor_load_multicast(to, &x_map, k * 64, token + row_rank * kShare, barrier, blocks);
+            }
+          } else {
+            fill_x_tile<T, kTokens>(shared + stage * kXBytes, p.x, p.x_stride, token, k * 64,
+                                    p.epilogue.tokens, p.in, thread, 128);
+            fence_async_proxy();
+            __syncwarp();
+            if (thread % 32 == 0) barrier_arrive(barrier);
+          }
+          if (++stage == kStages) {
+            stage = 0;
+            parity ^= 1;
+          }
+        }
+      }
+    }
+    __syncwarp();
+  } else {
+    // --- Products ---
+    take_registers<232>();
+    wait_for_predecessors();
+    const int group = warpgroup - 1;
+    const int warp = thread / 32;
+    const int lane = thread % 32;
+    const bool elected = thread == 0;
+    int stage = 0;
+    std::uint32_t parity = 0;
+    int buffer = 0;
+    const std::uint32_t my_pieces = pieces + group * Shape::kBuffers * Shape::kPieceBytes;
+
+    for (int tile = cluster; tile < tiles; tile += clusters) {
+      const TileCursor at(tile, row_clusters, p.token_blocks);
+      const int first_row =
+          ((at.row_block * kCluster + row_rank) * kWarpgroups + group) * kRowTiles * 64;
+      const int first_token = at.token_block * kTokens;
+      float d[kRowTiles][kTokens / 2];
+      int previous = -1;
+      int accumulate = 0;
+      const auto release = [&](int s) {
+        if (thread < kCluster) {
+          if constexpr (kCluster == 1) {
+            barrier_arrive(empty + s * 8);
+          } else {
+            barrier_arrive_peer(empty + s * 8, part * kCluster + thread);
+          }
+        }
+      };
+      // The metadata registers belong to the instruction until it has ended, so consecutive steps
+      // use different ones.
+      const auto step = [&](std::uint32_t(&meta)[kRowTiles]) {
+        barrier_wait(full + stage * 8, parity);
+        const std::uint32_t w = w_stages + stage * kWBytes + group * kRowTiles * Shape::kTile;
+#pragma unroll
+        for (int i = 0; i < kRowTiles; ++i) {
+          meta[i] = load_shared_word(w + i * Shape::kTile + detail::Nm24Tile<2>::kValueBytes +
+                                     thread * 4);
+        }
+        const std::uint64_t b = b_descriptor(x_stages + stage * kXBytes);
+        wgmma_fence();
+#pragma unroll
+        for (int i = 0; i < kRowTiles; ++i) {
+          const std::uint64_t a = a_descriptor(w + i * Shape::kTile);
+          wgmma_sp<0>(T{}, d[i], a, b, meta[i], accumulate);
+          wgmma_sp<1>(T{}, d[i], a + 2, b + 4, meta[i], 1);
+        }
+        wgmma_commit();
+        accumulate = 1;
+        wgmma_wait<1>();
+        if (previous >= 0) release(previous);
+        previous = stage;
+        if (++stage == kStages) {
+          stage = 0;
+          parity ^= 1;
+        }
+      };
+      std::uint32_t even[kRowTiles];
+      std::uint32_t odd[kRowTiles];
+      int k = 0;
+      for (; k + 2 <= steps; k += 2) {
+        step(even);
+        step(odd);
+      }
+      if (k < steps) step(even);
+      wgmma_wait<0>();
+      release(previous);
+
+      // Which pieces of the tile this block finishes: all, or its share of them.
+      int first_piece = 0;
+      int end_piece = Shape::kPieces;
+      if (p.split > 1) {
+        const auto start_of = [&](int owner) {
+          return (owner * Shape::kPieces + p.split - 1) / p.split;
+        };
+        first_piece = start_of(part);
+        end_piece = start_of(part + 1);
+        // Everyone in the cluster has read its last stage: stages become buffers for sums,
+        // [source][tile][octet of tokens][thread of both warpgroups] of 16 bytes.
+        constexpr int kPieceOctets = Shape::kPiece / 8;
+        const int octets = (Shape::kPieces + p.split - 1) / p.split * kPieceOctets;
+        const auto place = [&](int source, int i, int octet) {
+          return x_stages +
+                 (((source * kRowTiles + i) * octets + octet) * 256 + group * 128 + thread) * 16;
+        };
+        cluster_arrive();
+        cluster_wait();
+#pragma unroll
+        for (int h = 0; h < Shape::kPieces; ++h) {
+          const int owner = h * p.split / Shape::kPieces;
+          const int peer = owner * kCluster + row_rank;
+          const int octet = (h - start_of(owner)) * kPieceOctets;
+#pragma unroll
+          for (int i = 0; i < kRowTiles; ++i) {
+#pragma unroll
+            for (int j = 0; j < kPieceOctets; ++j) {
+              const float* v = &d[i][(h * kPieceOctets + j) * 4];
+              store_peer(peer_address(place(part, i, octet + j), peer),
+                         make_float4(v[0], v[1], v[2], v[3]));
+            }
+          }
+        }
+        cluster_arrive();
+        cluster_wait();
+#pragma unroll
+        for (int h = 0; h < Shape::kPieces; ++h) {
+          if (h < first_piece || h >= end_piece) continue;
+#pragma unroll
+          for (int i = 0; i < kRowTiles; ++i) {
+#pragma unroll
+            for (int j = 0; j < kPieceOctets; ++j) {
+              const int octet = (h - first_piece) * kPieceOctets + j;
+              float4 sum = load_shared_float4(place(0, i, octet));
+              for (int source = 1; source < p.split; ++source) {
+                const float4 other = load_shared_float4(place(source, i, octet));
+                sum.x += other.x;
+                sum.y += other.y;
+                sum.z += other.z;
+                sum.w += other.w;
+              }
+              float* v = &d[i][(h * kPieceOctets + j) * 4];
+              v[0] = sum.x;
+              v[1] = sum.y;
+              v[2] = sum.z;
+              v[3] = sum.w;
+            }
+          }
+        }
+      }
+
+      if (p.epilogue.residual != nullptr) {
+#pragma unroll
+        for (int i = 0; i < kRowTiles; ++i) {
+#pragma unroll
+          for (int j = 0; j < kTokens / 2; ++j) {
+            const int token = first_token + j / 4 * 8 + lane % 4 * 2 + j % 2;
+            const int row = first_row + i * 64 + warp * 16 + lane / 4 + j / 2 % 2 * 8;
+            d[i][j] += p.epilogue.residual_of(token, row);
+          }
+        }
+      }
+
+      // Results lie with outputs along the rows of the fragments, Y has them along its columns:
+      // turned around in shared memory, piece by piece, two buffers in turn.
+#pragma unroll
+      for (int i = 0; i < kRowTiles; ++i) {
+        const int tile_row = first_row + i * 64;
+        const int row = tile_row + warp * 16 + lane / 4;
+        const float bias[2] = {p.epilogue.bias_of(row), p.epilogue.bias_of(row + 8)};
+#pragma unroll
+        for (int h = 0; h < kTokens / Shape::kPiece; ++h) {
+          if (h < first_piece || h >= end_piece) continue;
+          const int piece_token = first_token + h * Shape::kPiece;
+          const std::uint32_t piece = my_pieces + buffer * Shape::kPieceBytes;
+          buffer = buffer + 1 == Shape::kBuffers ? 0 : buffer + 1;
+          if (elected) tensor_store_wait_read<Shape::kBuffers - 1>();
+          named_barrier(group + 1, 128);
+#pragma unroll
+          for (int j = 0; j < Shape::kPiece / 8; j += 2) {
+            std::uint32_t pairs[4];
+#pragma unroll
+            for (int m = 0; m < 4; ++m) {
+              const int octet = h * (Shape::kPiece / 8) + j + m / 2;
+              const int r = m % 2;
+              const float* v = &d[i][octet * 4 + r * 2];
+              pairs[m] = pack_pair<T>(p.epilogue.activate(v[0] + bias[r]),
+                                      p.epilogue.activate(v[1] + bias[r]));
+            }
+            const int matrix = lane / 8;
+            const int token_row = (j + matrix / 2) * 8 + lane % 8;
+            const int chunk = warp * 2 + matrix % 2;
+            store_matrices_transposed(piece + token_row * 128 + ((chunk ^ (token_row & 7)) * 16),
+                                      pairs[0], pairs[1], pairs[2], pairs[3]);
+          }
+          if (p.y_by_tma) {
+            fence_async_proxy();
+            named_barrier(group + 1, 128);
+            if (elected && tile_row < p.epilogue.out && piece_token < p.epilogue.tokens) {
+              tensor_store(&y_map, piece, tile_row, piece_token);
+            }
+          } else {
+            named_barrier(group + 1, 128);
+            const auto* from = reinterpret_cast<const unsigned short*>(shared + (piece - x_stages));
+            auto* to = reinterpret_cast<unsigned short*>(p.y);
+            for (int e = thread; e < Shape::kPiece * 64; e += 128) {
+              const int t = e / 64;
+              const int r = e % 64;
+              if (piece_token + t < p.epilogue.tokens && tile_row + r < p.epilogue.out) {
+                to[(piece_token + t) * p.y_stride + tile_row + r] =
+                    from[t * 64 + ((r / 8) ^ (t & 7)) * 8 + r % 8];
+              }
+            }
+          }
+        }
+      }
+    }
+    if (elected) tensor_store_wait();
+  }
+  if (p.split > 1 && warpgroup == 0) {
+    // The loading warps take part in the two exchanges of the others.
+    cluster_arrive();
+    cluster_wait();
+    cluster_arrive();
+    cluster_wait();
+  }
+  // No block leaves while another may still signal its barriers.
+  cluster_arrive();
+  cluster_wait();
+}
+
+}  // namespace gossamer::cuda::sm90

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "cuda/sm90/tensor_map.h"
+
+#include <string>
+
+#include "cuda/common/runtime.h"
+
+namespace gossamer::cuda::sm90 {
+namespace {
+
+constexpr std::int64_t kElement = 2;
+
+using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*,
+                            const cuuint64_t*, const cuuint32_t*, const cuuint32_t*,
+                            CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion,
+                            CUtensorMapFloatOOBfill);
+
+/// The driver's function, asked of the runtime so that nothing links against the driver.
+Encode encode_function() {
+  static const Encode function = [] {
+    void* entry = nullptr;
+    cudaDriverEntryPointQueryResult result{};
+    check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000,
+                                           cudaEnableDefault, &result),
+          "the driver's cuTensorMapEncodeTiled");
+    if (result != cudaDriverEntryPointSuccess) {
+      throw Error(ErrorCode::kUnsupported,
+                  "this driver has no cuTensorMapEncodeTiled; kernels for compute capability 9.0 "
+                  "need a driver for CUDA 12 or newer: update it");
+    }
+    return reinterpret_cast<Encode>(entry);
+  }();
+  return function;
+}
+
+}  // namespace
+
+bool tma_can_reach(const void* data, std::int64_t columns, std::int64_t stride) {
+  constexpr std::int64_t kAlignment = 16;
+  return reinterpret_cast<std::uintptr_t>(data) % kAlignment == 0 &&
+         stride * kElement % kAlignment == 0 && columns > 0 && stride >= columns &&
+         stride * kElement < (std::int64_t{1} << 40);
+}
+
+CUtensorMap make_tensor_map(const TensorBox& box) {
+  CUtensorMap map{};
+  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(box.columns),
+                               static_cast<cuuint64_t>(box.rows)};
+  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(box.stride * kElement)};
+  const cuuint32_t boxes[2] = {static_cast<cuuint32_t>(box.box_columns),
+                               static_cast<cuuint32_t>(box.box_rows)};
+  const cuuint32_t steps[2] = {1, 1};
+  const CUtensorMapDataType type = box.dtype == DType::kFloat16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+                                                                : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+  const CUresult status =
+      encode_function()(&map, type, 2, const_cast<void*>(box.data), sizes, strides, boxes, steps,
+                        CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                        CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (status != CUDA_SUCCESS) {
+    throw Error(ErrorCode::kUnsupported,
+                "cuTensorMapEncodeTiled refuses a matrix of " + std::to_string(box.rows) + " by " +
+                    std::to_string(box.columns) + ", stride " + std::to_string(box.stride) +
+                    " (CUresult " + std::to_string(static_cast<int>(status)) + ")");
+  }
+  return map;
+}
+
+}  // namespace gossamer::cuda::sm90

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "torch/cuda_bridge.h"
+
+/// The operators of torch.ops.gossamer on CUDA tensors; the same schemas as on the CPU
+/// (registration.cpp). What is not here is answered by way of the CPU
+/// (python/gossamer/_ops_cuda.py).
+namespace gossamer::door::cuda_ops {
+
+// ops_cuda_linear.cpp
+Tensor linear(const Tensor& x, const Tensor& packed, std::int64_t layout, std::int64_t out,
+              const std::optional<Tensor>& scale, const std::optional<Tensor>& bias,
+              std::int64_t activation, const std::optional<Tensor>& residual,
+              const std::optional<Tensor>& dense);
+Tensor linear_dx(const Tensor& grad, const Tensor& packed, std::int64_t layout, std::int64_t inputs,
+                 const std::optional<Tensor>& dense);
+/// The kernel that `linear` would run for x [tokens, in] and `out` outputs; "" where none does.
+std::string cuda_kernel(const Tensor& x, std::int64_t out);
+/// The rows of the GPU's kernel table, with the reason where one does not run this product.
+std::string cuda_kernel_table(const Tensor& x, std::int64_t out);
+
+// ops_cuda_pack.cpp
+Tensor pack(const Tensor& values, const std::optional<Tensor>& mask, const std::string& pattern,
+            const std::string& layout, bool transposed, const std::string& name);
+/// Prunes to 2:4 by magnitude and packs, in one pass over the weight.
+Tensor prune_pack_24(const Tensor& values, bool transposed);
+Tensor unpack(const Tensor& packed, const std::vector<std::int64_t>& shape, ScalarType dtype);
+Tensor unpack_mask(const Tensor& packed, const std::vector<std::int64_t>& shape);
+Tensor convert(const Tensor& packed, const std::string& layout);
+
+}  // namespace gossamer::door::cuda_ops

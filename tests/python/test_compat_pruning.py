@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The old names of torchao's pruning, and masks of torch.nn.utils.prune."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune as torch_prune
+
+import gossamer as gs
+from gossamer.compat import torchao as old
+from gossamer.prune import density, from_torch_prune, masked_parameters, to_torch_prune
+
+ops = torch.ops.gossamer
+
+
+def net() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 8))
+
+
+# --- Sparsifiers ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("level", "shape", "zeros"),
+    [(0.5, (1, 4), None), (1.0, (1, 4), 2), (0.75, (4, 4), None), (0.5, (2, 2), 3)],
+)
+def test_weight_norms_zero_what_torch_zeroes(
+    level: float, shape: tuple[int, int], zeros: int | None
+) -> None:
+    pruning = pytest.importorskip("torch.ao.pruning")
+    model = net()
+    other = copy.deepcopy(model)
+    for one, kind in ((model, old.WeightNormSparsifier), (other, pruning.WeightNormSparsifier)):
+        sparsifier = kind(level, shape, zeros)
+        sparsifier.prepare(one, None)
+        sparsifier.step()
+        sparsifier.squash_mask()
+    for name, value in other.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value), name
+
+
+def test_dropped_weights_may_come_back_unless_the_old_way_is_asked_for() -> None:
+    for as_in_torchao in (False, True):
+        model = net()
+        sparsifier = old.WeightNormSparsifier(0.5, (1, 1), as_in_torchao=as_in_torchao)
+        sparsifier.prepare(model, [{"tensor_fqn": "0.weight"}])
+        sparsifier.step()
+        before = sparsifier.mask(sparsifier.groups[0]).clone()
+        with torch.no_grad():
+            sparsifier.dense_weight(sparsifier.groups[0])[~before] = 100.0
+        sparsifier.step()
+        back = sparsifier.mask(sparsifier.groups[0]) & ~before
+        assert int(back.sum()) == (0 if as_in_torchao else before.numel() // 2)
+
+
+def test_a_row_that_ends_in_a_narrower_block() -> None:
+    model = nn.Sequential(nn.Linear(18, 8))
+    sparsifier = old.WeightNormSparsifier(1.0, (1, 4), 2)
+    sparsifier.prepare(model)
+    sparsifier.step()
+    assert ops.find_violation(model[0].weight.detach(), "2:4") == ""
+
+
+def test_wanda_is_the_papers_unless_the_old_way_is_asked_for() -> None:
+    x = torch.randn(256, 16) * torch.linspace(0.2, 3, 16)
+    for as_in_torchao in (False, True):
+        model = nn.Sequential(nn.Linear(16, 8))
+        sparsifier = old.WandaSparsifier(0.5, as_in_torchao=as_in_torchao)
+        sparsifier.prepare(model, None)
+        with pytest.raises(RuntimeError, match="run the model on calibration data"):
+            sparsifier.step()
+        for batch in x.split(64):
+            model(batch)
+        sparsifier.step()
+        sparsifier.squash_mask()
+        assert not model[0]._forward_pre_hooks
+        rows = (model[0].weight != 0).sum(dim=1)
+        assert int(rows.sum()) == 64
+        assert bool((rows == 8).all()) is not as_in_torchao
+    # Keeping W = [3, 2] with norms [1, 1.3]: 3 > 2.6, but 3 < 2 · 1.69.
+    for as_in_torchao, kept in ((False, 0), (True, 1)):
+        layer = nn.Linear(2, 1, bias=False)
+        with torch.no_grad():
+            layer.weight.copy_(torch.tensor([[3.0, 2.0]]))
+        sparsifier = old.WandaSparsifier(0.5, as_in_torchao=as_in_torchao)
+        sparsifier.prepare(layer, None)
+        layer(torch.tensor([[1.0, 1.3]]))
+        sparsifier.step()
+        assert layer.weight[0, kept] != 0
+        assert layer.weight[0, 1 - kept] == 0
+
+
+@pytest.mark.parametrize(("size", "pattern"), [(4, "2:4"), (8, "4:8")])
+def test_wanda_in_groups(size: int, pattern: str) -> None:
+    model = net()
+    sparsifier = old.WandaSparsifier(semi_structured_block_size=size)
+    sparsifier.prepare(model, [{"tensor_fqn": "2.weight"}])
+    model(torch.randn(32, 16))
+    sparsifier.step()
+    sparsifier.squash_mask()
+    assert ops.find_violation(model[2].weight.detach(), pattern) == ""
+    assert (model[0].weight != 0).all()
+
+
+def test_sparsifiers_of_ones_own() -> None:
+    class FirstRows(old.BaseSparsifier):
+        def update_mask(self, module: nn.Module, tensor_name: str, **group: Any) -> None:
+            mask = module.parametrizations[tensor_name][0].mask
+            mask.data[group["rows"] :] = 0
+
+    model = net()
+    sparsifier = FirstRows({"rows": 3})
+    sparsifier.prepare(model, [{"tensor_fqn": "0.weight"}, {"tensor_fqn": "2.weight", "rows": 5}])
+    sparsifier.step()
+    sparsifier.squash_mask(params_to_keep=("rows",))
+    assert model[2].sparse_params == {"rows": 5}
+    assert (model[0].weight[3:] == 0).all()
+    assert (model[2].weight[:5] != 0).all()
+
+
+def test_nearly_diagonal() -> None:
+    model = nn.Sequential(nn.Linear(6, 6))
+    sparsifier = old.NearlyDiagonalSparsifier(3)
+    sparsifier.prepare(model)
+    sparsifier.step()
+    want = torch.ones(6, 6).tril(1).triu(-1).bool()
+    assert torch.equal(model[0].weight != 0, want)
+    with pytest.raises(ValueError, match="odd"):
+        old.NearlyDiagonalSparsifier(2)
+
+
+def test_fake_sparsity_takes_float_masks() -> None:
+    weight = torch.randn(3, 4)
+    mask = (torch.rand(3, 4) > 0.5).float()
+    assert torch.equal(old.FakeSparsity(mask)(weight), weight * mask)
+
+
+# --- Schedulers -----------------------------------------------------------------------------------
+
+
+def test_schedulers_set_what_torch_sets() -> None:
+    pruning = pytest.importorskip("torch.ao.pruning")
+    levels = []
+    for names in (old, pruning):
+        sparsifier = names.WeightNormSparsifier(0.8)
+        sparsifier.prepare(net(), None)
+        own = []
+        cubic = names.CubicSL(sparsifier, init_sl=0.1, init_t=2, delta_t=1, total_t=5)
+        for _ in range(8):
+            own.append(cubic.get_last_sl()[0])
+            sparsifier.step()
+            cubic.step()
+        other = names.WeightNormSparsifier(0.8)
+        other.prepare(net(), None)
+        by_lambda = names.LambdaSL(other, lambda epoch: min(1, epoch / 3))
+        for _ in range(4):
+            own.append(by_lambda.get_last_sl()[1])
+            other.step()
+            by_lambda.step()
+        levels.append(own)
+    assert levels[0] == pytest.approx(levels[1])
+    assert max(levels[0]) == pytest.approx(0.8)
+
+
+def test_schedulers_say_what_they_cannot_schedule() -> None:
+    sparsifier = gs.Magnitude("2:4")
+    sparsifier.prepare(net())
+    with pytest.raises(TypeError, match="no groups with 'sparsity_level'"):
+        old.LambdaSL(sparsifier, lambda epoch: 1.0)
+
+
+# --- Supermask and helpers ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("blocksize", [1, 3])
+def test_supermask_layers(blocksize: int) -> None:
+    linear = nn.Linear(10, 7)
+    layer = old.SupermaskLinear.from_linear(linear, 0.5, blocksize)
+    mask = layer.get_mask()
+    blocks = math.ceil(10 / blocksize) * math.ceil(7 / blocksize)
+    chosen = layer.scores.detach().flatten().sort(descending=True).values[: blocks - blocks // 2]
+    assert mask[::blocksize, ::blocksize].sum() == len(chosen)
+    x = torch.randn(4, 10)
+    want = nn.functional.linear(x, linear.weight * mask, linear.bias)
+    torch.testing.assert_close(layer(x), want)
+    layer(x).square().sum().backward()
+    plain = (linear.weight.detach() * mask).requires_grad_()
+    nn.functional.linear(x, plain, linear.bias).square().sum().backward()
+    moved = plain.grad * linear.weight.detach()
+    for r in range(layer.scores.shape[0]):
+        for c in range(layer.scores.shape[1]):
+            part = moved[r * blocksize : (r + 1) * blocksize, c * blocksize : (c + 1) * blocksize]
+            assert layer.scores.grad[r, c].item() == pytest.approx(part.sum().item(), abs=1e-4)
+    assert torch.equal(layer.weight.grad, plain.grad)
+    torch.testing.assert_close(old.SupermaskLinear.to_linear(layer)(x), want)
+
+
+def test_more_sparsity_than_a_block_allows() -> None:
+    with pytest.warns(UserWarning, match=r"sparsity 0.95 is lowered to 0.75"):
+        layer = old.SupermaskLinear(0.95, 4, False, True, 8, 8)
+    assert layer.get_mask().sum() == 16
+    assert not layer.weight.requires_grad
+
+
+def test_helpers() -> None:
+    model = net()
+    assert old.module_to_fqn(model, model[2]) == "2"
+    assert old.module_to_fqn(model, nn.ReLU()) is None
+    assert old.fqn_to_module(model, "2.weight") is model[2].weight
+    info = old.get_arg_info_from_tensor_fqn(model, "2.weight")
+    assert (info["module"], info["tensor_name"], info["module_fqn"]) == (model[2], "weight", "2")
+    observer = old.PerChannelNormObserver()
+    x: Tensor = torch.randn(3, 5, 4)
+    assert observer(x) is x
+    observer(x)
+    torch.testing.assert_close(observer.norm, 2 * x.square().sum(dim=(0, 1)))
+    mask = old.mask_creator(torch.tensor([[1.0, -3, 2, 0], [0, 0, 5, 4]]))
+    assert torch.equal(mask, torch.tensor([[0.0, 1, 1, 0], [0, 0, 1, 1]]))
+    sparse = old.create_semi_structured_tensor(4, 8, torch.bfloat16)
+    assert ops.find_violation(sparse, "1:2") == ""
+    blocks = old.create_block_sparse_tensor(8, 8, 4, 0.5, torch.float32)
+    assert set(blocks.view(2, 4, 2, 4).sum(dim=(1, 3)).flatten().tolist()) <= {0.0, 16.0}
+
+
+# --- torch.nn.utils.prune -------------------------------------------------------------------------
+
+
+def test_masks_of_torch_prune_come_in_and_go_out() -> None:
+    model = nn.Sequential(nn.Linear(16, 32), nn.Conv2d(3, 4, 3))
+    dense = {name: value.detach().clone() for name, value in model.named_parameters()}
+    names = list(dense)
+    torch_prune.l1_unstructured(model[0], "weight", 0.5)
+    torch_prune.ln_structured(model[1], "weight", 0.5, n=2, dim=0)
+    torch_prune.random_unstructured(model[1], "weight", 0.2)
+    want = [model[0].weight.detach().clone(), model[1].weight.detach().clone()]
+    original = model[0].weight_orig
+    assert from_torch_prune(model) is model
+    assert [name for name, *_ in masked_parameters(model)] == ["0.weight", "1.weight"]
+    assert torch.equal(model[0].weight, want[0])
+    assert torch.equal(model[1].weight, want[1])
+    assert model[0].parametrizations.weight.original is original
+    sparsifier = gs.Magnitude("unstructured:0.5")
+    sparsifier.prepare(model)
+    to_torch_prune(model)
+    assert torch_prune.is_pruned(model)
+    assert torch.equal(model[1].weight, want[1])
+    for module in model:
+        torch_prune.remove(module, "weight")
+    assert set(dict(model.named_parameters())) == set(names)
+    assert torch.equal(model[0].weight, want[0])
+    assert 0 < density(model) < 1
+
+
+def test_models_without_masks_are_refused() -> None:
+    with pytest.raises(ValueError, match="has put nothing on this model"):
+        from_torch_prune(net())
+    with pytest.raises(ValueError, match="has no live masks"):
+        to_torch_prune(net())
