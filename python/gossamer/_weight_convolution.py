@@ -15,10 +15,14 @@ from gossamer._weight_products import ACTIVATIONS, is_transformed
 from gossamer._weight_tables import function
 from gossamer.weight import SparseWeight
 
-__all__ = ["conv2d", "convolution", "convolution_call"]
+__all__ = ["conv2d", "convolution", "convolution_as_torch", "convolution_call"]
 
 _conv2d_op: Any = torch.ops.gossamer.conv2d.default
 _conv2d_autograd_op: Any = torch.ops.gossamer.conv2d_autograd.default
+_conv2d_eager: Any = _conv2d_op._op
+_is_grad_enabled = torch.is_grad_enabled
+_is_any_autocast_enabled = torch._C._is_any_autocast_enabled
+_is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 
 
 def conv2d(
@@ -60,6 +64,36 @@ def conv2d(
 @function(torch.nn.functional.conv2d)
 def _handle_conv2d(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return convolution_call(*args, **kwargs)
+
+
+def convolution_as_torch(
+    x: Tensor,
+    weight: SparseWeight,
+    bias: Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int] | str,
+    dilation: tuple[int, int],
+    groups: int,
+) -> Tensor:
+    """`F.conv2d` as `nn.Conv2d` calls it: what a model spends its calls on."""
+    kernel = weight._facts.kernel
+    if (
+        _is_dynamo_compiling()
+        or kernel is None
+        or groups != 1
+        or weight.dense is not None
+        or not (type(stride) is type(padding) is type(dilation) is tuple)
+        or _is_any_autocast_enabled()
+        or type(x) is SparseWeight
+        or is_transformed()
+    ):
+        return convolution_call(x, weight, bias, stride, padding, dilation, groups)
+    if _is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+        op = _conv2d_autograd_op
+    else:
+        op = _conv2d_eager
+    code, out = weight.layout_code, weight.out_features
+    return op(x, weight.packed, code, out, kernel, stride, padding, dilation, bias)
 
 
 def convolution_call(

@@ -46,6 +46,6 @@ def refuse(func: Any) -> NoReturn:
     """Raises NotImplementedError with the name of what was called and the way out."""
     name = str(func) if isinstance(func, torch._ops.OpOverload) else _name(func)
     raise NotImplementedError(
-        f"{name} is not computed on a packed weight; use it as the weight of a linear layer, or "
-        "take weight.to_dense() (gossamer.desparsify_(model) unpacks a whole model)"
+        f"{name} is not computed on a packed weight; use it as the weight of a linear layer "
+        "(of a convolution where it has four dimensions), or take weight.to_dense() (gossamer.desparsify_(model) unpacks a whole model)"
     )

@@ -28,6 +28,7 @@ from gossamer._weight_tables import FUNCTIONS, OPERATORS, refuse
 __all__ = ["SparseWeight", "linear"]
 
 _F_linear = torch.nn.functional.linear
+_F_conv2d = torch.nn.functional.conv2d
 
 
 class SparseWeight(torch.Tensor):
@@ -272,6 +273,8 @@ class SparseWeight(torch.Tensor):
         """Runs `F.linear` at once; sends the rest to its handler or below autograd."""
         if func is _F_linear and not kwargs and type(args[1]) is SparseWeight:
             return linear_as_torch(*args)
+        if func is _F_conv2d and len(args) == 7 and type(args[1]) is SparseWeight:
+            return convolution_as_torch(*args)
         handler = FUNCTIONS.get(func)
         if handler is not None:
             return handler(func, args, kwargs or {})
@@ -323,9 +326,9 @@ torch.serialization.add_safe_globals([_rebuild_sparse_weight])
 
 # What it answers names the class and so comes after it.
 from gossamer import (  # noqa: E402
-    _weight_convolution,  # noqa: F401
     _weight_dispatch,  # noqa: F401
     _weight_functions,  # noqa: F401
     _weight_memory,  # noqa: F401
 )
+from gossamer._weight_convolution import convolution_as_torch  # noqa: E402
 from gossamer._weight_products import linear, linear_as_torch  # noqa: E402

@@ -63,6 +63,24 @@ class InfoReader {
     return value.get<std::string>();
   }
 
+  /// Of a convolution; 0 × 0 where the key is not there.
+  std::array<std::int64_t, 2> kernel() const {
+    const auto place = json_.find("kernel");
+    if (place == json_.end()) return {0, 0};
+    if (!place->is_array() || place->size() != 2) refuse("kernel", "is no array of two sizes");
+    std::array<std::int64_t, 2> sides{};
+    for (std::size_t i = 0; i < sides.size(); ++i) {
+      constexpr std::uint64_t kLargest = std::numeric_limits<std::uint16_t>::max();
+      const Json& side = (*place)[i];
+      if (!side.is_number_unsigned() || side.get<std::uint64_t>() < 1 ||
+          side.get<std::uint64_t>() > kLargest) {
+        refuse("kernel", "has a size that is not an integer from 1 to 2^16 - 1");
+      }
+      sides[i] = side.get<std::int64_t>();
+    }
+    return sides;
+  }
+
   bool boolean(const char* key) const {
     const Json& value = at(key);
     if (!value.is_boolean()) refuse(key, "is neither true nor false");
@@ -95,8 +113,8 @@ class InfoReader {
   }
 
  private:
-  static constexpr std::array<std::string_view, 6> kKeys{"format", "pattern",    "dtype",
-                                                         "shape",  "transposed", "version"};
+  static constexpr std::array<std::string_view, 7> kKeys{"format",     "pattern", "dtype", "shape",
+                                                         "transposed", "version", "kernel"};
 
   const Json& at(const char* key) const {
     const auto place = json_.find(key);
@@ -134,6 +152,7 @@ std::string format_info_json(const FormatInfo& info) {
       info.batch > 1 ? std::vector{info.batch, info.out, info.in} : std::vector{info.out, info.in};
   json["transposed"] = info.transposed;
   json["version"] = kFormatVersion;
+  if (info.kernel_h > 0) json["kernel"] = std::vector{info.kernel_h, info.kernel_w};
   return json.dump();
 }
 
@@ -158,6 +177,9 @@ FormatInfo parse_format_info(std::string_view json, std::string_view weight_name
   info.out = shape[shape.size() - 2];
   info.batch = shape.size() == 3 ? shape.front() : 1;
   info.transposed = reader.boolean("transposed");
+  const auto [kernel_h, kernel_w] = reader.kernel();
+  info.kernel_h = kernel_h;
+  info.kernel_w = kernel_w;
   return info;
 }
 

@@ -21,8 +21,10 @@ struct ConvProbe {
   int bucket = 0;
 };
 
-/// At least one of each bucket; small ones come first.
-inline constexpr std::array<ConvProbe, 9> kConvProbes{{{1, 1, 0},
+/// At least one of each bucket; small ones come first. The smallest map has 2×2 pixels and stands
+/// for a single pixel too: there torch's dense product is one of a matrix and a vector, which would
+/// keep layers plain that gain on every map that a network has.
+inline constexpr std::array<ConvProbe, 9> kConvProbes{{{1, 2, 0},
                                                        {1, 2, 1},
                                                        {1, 4, 2},
                                                        {1, 7, 3},

@@ -23,10 +23,6 @@ using nlohmann::json;
 /// boxing. 1.8 µs on a Zen 5 with torch 2.13; tests/python/test_ops_overhead.py holds it below 3.
 constexpr double kCallOverheadSeconds = 1.8e-6;
 
-/// What a packed convolution's eager call costs beyond its kernel, since the planner's dense times
-/// hold torch's own cost of a call: the tensor subclass, boxing and the lists of numbers.
-constexpr double kConvCallOverheadSeconds = 10e-6;
-
 PlanMode parse_mode(const std::string& mode) {
   if (mode == "measure") return PlanMode::kMeasure;
   if (mode == "model") return PlanMode::kModel;
@@ -100,25 +96,43 @@ class DenseLayer {
   std::map<std::int64_t, Tensor> inputs_;
 };
 
+/// Seconds of a call without work, the least of several rounds.
+template <typename Call>
+double least_call_seconds(const Call& run) {
+  using Clock = std::chrono::steady_clock;
+  constexpr int kRounds = 9;
+  constexpr int kCalls = 64;
+  double best = std::numeric_limits<double>::infinity();
+  for (int round = 0; round < kRounds; ++round) {
+    const auto start = Clock::now();
+    for (int call = 0; call < kCalls; ++call) run();
+    best = std::min(best, std::chrono::duration<double>(Clock::now() - start).count() / kCalls);
+  }
+  // Plans are cached under it: whole microseconds, so that the next process finds the same.
+  return std::ceil(best * 1e6) * 1e-6;
+}
+
 /// Seconds of aten::linear on a layer without work: what the dense peer's times contain and a
-/// kernel's do not, though both pay it in a model. Measured once, the least of several rounds.
+/// kernel's do not, though both pay it in a model. Measured once.
 double dense_call_seconds() {
   static const double seconds = [] {
-    using Clock = std::chrono::steady_clock;
     constexpr std::array<std::int64_t, 2> kOne{1, 1};
-    constexpr int kRounds = 9;
-    constexpr int kCalls = 64;
     const Tensor x = noise(kOne, DType::kFloat32);
-    double best = std::numeric_limits<double>::infinity();
-    for (int round = 0; round < kRounds; ++round) {
-      const auto start = Clock::now();
-      for (int call = 0; call < kCalls; ++call) {
-        dense_linear(x, x, std::nullopt, Activation::kNone, std::nullopt);
-      }
-      best = std::min(best, std::chrono::duration<double>(Clock::now() - start).count() / kCalls);
-    }
-    // Plans are cached under it: whole microseconds, so that the next process finds the same.
-    return std::ceil(best * 1e6) * 1e-6;
+    return least_call_seconds(
+        [&] { dense_linear(x, x, std::nullopt, Activation::kNone, std::nullopt); });
+  }();
+  return seconds;
+}
+
+/// The same of aten::conv2d. The 3 µs at most that a packed convolution's eager call costs beyond
+/// it are not counted: on maps of a few pixels they would outweigh what a layer gains on all
+/// others.
+double dense_conv_call_seconds() {
+  static const double seconds = [] {
+    constexpr std::array<std::int64_t, 4> kOne{1, 1, 1, 1};
+    const Tensor x = noise(kOne, DType::kFloat32);
+    return least_call_seconds(
+        [&] { dense_conv2d(x, x, std::nullopt, {}, Activation::kNone, std::nullopt); });
   }();
   return seconds;
 }
@@ -222,7 +236,7 @@ std::tuple<Tensor, std::string> plan_conv2d(const Tensor& packed, const Tensor& 
     layer.channels_last = channels_last;
     const Epilogue epilogue{.bias = bias, .activation = checked_activation(activation)};
     PlanOptions options = plan_options(mode, memory, kernel, cache);
-    options.call_overhead = kConvCallOverheadSeconds;
+    if (options.mode == PlanMode::kMeasure) options.call_overhead = dense_conv_call_seconds();
     check_dense_conv2d(dense, weight);
     DenseConvolution convolution(dense, layer, bias, epilogue.activation);
     Conv2dDensePeer peer;

@@ -56,9 +56,9 @@ def test_filter_fn_selects() -> None:
 
 
 def test_layers_that_were_never_looked_at() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, 8), nn.Embedding(4, 8))
+    model = nn.Sequential(nn.Conv1d(3, 8, 3), nn.Flatten(), nn.Linear(8, 8), nn.Embedding(4, 8))
     assert reason_of(model, "2") == "not sparsified"
-    assert reason_of(model, "0") == "Conv2d is not a linear layer"
+    assert reason_of(model, "0") == "Conv1d is not a linear layer"
     assert reason_of(model, "3") == "Embedding is not a linear layer"
 
 
