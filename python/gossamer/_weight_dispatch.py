@@ -109,13 +109,15 @@ def _moved(weight: SparseWeight, device: torch.device) -> SparseWeight:
     if device.type != "cuda":
         raise NotImplementedError(
             f"a packed weight cannot be moved to {device}: packed weights are computed on the CPU "
-            "and on CUDA devices; unpack the model first (gossamer.desparsify_)"
+            "and on CUDA devices; unpack the model first (gossamer.desparsify_), or take "
+            "weight.to_dense()"
         )
     if weight.pattern != "2:4" or weight.dtype not in (torch.float16, torch.bfloat16):
         raise NotImplementedError(
             f"a packed weight of pattern {weight.pattern} and dtype {weight.dtype} cannot be moved "
             f"to {device}: 2:4 weights in float16 or bfloat16 are computed there; convert it with "
-            ".to(torch.bfloat16) first, or unpack the model (gossamer.desparsify_)"
+            ".to(torch.bfloat16) first, unpack the model (gossamer.desparsify_), or take "
+            "weight.to_dense()"
         )
     if weight.device.type == "cuda":
         packed = weight.packed.to(device)

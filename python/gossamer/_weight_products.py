@@ -78,7 +78,7 @@ def linear_as_torch(x: Tensor, weight: SparseWeight, bias: Tensor | None = None)
     else:
         op = _linear_op if is_compiling else _linear_eager
     # Every argument costs, None too.
-    return op(x, weight.packed, weight.layout_code, weight.out_features, None, bias)
+    return op(x, weight.packed, weight._layout_argument, weight.out_features, None, bias)
 
 
 def refuse_convolution(weight: SparseWeight) -> None:
@@ -128,7 +128,7 @@ def product(
         y = (_linear_autograd_op if needs_grad else _linear_op)(
             x,
             weight.packed,
-            weight.layout_code,
+            weight._layout_argument,
             weight.out_features,
             None,
             bias,
@@ -143,6 +143,11 @@ def times_logical(x: Tensor, weight: SparseWeight) -> Tensor:
     """x·W with W the logical [out, in]: the product that dX needs."""
     if is_transformed():
         return x @ _logical_values(weight)
+    if x.shape[-1] != weight.out_features:
+        raise ValueError(
+            f"x has shape {list(x.shape)}, the packed weight is [{weight.out_features}, "
+            f"{weight.in_features}] ([out, in]): x must be [..., {weight.out_features}]"
+        )
     return _linear_dx_op(x, weight.packed, weight.layout_code, weight.in_features, weight.dense)
 
 

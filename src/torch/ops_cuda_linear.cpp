@@ -32,7 +32,12 @@ struct Weight {
   std::int64_t matrix_bytes;  ///< of one matrix of a stack
 };
 
-void check_layout(std::int64_t layout) {
+// The argument `layout` may carry the weight's inputs above the layout's number: tiles are padded,
+// so that the bytes alone do not tell 60 inputs from 64.
+constexpr int kInputsShift = 16;
+
+void check_layout(std::int64_t argument) {
+  const std::int64_t layout = argument & ((std::int64_t{1} << kInputsShift) - 1);
   if (layout == static_cast<std::int64_t>(Layout::kNm24Tiles)) return;
   refuse(fmt::format(
       "layout {} is not computed on a GPU; layout {} (nm24_tiles, 2:4 weights in float16 or "
@@ -108,6 +113,14 @@ void check_sizes(const LinearSp24Args& args) {
                   args.tokens, args.out, args.in));
 }
 
+void check_inputs(std::int64_t argument, std::span<const std::int64_t> x_sizes, std::int64_t out) {
+  const std::int64_t recorded = argument >> kInputsShift;
+  if (recorded == 0 || recorded == x_sizes.back()) return;
+  refuse(
+      fmt::format("x has shape {}, the packed weight is [{}, {}] ([out, in]): x must be [..., {}]",
+                  shape_text(x_sizes), out, recorded, recorded));
+}
+
 bool is_aligned(const Tensor& tensor) {
   constexpr std::uintptr_t kAlignment = 16;
   return reinterpret_cast<std::uintptr_t>(tensor.const_data_ptr()) % kAlignment == 0;
@@ -135,6 +148,7 @@ Tensor linear(const Tensor& x, const Tensor& packed, std::int64_t layout, std::i
     check_layout(layout);
     const auto x_sizes = sizes_of(x);
     if (x_sizes.empty()) refuse("x has no dimensions; [..., in] is accepted");
+    check_inputs(layout, x_sizes, out);
     const Weight weight = describe_weight(x, "x", packed, out, x_sizes.back());
     if (scale) refuse("scale is reserved for quantized weights; pass None");
     if (dense) {

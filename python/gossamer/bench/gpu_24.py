@@ -121,8 +121,12 @@ def _measure(
     }
     if layer.compressed is not None:
         compressed = layer.compressed
-        best = int(torch._cslt_sparse_mm_search(compressed, x.t()))
-        rivals["cusparselt"] = [lambda: torch._cslt_sparse_mm(compressed, x.t(), alg_id=best)]
+        try:
+            best = int(torch._cslt_sparse_mm_search(compressed, x.t()))
+        except RuntimeError:
+            pass  # it takes no such number of tokens
+        else:
+            rivals["cusparselt"] = [lambda: torch._cslt_sparse_mm(compressed, x.t(), alg_id=best)]
     times = _contest(rivals, options.rounds)
     ms, dense_ms = times.pop("gossamer"), times["cublas"]
     kernel = torch.ops.gossamer.cuda_kernel(x, layer.out)
