@@ -47,5 +47,6 @@ def refuse(func: Any) -> NoReturn:
     name = str(func) if isinstance(func, torch._ops.OpOverload) else _name(func)
     raise NotImplementedError(
         f"{name} is not computed on a packed weight; use it as the weight of a linear layer "
-        "(of a convolution where it has four dimensions), or take weight.to_dense() (gossamer.desparsify_(model) unpacks a whole model)"
+        "(of a convolution where it has four dimensions), or take weight.to_dense() "
+        "(gossamer.desparsify_(model) unpacks a whole model)"
     )
