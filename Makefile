@@ -3,14 +3,14 @@
 PYTHON := .venv/bin/python
 SHELL := /bin/bash
 
-.PHONY: help demo test setup setup-test install recipes-quick bench-cpu lint format wheel clean
+.PHONY: help demo test setup setup-test install recipes-quick bench-cpu bench-gpu lint format wheel clean
 
 help:
 	@echo "make demo       set up, build, run the main job on real data (demo-out/report.html)"
 	@echo "make test       set up, build, run every test this machine can run"
-	@echo "make   and clang-tidy, sanitizers, fuzzing, consumers"
 	@echo "make recipes-quick DATA=folder   prune a ResNet-20 in five ways (examples/recipes/README.md)"
 	@echo "make bench-cpu  measure this machine, write bench/results/<machine>.jsonl"
+	@echo "make bench-gpu  the same for this machine's GPU"
 	@echo "make wheel      a manylinux wheel in wheelhouse/"
 	@echo "make format     clang-format and ruff, in place"
 
@@ -35,6 +35,9 @@ recipes-quick: install
 
 bench-cpu: install
 	$(PYTHON) -m gossamer.bench cpu-linear --json auto
+
+bench-gpu: install
+	$(PYTHON) -m gossamer.bench gpu-24 --threads all --json auto
 
 wheel: setup-test
 	@scripts/wheel.sh

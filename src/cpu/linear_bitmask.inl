@@ -22,7 +22,8 @@ inline void decode_rows(const gossamer::cpu::DecodeTask& task, std::int64_t row)
   using Value = typename Step::Value;
   using Input = typename Step::Input;
   constexpr std::int64_t kColumns = Step::kColumns;
-  constexpr std::int64_t kAheadBytes = 1536;
+  constexpr std::int64_t kBitsAheadBytes = 1024;
+  constexpr std::int64_t kAheadBytes = 6144;
   // Several sums where there are few, so that the multiply-adds' latency is hidden.
   constexpr int kChains = R * T == 1 ? 4 : R * T <= 3 ? 2 : 1;
   typename Step::Sum sum[R][T][kChains];
@@ -69,6 +70,7 @@ inline void decode_rows(const gossamer::cpu::DecodeTask& task, std::int64_t row)
   for (; column + kColumns * kChains <= task.in; column += kColumns * kChains) {
 #pragma GCC unroll 4
     for (int c = 0; c < kChains; ++c) step(whole, column + c * kColumns, c);
+    __builtin_prefetch(bits[R - 1] + column / 8 + kBitsAheadBytes);
   }
   if constexpr (kChains > 1) {
     for (; column + kColumns <= task.in; column += kColumns) step(whole, column, 0);

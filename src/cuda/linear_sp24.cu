@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "cuda/linear_sp24.h"
 
+#include <array>
 #include <vector>
 
 #include "cuda/sm90/rows.h"
@@ -25,7 +26,37 @@ const LinearSp24Kernel* find_linear_sp24(std::string_view name) {
   return nullptr;
 }
 
-const LinearSp24Kernel* choose_linear_sp24(const LinearSp24Args& args, const DeviceInfo& device) {
+namespace {
+
+/// What a choice depends on.
+struct Question {
+  std::int64_t out = -1;
+  std::int64_t in = 0;
+  std::int64_t tokens = 0;
+  std::int64_t x_stride = 0;
+  std::uintptr_t x_misalignment = 0;
+  DType dtype = DType::kBFloat16;
+  int device = 0;
+  friend bool operator==(const Question&, const Question&) = default;
+};
+
+struct Answer {
+  Question question;
+  const LinearSp24Kernel* kernel = nullptr;
+};
+
+/// A thread remembers its last questions: the same layers are called again and again.
+Answer& slot_of(const Question& q) {
+  constexpr std::size_t kSlots = 256;
+  thread_local std::array<Answer, kSlots> slots{};
+  std::uint64_t hash = 0;
+  for (const std::int64_t part : {q.out, q.in, q.tokens, q.x_stride}) {
+    hash = (hash ^ static_cast<std::uint64_t>(part)) * 0x9e3779b97f4a7c15u;
+  }
+  return slots[(hash >> 40) % kSlots];
+}
+
+const LinearSp24Kernel* ask_all(const LinearSp24Args& args, const DeviceInfo& device) {
   const LinearSp24Kernel* best = nullptr;
   double least = 0.0;
   for (const LinearSp24Kernel& row : linear_sp24_kernels()) {
@@ -37,6 +68,22 @@ const LinearSp24Kernel* choose_linear_sp24(const LinearSp24Args& args, const Dev
     }
   }
   return best;
+}
+
+}  // namespace
+
+const LinearSp24Kernel* choose_linear_sp24(const LinearSp24Args& args, const DeviceInfo& device) {
+  constexpr std::uintptr_t kAlignment = 16;
+  const Question question{args.out,
+                          args.in,
+                          args.tokens,
+                          args.x_stride,
+                          reinterpret_cast<std::uintptr_t>(args.x) % kAlignment,
+                          args.dtype,
+                          device.index};
+  Answer& slot = slot_of(question);
+  if (!(slot.question == question)) slot = {question, ask_all(args, device)};
+  return slot.kernel;
 }
 
 }  // namespace gossamer::cuda

@@ -605,3 +605,14 @@ def test_batchnorm_stays_as_it_was_where_recalibration_fails() -> None:
         assert_same(model, before)
     with pytest.raises(ValueError, match="no BatchNorm layer"):
         gs.prune.recalibrate_batchnorm(nn.Linear(2, 2), [torch.randn(3, 2)])
+
+
+def test_progress_is_a_line_a_layer(capsys: pytest.CaptureFixture[str]) -> None:
+    sparsifier = Wanda("2:4")
+    sparsifier.prepare(net())
+    sparsifier.calibrate(data(), progress=gs.prune.show_progress)
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = err.splitlines()
+    assert len(lines) == 3
+    assert lines[2].startswith("[####################] 3/3  4.weight: error 0.")

@@ -12,13 +12,14 @@ from pathlib import Path
 import torch
 
 import gossamer as gs
-from gossamer.bench import cpu_linear, host
+from gossamer.bench import cpu_linear, gpu_24, host
 from gossamer.bench.record import Record, append
 from gossamer.bench.roofline import measure_roofline
 from gossamer.bench.suite import Options
 
 SUITES: dict[str, Callable[[Options], Iterator[Record]]] = {
     "cpu-linear": cpu_linear.run,
+    "gpu-24": gpu_24.run,
     "host": host.run,
 }
 """Name to what yields its records."""
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; the exit status is 2 for bad usage."""
     arguments = _parse(argv)
     counts = _thread_counts(arguments.threads)
-    target = None if arguments.json is None else _target(arguments.json)
+    target = None if arguments.json is None else _target(arguments.json, arguments.suite)
     # Plans are made anew: an old verdict would be measured, not this build's.
     os.environ.setdefault("GOSSAMER_CACHE", "off")
     print(_line([name for name, _ in _COLUMNS]), flush=True)
@@ -100,9 +101,10 @@ def _thread_counts(text: str) -> list[int]:
     return counts
 
 
-def _target(text: str) -> Path:
+def _target(text: str, suite: str) -> Path:
     if text == "auto":
-        return Path("bench/results") / f"{gs.machine().name}.jsonl"
+        name = gpu_24.gpu_name() if suite.startswith("gpu-") else gs.machine().name
+        return Path("bench/results") / f"{name}.jsonl"
     return Path(text)
 
 

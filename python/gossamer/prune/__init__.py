@@ -10,7 +10,12 @@ pruner.squash_mask()       # plain weights with zeros
 from __future__ import annotations
 
 from gossamer.prune.batchnorm import recalibrate_batchnorm
-from gossamer.prune.calibration_report import BlockResult, CalibrationReport, LayerResult
+from gossamer.prune.calibration_report import (
+    BlockResult,
+    CalibrationReport,
+    LayerResult,
+    show_progress,
+)
 from gossamer.prune.checkpoint import attach_masks
 from gossamer.prune.distribution import erk, lamp, owl, uniform
 from gossamer.prune.interop import from_torch_prune, to_torch_prune
@@ -81,6 +86,7 @@ __all__ = [
     "masked_parameters",
     "owl",
     "recalibrate_batchnorm",
+    "show_progress",
     "sparsity_report",
     "to_torch_prune",
     "uniform",

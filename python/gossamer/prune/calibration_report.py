@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 
-__all__ = ["BlockResult", "CalibrationReport", "LayerResult"]
+__all__ = ["BlockResult", "CalibrationReport", "LayerResult", "show_progress"]
 
 
 @dataclass
@@ -40,13 +41,22 @@ class LayerResult:
     seconds: float = 0.0
 
 
+def show_progress(result: LayerResult, number: int, count: int) -> None:
+    """A line on standard error for each layer: `calibrate(batches, progress=show_progress)`."""
+    width = len(str(count))
+    bar = "#" * (20 * number // count)
+    sys.stderr.write(
+        f"[{bar:<20}] {number:>{width}}/{count}  {result.fqn}: error {result.error:.4f}\n"
+    )
+
+
 @dataclass
 class BlockResult:
     """One block that was tuned after its layers were pruned.
 
     Attributes:
         name: the block's full name.
-        before: ‖B(X) − B₀(X₀)‖² / ‖B₀(X₀)‖² before, on the batches that were held out.
+        before: ‖B(X) − B₀(X₀)‖² / ‖B₀(X₀)‖² before, on the batches that judge.
         after: the same after.
         seconds: time of tuning it.
     """

@@ -26,20 +26,20 @@ class Reconstruction:
     gets in the pruned model and B₀(X₀) what the dense one gives. It sees what least squares on one
     layer cannot: nonlinearities, normalisation, and what a residual connection carries past.
 
-    The last batches are held out. What comes out is the epoch with the lowest loss on them, which
-    is the start where tuning only fits the batches that it sees. With a single batch nothing is
-    held out, and the loss on it decides.
+    What comes out is the epoch with the lowest loss, which is the start where tuning does not help.
 
     Attributes:
         epochs: passes over the batches.
         rate: the first step's length, as a fraction of the root mean square of a layer's kept
             weights; it falls to 0 on a cosine.
-        held_out: the fraction of the batches that is held out; at least one where there are two.
+        held_out: the fraction of the batches, the last ones, that are not trained on and judge the
+            epochs instead; 0 judges on all. Layers were fitted to these batches before, so that
+            they favour the start.
     """
 
     epochs: int = 20
     rate: float = 0.02
-    held_out: float = 0.2
+    held_out: float = 0.0
 
     def run(
         self,
@@ -57,10 +57,9 @@ class Reconstruction:
             wanted: what it is to give for each.
 
         Returns:
-            The loss before and after on what was held out, as a fraction of ‖B₀(X₀)‖².
+            The loss before and after on the batches that judge, as a fraction of ‖B₀(X₀)‖².
         """
-        held = 0 if len(calls) == 1 else max(1, round(len(calls) * self.held_out))
-        seen = len(calls) - min(held, len(calls) - 1)
+        seen = max(1, len(calls) - round(len(calls) * self.held_out))
         judge = slice(seen, None) if seen < len(calls) else slice(None)
         frozen = [weight for weight in weights if not weight.requires_grad]
         for weight in frozen:

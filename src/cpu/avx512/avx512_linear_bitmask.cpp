@@ -21,7 +21,7 @@ namespace {
 //
 #include "cpu/epilogue.inl"
 
-constexpr int kMaxSums = 12;
+constexpr int kMaxSums = 16;
 
 inline float sum_lanes(Vector v) { return _mm512_reduce_add_ps(v); }
 

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Suite `gpu-24`: 2:4 weights on a GPU beside cuBLAS and cuSPARSELt, bfloat16.
+
+Every contestant's calls are captured into a CUDA graph; the graphs are replayed in turn, and the
+median of the rounds counts. Weights rotate through copies larger than L2, so that few tokens read
+them from memory. cuSPARSELt runs the best of its own algorithms, searched for each shape.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import gossamer as gs
+from gossamer.bench.record import Record
+from gossamer.bench.suite import Options, now
+from gossamer.weight import SparseWeight
+
+__all__ = ["SHAPES", "TOKENS", "run"]
+
+SHAPES: dict[str, tuple[int, int]] = {
+    "llama8b.qkv": (6144, 4096),
+    "llama8b.o": (4096, 4096),
+    "llama8b.gate_up": (28672, 4096),
+    "llama8b.up": (14336, 4096),
+    "llama8b.down": (4096, 14336),
+    "llama70b.o": (8192, 8192),
+    "llama70b.up": (28672, 8192),
+    "llama70b.down": (8192, 28672),
+}
+"""[out, in] of linear layers of Llama 3."""
+TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+QUICK_SHAPES = ("llama8b.qkv", "llama8b.up", "llama8b.down", "llama70b.o")
+QUICK_TOKENS = (1, 16, 64, 128, 512, 2048, 8192)
+
+_DTYPE = torch.bfloat16
+_GRAPH_SECONDS = 2e-3
+_L2_TIMES = 4
+_CHECKED_OUTPUTS = 64
+
+
+@dataclass(frozen=True)
+class _Ceilings:
+    """What this GPU reached: dense operations and bytes read a second."""
+
+    flops: float
+    bandwidth: float
+
+    def bound_speedup(self, tokens: int, out: int, inputs: int, packed_bytes: int) -> float:
+        """The ratio of the least times, dense over 2:4 (half the operations)."""
+        flops = 2.0 * tokens * out * inputs
+        activations = 2.0 * tokens * (out + inputs)
+        dense = max(flops / self.flops, (2.0 * out * inputs + activations) / self.bandwidth)
+        sparse = max(flops / 2 / self.flops, (packed_bytes + activations) / self.bandwidth)
+        return dense / sparse
+
+
+def run(options: Options) -> Iterator[Record]:
+    """Measures case by case on the current CUDA device.
+
+    Raises:
+        RuntimeError: there is no CUDA device, or it computes no 2:4 weights.
+    """
+    if not torch.cuda.is_available():
+        raise RuntimeError("suite gpu-24 needs a CUDA device; torch sees none")
+    ceilings = _ceilings()
+    host_us = _host_us()
+    shapes = QUICK_SHAPES if options.quick else tuple(SHAPES)
+    for name in shapes:
+        out, inputs = SHAPES[name]
+        chosen = [
+            tokens
+            for tokens in (QUICK_TOKENS if options.quick else TOKENS)
+            if options.wants(f"{name} {tokens}")
+        ]
+        if chosen:
+            layer = _Layer(out, inputs)
+            for tokens in chosen:
+                options.progress(f"{name}, {tokens} tokens")
+                yield _measure(layer, tokens, options, ceilings, host_us)
+
+
+class _Layer:
+    """Copies of one 2:4 layer in every contestant's form."""
+
+    def __init__(self, out: int, inputs: int) -> None:
+        self.out, self.inputs = out, inputs
+        l2 = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
+        # The packed form is the smallest: enough copies of it overflow L2 too.
+        self.copies = 1 + math.ceil(_L2_TIMES * l2 / (out * inputs * 9 / 8))
+        torch.manual_seed(0)
+        self.dense = [self._pruned() for _ in range(self.copies)]
+        self.packed = [SparseWeight.from_dense(w, "2:4", layout="nm24_tiles") for w in self.dense]
+        self.compressed: Tensor | None = None
+        if torch.backends.cusparselt.is_available():
+            self.compressed = torch._cslt_compress(self.dense[0])
+
+    def _pruned(self) -> Tensor:
+        w = torch.randn(self.out, self.inputs, device="cuda", dtype=_DTYPE)
+        packed = torch.ops.gossamer.prune_pack_24(w)
+        return torch.ops.gossamer.unpack(packed, w.shape, _DTYPE)
+
+
+def _measure(
+    layer: _Layer, tokens: int, options: Options, ceilings: _Ceilings, host_us: float
+) -> Record:
+    x = torch.randn(tokens, layer.inputs, device="cuda", dtype=_DTYPE)
+    _check(layer, x)
+    rivals: dict[str, list[Callable[[], Any]]] = {
+        "gossamer": [lambda w=w: F.linear(x, w) for w in layer.packed],  # type: ignore[misc]
+        "cublas": [lambda w=w: F.linear(x, w) for w in layer.dense],  # type: ignore[misc]
+    }
+    if layer.compressed is not None:
+        compressed = layer.compressed
+        best = int(torch._cslt_sparse_mm_search(compressed, x.t()))
+        rivals["cusparselt"] = [lambda: torch._cslt_sparse_mm(compressed, x.t(), alg_id=best)]
+    times = _contest(rivals, options.rounds)
+    ms, dense_ms = times.pop("gossamer"), times["cublas"]
+    kernel = torch.ops.gossamer.cuda_kernel(x, layer.out)
+    packed_bytes = layer.packed[0].packed_bytes
+    return Record(
+        suite="gpu-24",
+        kernel=kernel,
+        machine=gpu_name(),
+        device="cuda",
+        threads=torch.get_num_threads(),
+        dtype="bfloat16",
+        pattern="2:4",
+        sparsity=0.5,
+        tokens=tokens,
+        out=layer.out,
+        inputs=layer.inputs,
+        ms=ms,
+        dense_ms=dense_ms,
+        dense_impl=f"torch.nn.functional.linear, torch {torch.__version__}",
+        speedup=dense_ms / ms,
+        peers=times,
+        bytes=packed_bytes,
+        bound_speedup=ceilings.bound_speedup(tokens, layer.out, layer.inputs, packed_bytes),
+        host_us=host_us,
+        version=gs.__version__,
+        date=now(),
+    )
+
+
+def gpu_name() -> str:
+    """Short name of the current GPU, e.g. `h100`."""
+    words = torch.cuda.get_device_name().lower().split()
+    return next((word for word in words if any(c.isdigit() for c in word)), words[-1])
+
+
+def _check(layer: _Layer, x: Tensor) -> None:
+    """A wrong product is not worth timing.
+
+    Raises:
+        AssertionError: a result differs from float64 by more than its rounding and float32 sums.
+    """
+    w = layer.dense[0][:_CHECKED_OUTPUTS].double()
+    y = F.linear(x, layer.packed[0])[:, :_CHECKED_OUTPUTS].double()
+    exact = x.double() @ w.T
+    sums = (layer.inputs + 1) * torch.finfo(torch.float32).eps * (x.double().abs() @ w.abs().T)
+    bound = torch.finfo(_DTYPE).eps / 2 * (exact.abs() + sums) + sums
+    if not ((y - exact).abs() <= bound).all():
+        raise AssertionError(f"{x.shape[0]} tokens: the product is wrong, nothing was timed")
+
+
+def _contest(rivals: dict[str, list[Callable[[], Any]]], rounds: int) -> dict[str, float]:
+    """Median milliseconds of one call of each, replayed as graphs in turn."""
+    graphs = {name: _captured(calls) for name, calls in rivals.items()}
+    times: dict[str, list[float]] = {name: [] for name in rivals}
+    for _, (graph, _count) in graphs.items():
+        graph.replay()
+    for _, (name, (graph, count)) in itertools.product(range(rounds), graphs.items()):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times[name].append(start.elapsed_time(end) / count)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _captured(calls: list[Callable[[], Any]]) -> tuple[torch.cuda.CUDAGraph, int]:
+    """A graph of enough calls to fill a few milliseconds, and how many they are."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for call in calls:
+            call()
+        stream.synchronize()
+        start = time.perf_counter()
+        for call in calls:
+            call()
+        stream.synchronize()
+        seconds = (time.perf_counter() - start) / len(calls)
+        turns = max(1, math.ceil(_GRAPH_SECONDS / (seconds * len(calls))))
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            for _ in range(turns):
+                for call in calls:
+                    call()
+    torch.cuda.current_stream().wait_stream(stream)
+    return graph, turns * len(calls)
+
+
+def _ceilings() -> _Ceilings:
+    side, size = 8192, 1 << 30
+    a = torch.randn(side, side, device="cuda", dtype=_DTYPE)
+    source = torch.ones(size, device="cuda", dtype=torch.uint8)
+    target = torch.empty_like(source)
+    times = _contest(
+        {"product": [lambda: a @ a], "copy": [lambda: target.copy_(source)]},
+        rounds=5,
+    )
+    return _Ceilings(2e3 * side**3 / times["product"], 2e3 * size / times["copy"])
+
+
+def _host_us() -> float:
+    """Host microseconds of an eager call on a 64x64 layer; the GPU keeps up."""
+    calls, rounds = 200, 9
+    weight = SparseWeight.from_dense(
+        torch.ops.gossamer.unpack(
+            torch.ops.gossamer.prune_pack_24(torch.randn(64, 64, device="cuda", dtype=_DTYPE)),
+            (64, 64),
+            _DTYPE,
+        ),
+        "2:4",
+        layout="nm24_tiles",
+    )
+    x = torch.randn(1, 64, device="cuda", dtype=_DTYPE)
+    best = math.inf
+    for _ in range(rounds):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(calls):
+            F.linear(x, weight)
+        best = min(best, (time.perf_counter() - start) / calls)
+    return best * 1e6
