@@ -34,7 +34,11 @@ struct GemmInstance {
       Shape::kWBytes + static_cast<double>(Shape::kXBytes) / Shape::kCluster;
   static constexpr double kLaunchSeconds = 3e-6;
   static constexpr double kTileSeconds = 1.5e-6;
-  static constexpr double kSplitSeconds = 5e-6;
+  static constexpr double kSplitSeconds = 8e-6;
+  // What one block takes of W, however few others there are.
+  static constexpr double kBlockBytesPerSecond = 42e9;
+  // A block of which half the tokens or more lie past the last one: its X is slow to fill.
+  static constexpr double kMostlyOutside = 1.4;
 
   static int input_tiles(const LinearSp24Args& args) {
     return static_cast<int>(detail::nm24_input_tiles(args.in, 2));
@@ -73,10 +77,13 @@ struct GemmInstance {
       const double rounds = std::ceil(static_cast<double>(tiles) / clusters);
       const int steps = (input_tiles(args) + split - 1) / split;
       const double blocks = std::min(tiles, clusters) * Shape::kCluster * split;
-      const double step = std::max(kMathSeconds, kFeedBytes * blocks / kFeedBytesPerSecond);
+      const double step = std::max({kMathSeconds, kFeedBytes * blocks / kFeedBytesPerSecond,
+                                    Shape::kWBytes / kBlockBytesPerSecond});
       const double memory = weight_bytes(args) / device.memory_bytes_per_second;
-      const double seconds = kLaunchSeconds + std::max(rounds * steps * step, memory) +
-                             rounds * kTileSeconds + (split > 1 ? kSplitSeconds : 0);
+      const double work = std::max(rounds * steps * step, memory) *
+                          (args.tokens * 2 <= Shape::kTokens ? kMostlyOutside : 1.0);
+      const double seconds =
+          kLaunchSeconds + work + rounds * kTileSeconds + (split > 1 ? kSplitSeconds : 0.0);
       if (seconds < best.seconds) best = {split, seconds};
     }
     return best;
