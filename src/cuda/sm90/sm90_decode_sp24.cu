@@ -58,7 +58,6 @@ void fit(Cut& cut, const LinearSp24Args& args, int tokens) {
                     (bytes - DecodeShape::shared_bytes(tokens, 0, x_tiles)) / (stage_bytes + 16));
   };
   for (const int bytes : {kHalfShared, kWholeShared}) {
-    if (bytes == kHalfShared && tokens > 64) continue;
     const int stages = stages_in(bytes, slice, DecodeShape::kStage);
     if (stages < kLeastStages) continue;
     cut.stages = stages;
@@ -196,12 +195,10 @@ void add_decode_rows(std::vector<LinearSp24Kernel>& rows) {
   rows.push_back(decode_row<B, 16>("sm90_decode_sp24_bf16_16", DType::kBFloat16));
   rows.push_back(decode_row<B, 32>("sm90_decode_sp24_bf16_32", DType::kBFloat16));
   rows.push_back(decode_row<B, 64>("sm90_decode_sp24_bf16_64", DType::kBFloat16));
-  rows.push_back(decode_row<B, 128>("sm90_decode_sp24_bf16_128", DType::kBFloat16));
   rows.push_back(decode_row<H, 8>("sm90_decode_sp24_f16_8", DType::kFloat16));
   rows.push_back(decode_row<H, 16>("sm90_decode_sp24_f16_16", DType::kFloat16));
   rows.push_back(decode_row<H, 32>("sm90_decode_sp24_f16_32", DType::kFloat16));
   rows.push_back(decode_row<H, 64>("sm90_decode_sp24_f16_64", DType::kFloat16));
-  rows.push_back(decode_row<H, 128>("sm90_decode_sp24_f16_128", DType::kFloat16));
 }
 
 }  // namespace gossamer::cuda::sm90

@@ -26,8 +26,8 @@ struct GemmInstance {
   // Measured on an H100 under load: the clock that power allows, the bytes that all blocks together
   // take from L2, and what a launch, the end of a tile and an exchange of sums cost.
   static constexpr double kClock = 1.2e9;
-  static constexpr double kMathSeconds =
-      4.0 * Shape::kRowTiles * (Shape::kTokens / 2 + 16) / kClock;
+  static constexpr double kCoolClock = 1.65e9;  // with a quarter of the multiprocessors at work
+  static constexpr double kMathClocks = 4.0 * Shape::kRowTiles * (Shape::kTokens / 2 + 16);
   static constexpr double kFeedBytesPerSecond =
       !Shape::kXByTma ? 1.5e12 : (Shape::kCluster == 1 ? 8.5e12 : 7e12);
   static constexpr double kFeedBytes =
@@ -77,7 +77,8 @@ struct GemmInstance {
       const double rounds = std::ceil(static_cast<double>(tiles) / clusters);
       const int steps = (input_tiles(args) + split - 1) / split;
       const double blocks = std::min(tiles, clusters) * Shape::kCluster * split;
-      const double step = std::max({kMathSeconds, kFeedBytes * blocks / kFeedBytesPerSecond,
+      const double clock = blocks * 4 <= device.multiprocessors ? kCoolClock : kClock;
+      const double step = std::max({kMathClocks / clock, kFeedBytes * blocks / kFeedBytesPerSecond,
                                     Shape::kWBytes / kBlockBytesPerSecond});
       const double memory = weight_bytes(args) / device.memory_bytes_per_second;
       const double work = std::max(rounds * steps * step, memory) *
