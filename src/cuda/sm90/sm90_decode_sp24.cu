@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <iterator>
 #include <limits>
 
@@ -57,7 +58,6 @@ void fit(Cut& cut, const LinearSp24Args& args, int tokens) {
                     (bytes - DecodeShape::shared_bytes(tokens, 0, x_tiles)) / (stage_bytes + 16));
   };
   for (const int bytes : {kHalfShared, kWholeShared}) {
-    if (bytes == kHalfShared && tokens > 64) continue;
     const int stages = stages_in(bytes, slice, DecodeShape::kStage);
     if (stages < kLeastStages) continue;
     cut.stages = stages;
@@ -131,7 +131,10 @@ std::string refuses(const LinearSp24Kernel& row, const LinearSp24Args& args,
 
 template <typename T, int kTokens>
 double seconds(const LinearSp24Kernel&, const LinearSp24Args& args, const DeviceInfo& device) {
-  return best_cut<T, kTokens>(args, device).seconds;
+  // Boxes of X that reach past the last token are slow to fill: the narrowest kernel is the best.
+  constexpr double kPerDoubling = 0.05;
+  const double waste = std::log2(kTokens / std::max(8.0, static_cast<double>(args.tokens)));
+  return best_cut<T, kTokens>(args, device).seconds * (1 + kPerDoubling * std::max(waste, 0.0));
 }
 
 template <typename T, int kTokens>
@@ -192,12 +195,10 @@ void add_decode_rows(std::vector<LinearSp24Kernel>& rows) {
   rows.push_back(decode_row<B, 16>("sm90_decode_sp24_bf16_16", DType::kBFloat16));
   rows.push_back(decode_row<B, 32>("sm90_decode_sp24_bf16_32", DType::kBFloat16));
   rows.push_back(decode_row<B, 64>("sm90_decode_sp24_bf16_64", DType::kBFloat16));
-  rows.push_back(decode_row<B, 128>("sm90_decode_sp24_bf16_128", DType::kBFloat16));
   rows.push_back(decode_row<H, 8>("sm90_decode_sp24_f16_8", DType::kFloat16));
   rows.push_back(decode_row<H, 16>("sm90_decode_sp24_f16_16", DType::kFloat16));
   rows.push_back(decode_row<H, 32>("sm90_decode_sp24_f16_32", DType::kFloat16));
   rows.push_back(decode_row<H, 64>("sm90_decode_sp24_f16_64", DType::kFloat16));
-  rows.push_back(decode_row<H, 128>("sm90_decode_sp24_f16_128", DType::kFloat16));
 }
 
 }  // namespace gossamer::cuda::sm90

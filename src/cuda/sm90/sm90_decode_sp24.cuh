@@ -67,7 +67,7 @@ struct DecodeShape {
 };
 
 template <typename T, int kTokens>
-__global__ void __launch_bounds__(DecodeShape::kThreads, kTokens <= 64 ? 2 : 1)
+__global__ void __launch_bounds__(DecodeShape::kThreads, 2)
     decode_sp24(const __grid_constant__ CUtensorMap x_map,
                 const __grid_constant__ DecodeParams<T> p) {
   using Shape = DecodeShape;

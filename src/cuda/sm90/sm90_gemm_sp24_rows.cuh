@@ -26,15 +26,19 @@ struct GemmInstance {
   // Measured on an H100 under load: the clock that power allows, the bytes that all blocks together
   // take from L2, and what a launch, the end of a tile and an exchange of sums cost.
   static constexpr double kClock = 1.2e9;
-  static constexpr double kMathSeconds =
-      4.0 * Shape::kRowTiles * (Shape::kTokens / 2 + 16) / kClock;
+  static constexpr double kCoolClock = 1.65e9;  // with a quarter of the multiprocessors at work
+  static constexpr double kMathClocks = 4.0 * Shape::kRowTiles * (Shape::kTokens / 2 + 16);
   static constexpr double kFeedBytesPerSecond =
       !Shape::kXByTma ? 1.5e12 : (Shape::kCluster == 1 ? 8.5e12 : 7e12);
   static constexpr double kFeedBytes =
       Shape::kWBytes + static_cast<double>(Shape::kXBytes) / Shape::kCluster;
   static constexpr double kLaunchSeconds = 3e-6;
   static constexpr double kTileSeconds = 1.5e-6;
-  static constexpr double kSplitSeconds = 5e-6;
+  static constexpr double kSplitSeconds = 8e-6;
+  // What one block takes of W, however few others there are.
+  static constexpr double kBlockBytesPerSecond = 42e9;
+  // A block of which half the tokens or more lie past the last one: its X is slow to fill.
+  static constexpr double kMostlyOutside = 1.4;
 
   static int input_tiles(const LinearSp24Args& args) {
     return static_cast<int>(detail::nm24_input_tiles(args.in, 2));
@@ -73,10 +77,14 @@ struct GemmInstance {
       const double rounds = std::ceil(static_cast<double>(tiles) / clusters);
       const int steps = (input_tiles(args) + split - 1) / split;
       const double blocks = std::min(tiles, clusters) * Shape::kCluster * split;
-      const double step = std::max(kMathSeconds, kFeedBytes * blocks / kFeedBytesPerSecond);
+      const double clock = blocks * 4 <= device.multiprocessors ? kCoolClock : kClock;
+      const double step = std::max({kMathClocks / clock, kFeedBytes * blocks / kFeedBytesPerSecond,
+                                    Shape::kWBytes / kBlockBytesPerSecond});
       const double memory = weight_bytes(args) / device.memory_bytes_per_second;
-      const double seconds = kLaunchSeconds + std::max(rounds * steps * step, memory) +
-                             rounds * kTileSeconds + (split > 1 ? kSplitSeconds : 0);
+      const double work = std::max(rounds * steps * step, memory) *
+                          (args.tokens * 2 <= Shape::kTokens ? kMostlyOutside : 1.0);
+      const double seconds =
+          kLaunchSeconds + work + rounds * kTileSeconds + (split > 1 ? kSplitSeconds : 0.0);
       if (seconds < best.seconds) best = {split, seconds};
     }
     return best;
