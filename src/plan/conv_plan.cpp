@@ -201,9 +201,9 @@ Plan plan_conv2d(const PackedView& weight, const Conv2dLayer& layer, const Epilo
     }
   }
   const plan::ConvProblem problem{weight, layer, epilogue, dense, options};
-  const Plan result = plan::measure_conv2d(rows, problem, forced.source).plan;
-  if (!file.empty()) plan::write_cached_plan(file, key, result);
-  return in_own_layout(result);
+  const plan::Verdict verdict = plan::measure_conv2d(rows, problem, forced.source);
+  if (!file.empty() && !verdict.disturbed) plan::write_cached_plan(file, key, verdict.plan);
+  return in_own_layout(verdict.plan);
 }
 
 }  // namespace gossamer

@@ -56,6 +56,7 @@ struct Contested {
 struct Verdict {
   Plan plan;
   std::vector<Contested> contested;
+  bool disturbed = false;  ///< other work held the processors: not a verdict to keep for long
 };
 
 /// `forced`: who forced the single candidate ("GOSSAMER_KERNEL", "kernel"), empty for a free

@@ -127,10 +127,10 @@ Plan plan_linear(const PackedView& weight, const Epilogue& epilogue, const Machi
       return in_own_layout(std::move(*kept));
     }
   }
-  const Plan result =
-      plan::measure_rows(rows, weight, desc, machine, dense, options, forced.source).plan;
-  if (!file.empty()) plan::write_cached_plan(file, key, result);
-  return in_own_layout(result);
+  const plan::Verdict verdict =
+      plan::measure_rows(rows, weight, desc, machine, dense, options, forced.source);
+  if (!file.empty() && !verdict.disturbed) plan::write_cached_plan(file, key, verdict.plan);
+  return in_own_layout(verdict.plan);
 }
 
 void store_plan(PackedWeight& weight, const Plan& plan) {
