@@ -40,6 +40,7 @@ from gossamer.prune.reconstruction import Reconstruction
 from gossamer.prune.report import density, sparsity_report
 from gossamer.prune.schedule import cubic_sparsity
 from gossamer.prune.scored_mask import ScoredMask
+from gossamer.prune.sensitivity import Sensitivity, measure_sensitivity
 from gossamer.prune.sparsifier import Sparsifier
 from gossamer.prune.training import LotteryTicket, Movement, Supermask
 from gossamer.prune.transposable import Transposable
@@ -71,6 +72,7 @@ __all__ = [
     "Reconstruction",
     "Score",
     "ScoredMask",
+    "Sensitivity",
     "SparseGPT",
     "Sparsifier",
     "Supermask",
@@ -84,6 +86,7 @@ __all__ = [
     "from_torch_prune",
     "lamp",
     "masked_parameters",
+    "measure_sensitivity",
     "owl",
     "recalibrate_batchnorm",
     "show_progress",
