@@ -42,6 +42,7 @@ from gossamer.prune.schedule import cubic_sparsity
 from gossamer.prune.scored_mask import ScoredMask
 from gossamer.prune.sensitivity import Sensitivity, measure_sensitivity
 from gossamer.prune.sparsifier import Sparsifier
+from gossamer.prune.statistics import save_statistics
 from gossamer.prune.training import LotteryTicket, Movement, Supermask
 from gossamer.prune.transposable import Transposable
 
@@ -89,6 +90,7 @@ __all__ = [
     "measure_sensitivity",
     "owl",
     "recalibrate_batchnorm",
+    "save_statistics",
     "show_progress",
     "sparsity_report",
     "to_torch_prune",
