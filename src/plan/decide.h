@@ -62,4 +62,7 @@ struct Verdict {
 /// choice. There is at least one candidate and one probed token count.
 Verdict decide(const Evidence& evidence, MemoryMode memory, const std::string& forced);
 
+/// The plan of a weight that nothing was timed for: dense everywhere, for one reason.
+Plan plain_plan(const PackedView& weight, std::string reason);
+
 }  // namespace gossamer::plan
