@@ -156,7 +156,9 @@ struct PlanOptions {
   /// Where verdicts are kept between processes: a file, "" for the user's cache directory
   /// ($GOSSAMER_CACHE, $XDG_CACHE_HOME/gossamer or ~/.cache/gossamer), "off" for none.
   std::string cache;
-  double seconds_budget = 0.5;  ///< an upper bound on the time spent measuring one shape
+  /// An upper bound on the time spent measuring one shape. Time that calls waited for other work is
+  /// not charged, up to three budgets or half a second, whichever is more.
+  double seconds_budget = 0.5;
   /// The door's cost of one call beyond dense's, added to every sparse time (seconds).
   double call_overhead = 0.0;
 };

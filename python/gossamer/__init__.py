@@ -14,6 +14,7 @@ from gossamer.config import BlockSparseWeightConfig, SemiSparseWeightConfig, Spa
 from gossamer.explanation import BucketPlan, Explanation, LayerReport, explain
 from gossamer.host import Kernel, Machine, kernels, machine
 from gossamer.io import LoadResult, load_into, save
+from gossamer.model_report import Outcome, report
 from gossamer.prune import (
     ALPS,
     RIA,
@@ -44,6 +45,7 @@ __all__ = [
     "Machine",
     "Magnitude",
     "OneShot",
+    "Outcome",
     "Random",
     "SemiSparseWeightConfig",
     "SparseConfig",
@@ -58,6 +60,7 @@ __all__ = [
     "linear",
     "load_into",
     "machine",
+    "report",
     "save",
     "sparsify_",
 ]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gossamer import _ops
+from gossamer import _ops, _plan_cuda
 from gossamer._convolution import Convolution
 from gossamer.weight import SparseWeight
 
@@ -71,6 +71,8 @@ def decide(
         ValueError: the weight breaks the pattern that was asked for.
     """
     values = values.detach()
+    if values.device.type == "cuda":
+        return _decide_cuda(values, name, request, transposed, bias, convolution)
     if convolution is not None and request.pattern is not None:
         group = _group_size(request.pattern)
         if values.shape[1] % group:
@@ -86,9 +88,7 @@ def decide(
         if zeros < LEAST_ZEROS:
             return Decision(
                 None,
-                plain_report(
-                    f"not sparse: {zeros:.1%} of the weights are zero, under {LEAST_ZEROS:.0%}"
-                ),
+                plain_report(_not_sparse(zeros)),
             )
     weight = SparseWeight.from_dense(values, request.pattern, transposed=transposed, name=name)
     return decide_packed(weight, values, request, bias=bias, convolution=convolution)
@@ -104,6 +104,80 @@ def _group_size(pattern: str) -> int:
     *before, last = pattern.split(":")
     is_grouped = before and (before[0].isdecimal() or before[0] == "vnm") and last.isdecimal()
     return max(int(last), 1) if is_grouped else 1
+
+
+def _decide_cuda(
+    values: Tensor,
+    name: str,
+    request: Request,
+    transposed: bool,
+    bias: bool,
+    convolution: Convolution | None,
+) -> Decision:
+    """Packs and plans a dense weight on a GPU: 2:4 or not at all."""
+    pattern = request.pattern
+    if pattern is None:
+        zeros = 1.0 - int(torch.count_nonzero(values)) / max(values.numel(), 1)
+        if zeros < LEAST_ZEROS:
+            return Decision(None, plain_report(_not_sparse(zeros)))
+    elif pattern not in ("2:4", "nm:2:4"):
+        return Decision(None, plain_report(f"pattern {pattern} is not multiplied on a GPU, 2:4 is"))
+    if convolution is not None or values.dim() != 2:
+        kind = "convolutions" if convolution is not None else "stacks of matrices"
+        return Decision(None, plain_report(f"{kind} are not multiplied packed on a GPU"))
+    why = _plan_cuda.obstacle(values.dtype, values.device)
+    if why is not None:
+        return Decision(None, plain_report(why))
+    if pattern is None and not _is_24(values.mT if transposed else values):
+        text = "its zeros are not 2:4, the pattern that is multiplied on a GPU"
+        return Decision(None, plain_report(text))
+    weight = SparseWeight.from_dense(
+        values, "2:4", layout="nm24_tiles", transposed=transposed, name=name
+    )
+    return decide_packed(weight, values, request, bias=bias)
+
+
+def _is_24(values: Tensor) -> bool:
+    """Whether no group of four inputs has more than two non-zeros; [out, in]."""
+    padded = torch.nn.functional.pad(values != 0, (0, -values.shape[1] % 4))
+    return int(padded.unflatten(1, (-1, 4)).sum(-1).amax()) <= 2 if padded.numel() else True
+
+
+def _not_sparse(zeros: float) -> str:
+    return f"not sparse: {zeros:.1%} of the weights are zero, under {LEAST_ZEROS:.0%}"
+
+
+def _plan_on_cuda(
+    weight: SparseWeight, logical: Tensor, request: Request, bias: bool, report: Report
+) -> Decision:
+    """Plans tiles that are on a GPU already."""
+    dense = logical.contiguous()
+    try:
+        found = _plan_cuda.plan_24(
+            SparseWeight.from_packed,
+            weight.packed,
+            dense,
+            bias=bias,
+            mode=request.plan,
+            memory=request.memory,
+        )
+    except torch.OutOfMemoryError:
+        text = (
+            "plain: the GPU has too little free memory to compare packed with dense; "
+            'plan="model" needs none'
+        )
+        return Decision(None, plain_report(text))
+    report["reason"] = found.reason
+    report["plan"] = _buckets({"bucket_ends": _plan_cuda.BUCKET_ENDS, "choices": found.choices})
+    if not found.sparse:
+        report["packed"] = False
+        return Decision(None, report)
+    packed = weight.packed
+    kept = None
+    if any(found.dense_buckets):
+        packed = torch.ops.gossamer.with_plan(packed, json.dumps(found.dense_buckets))
+        kept = dense.clone()
+    return Decision(SparseWeight.from_packed(packed, dense=kept), _with_facts(report, packed))
 
 
 def decide_packed(
@@ -136,6 +210,8 @@ def decide_packed(
         report["reason"] = f"layout {request.layout} was asked for; not compared with dense"
         return Decision(SparseWeight.from_packed(packed), _with_facts(report, packed))
     logical = values.detach().mT if weight.transposed else values.detach()
+    if weight.layout_name == "nm24_tiles" and weight.device.type == "cuda":
+        return _plan_on_cuda(weight, logical, request, bias, report)
     wishes = (bias, 0, request.plan, request.memory, "", "")
     if convolution is None:
         packed, text = ops.plan(weight.packed, logical, *wishes)

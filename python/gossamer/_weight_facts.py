@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,6 +33,9 @@ class Facts(NamedTuple):
     layout_code: int
     transposed: bool
     kernel: tuple[int, int] | None = None
+    dense_buckets: int = 0
+    """A bit for each bucket of token counts that the plan runs dense. Only of tiles on a GPU, whose
+    operator cannot read the header."""
 
     @property
     def logical_shape(self) -> tuple[int, ...]:
@@ -63,4 +66,11 @@ def facts_of(packed: Tensor) -> Facts:
         info["layout_code"],
         info["transposed"],
         (kernel[0], kernel[1]) if kernel else None,
+        _dense_buckets(info),
     )
+
+
+def _dense_buckets(info: dict[str, Any]) -> int:
+    if info["layout"] != "nm24_tiles":
+        return 0
+    return sum(1 << i for i, kernel in enumerate(info["plan"]) if kernel == "dense")

@@ -77,10 +77,11 @@ class SparseWeight(torch.Tensor):
         self._facts = facts
         # What the shortest path of F.linear asks: nothing to transpose, no dense copy to pass on.
         self._is_direct = dense is None and not facts.transposed
-        # A GPU's operator does not read the header: it is told the inputs beside the layout.
+        # A GPU's operator does not read the header: it is told the inputs, and where the plan runs
+        # dense, beside the layout.
         self._layout_argument = facts.layout_code
         if packed.device.type == "cuda":
-            self._layout_argument |= facts.inputs << 16
+            self._layout_argument |= facts.dense_buckets << 8 | facts.inputs << 16
 
     @classmethod
     def from_dense(

@@ -279,4 +279,16 @@ Verdict decide(const Evidence& evidence, MemoryMode memory, const std::string& f
   return Decider(evidence, memory, forced).verdict();
 }
 
+Plan plain_plan(const PackedView& weight, std::string reason) {
+  Plan result;
+  result.layout = weight.layout();
+  result.reason = std::move(reason);
+  for (std::size_t bucket = 0; bucket < result.choices.size(); ++bucket) {
+    result.choices[bucket].kernel = kDenseKernel;
+    result.choices[bucket].tokens = largest_probe(static_cast<int>(bucket));
+    result.choices[bucket].reason = result.reason;
+  }
+  return result;
+}
+
 }  // namespace gossamer::plan

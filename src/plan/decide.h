@@ -56,10 +56,14 @@ struct Contested {
 struct Verdict {
   Plan plan;
   std::vector<Contested> contested;
+  bool disturbed = false;  ///< other work held the processors: not a verdict to keep for long
 };
 
 /// `forced`: who forced the single candidate ("GOSSAMER_KERNEL", "kernel"), empty for a free
 /// choice. There is at least one candidate and one probed token count.
 Verdict decide(const Evidence& evidence, MemoryMode memory, const std::string& forced);
+
+/// The plan of a weight that nothing was timed for: dense everywhere, for one reason.
+Plan plain_plan(const PackedView& weight, std::string reason);
 
 }  // namespace gossamer::plan

@@ -25,6 +25,7 @@ using detail::fail;
 using plan::kProbeCount;
 using plan::kProbes;
 using plan::ModelledRow;
+using plan::plain_plan;
 
 /// A row that the caller or the environment insists on.
 struct Forced {
@@ -49,18 +50,6 @@ Forced forced_kernel(const LinearDesc& desc, const Machine& machine, const PlanO
   fail(ErrorCode::kUnsupported,
        "kernel '{}' cannot compute this {} x {} weight: {}; leave kernel empty for a free choice",
        name, desc.out, desc.in, refusal);
-}
-
-Plan plain_plan(const PackedView& weight, std::string reason) {
-  Plan result;
-  result.layout = weight.layout();
-  result.reason = std::move(reason);
-  for (std::size_t bucket = 0; bucket < result.choices.size(); ++bucket) {
-    result.choices[bucket].kernel = kDenseKernel;
-    result.choices[bucket].tokens = plan::largest_probe(static_cast<int>(bucket));
-    result.choices[bucket].reason = result.reason;
-  }
-  return result;
 }
 
 // Rows of a timed plan must run in this process, whatever machine the caller describes.
@@ -138,10 +127,10 @@ Plan plan_linear(const PackedView& weight, const Epilogue& epilogue, const Machi
       return in_own_layout(std::move(*kept));
     }
   }
-  const Plan result =
-      plan::measure_rows(rows, weight, desc, machine, dense, options, forced.source).plan;
-  if (!file.empty()) plan::write_cached_plan(file, key, result);
-  return in_own_layout(result);
+  const plan::Verdict verdict =
+      plan::measure_rows(rows, weight, desc, machine, dense, options, forced.source);
+  if (!file.empty() && !verdict.disturbed) plan::write_cached_plan(file, key, verdict.plan);
+  return in_own_layout(verdict.plan);
 }
 
 void store_plan(PackedWeight& weight, const Plan& plan) {

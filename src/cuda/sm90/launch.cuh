@@ -76,8 +76,11 @@ int active_clusters(const Kernel& kernel, const LaunchShape& shape) {
 template <typename T>
 Epilogue<T> epilogue_of(const LinearSp24Args& args) {
   Epilogue<T> epilogue;
-  epilogue.bias = static_cast<const T*>(args.bias);
-  epilogue.residual = static_cast<const T*>(args.residual);
+  epilogue.bias = static_cast<const std::uint16_t*>(args.bias);
+  epilogue.residual = static_cast<const std::uint16_t*>(args.residual);
+  epilogue.x_scale = args.x_scale;
+  epilogue.weight_scale = args.weight_scale;
+  epilogue.is_half = args.y_dtype == DType::kFloat16;
   epilogue.residual_stride = args.residual_stride;
   epilogue.out = static_cast<int>(args.out);
   epilogue.tokens = static_cast<int>(args.tokens);
