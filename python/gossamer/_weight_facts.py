@@ -10,6 +10,10 @@ from torch import Tensor
 
 from gossamer import _ops
 
+LEAST_ZEROS = 0.25
+"""A weight with a smaller fraction of zeros counts as dense: a few that nobody put there are not
+worth packing and timing. A pattern that is asked for decides alone."""
+
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (
