@@ -13,13 +13,10 @@ from torch import Tensor, nn
 from gossamer import _ops, _plan_cuda
 from gossamer._convolution import Convolution
 from gossamer._quantization import QUANTIZED_DTYPES, pack_quantized
+from gossamer._weight_facts import LEAST_ZEROS
 from gossamer.weight import SparseWeight
 
 __all__ = ["LEAST_ZEROS", "Decision", "Request", "decide", "decide_packed", "plain_report", "swap"]
-
-LEAST_ZEROS = 0.25
-"""A weight with a smaller fraction of zeros counts as dense: a few that nobody put there are not
-worth packing and timing. A pattern that is asked for decides alone."""
 
 Report = dict[str, Any]
 """What was decided for a layer, in plain JSON types; `module.gossamer_report` keeps it."""

@@ -15,6 +15,7 @@ package needs no such step.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ __all__ = ["SparseWeight", "linear"]
 
 _F_linear = torch.nn.functional.linear
 _F_conv2d = torch.nn.functional.conv2d
+_addmm = torch.addmm
 
 
 class SparseWeight(torch.Tensor):
@@ -56,6 +58,8 @@ class SparseWeight(torch.Tensor):
     out_features: int
     _facts: Facts
     _is_direct: bool
+    _is_direct_transposed: bool
+    _dense_buckets: int
     _layout_argument: int
 
     # --- Making one ---------------------------------------------------------------------------
@@ -90,6 +94,13 @@ class SparseWeight(torch.Tensor):
         self._facts = facts
         # What the shortest path of F.linear asks: nothing to transpose, no dense copy to pass on.
         self._is_direct = dense is None and scale is None and not facts.transposed
+        self._is_direct_transposed = (
+            dense is None and scale is None and facts.transposed and facts.batch == 1
+        )
+        is_plain_dense = dense is not None and not facts.transposed and facts.batch == 1
+        is_plain_dense &= facts.kernel is None and facts.inputs > 0
+        is_forced = bool(os.environ.get("GOSSAMER_KERNEL"))
+        self._dense_buckets = facts.dense_buckets if is_plain_dense and not is_forced else 0
         # A GPU's operator does not read the header: it is told the inputs, and where the plan runs
         # dense, beside the layout.
         self._layout_argument = facts.layout_code
@@ -355,6 +366,8 @@ class SparseWeight(torch.Tensor):
             return linear_as_torch(*args)
         if func is _F_conv2d and len(args) == 7 and type(args[1]) is SparseWeight:
             return convolution_as_torch(*args)
+        if func is _addmm and not kwargs and type(args[2]) is SparseWeight:
+            return addmm_as_torch(*args)
         handler = FUNCTIONS.get(func)
         if handler is not None:
             return handler(func, args, kwargs or {})
@@ -431,4 +444,5 @@ from gossamer import (  # noqa: E402
     _weight_memory,  # noqa: F401
 )
 from gossamer._weight_convolution import convolution_as_torch  # noqa: E402
+from gossamer._weight_functions import addmm_as_torch  # noqa: E402
 from gossamer._weight_products import linear, linear_as_torch  # noqa: E402

@@ -143,9 +143,7 @@ def test_a_small_layer_stays_dense_where_dense_is_faster() -> None:
 @gpu
 def test_dense_buckets_run_the_dense_copy() -> None:
     layer = pruned_layer(128, 256)
-    packed = torch.ops.gossamer.pack(
-        layer.weight.detach(), None, "2:4", "nm24_tiles", False, "w"
-    )
+    packed = torch.ops.gossamer.pack(layer.weight.detach(), None, "2:4", "nm24_tiles", False, "w")
     planned = torch.ops.gossamer.with_plan(packed, json.dumps([None, "dense"] + [None] * 5))
     # A copy with other values shows which of the two was multiplied.
     other = torch.randn(128, 256, device="cuda", dtype=torch.bfloat16)
@@ -185,7 +183,7 @@ def test_what_a_gpu_does_not_multiply_stays_plain_with_a_sentence(
 ) -> None:
     layer = nn.Linear(64, 64, device="cuda", dtype=torch.bfloat16)
     with torch.no_grad():
-        layer.weight[:, : 32] = 0
+        layer.weight[:, :32] = 0
     layer = change(layer)  # type: ignore[operator]
     gs.sparsify_(layer, pattern)
     report = next(iter(gs.explain(layer)))
