@@ -23,7 +23,8 @@ struct Epilogue {
   bool bias = false;
   bool residual = false;
   Activation activation = Activation::kNone;
-  bool quantized = false;  ///< X is int8 with a scale a token; Y is float32
+  /// X is int8 with a scale a token, Y is float32. Plans count what quantize_tokens takes.
+  bool quantized = false;
   friend bool operator==(const Epilogue&, const Epilogue&) = default;
 };
 

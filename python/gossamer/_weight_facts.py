@@ -40,6 +40,14 @@ class Facts(NamedTuple):
     dense_buckets: int = 0
     """A bit for each bucket of token counts that the plan runs dense. A GPU's operator cannot read
     the header; on a CPU it saves a call."""
+    quantized: torch.dtype | None = None
+    """The floating dtype that int8 values and their scales stand for; None where the values are the
+    weight itself."""
+
+    @property
+    def apparent_dtype(self) -> torch.dtype:
+        """The dtype of the dense parameter that the weight stands for."""
+        return self.dtype if self.quantized is None else self.quantized
 
     @property
     def logical_shape(self) -> tuple[int, ...]:

@@ -153,7 +153,7 @@ def product(
             weight.packed,
             weight._layout_argument,
             weight.out_features,
-            None,
+            weight.scale,
             bias,
             activation,
             residual,
@@ -164,7 +164,7 @@ def product(
 
 def times_logical(x: Tensor, weight: SparseWeight) -> Tensor:
     """x·W with W the logical [out, in]: the product that dX needs."""
-    if is_transformed():
+    if is_transformed() or weight.scale is not None:
         return x @ _logical_values(weight)
     if x.shape[-1] != weight.out_features:
         raise ValueError(
@@ -193,7 +193,7 @@ def _logical_values(weight: SparseWeight) -> Tensor:
     refuse_convolution(weight)
     if weight.dense is not None:
         return weight.dense
-    return torch.ops.gossamer.unpack(weight.packed, weight._facts.logical_shape, weight.dtype)
+    return weight._logical_values()
 
 
 def _dense_product(

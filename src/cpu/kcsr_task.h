@@ -78,6 +78,7 @@ struct KcsrFunctions {
   void (*add_one)(const KcsrAddTask&);
   void (*store_one)(const KcsrStoreTask&);
   void (*add_careful[kPanelWidths])(const KcsrAddTask&);
+  std::int64_t word_inputs = 1;  ///< inputs in 32 bits of a tile
 };
 
 extern const KcsrFunctions generic_spmm_f32;

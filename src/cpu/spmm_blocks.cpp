@@ -181,8 +181,10 @@ void add_row(std::string_view name, std::uint32_t needs, DType dtype,
     return seconds(functions, cost, desc, tokens, threads);
   };
   kernel.run = [](const LinearArgs& args) {
-    run_spmm(functions, widest_panel(functions, args.weight.header().block_rows), args,
-             [&](std::int64_t batch) { return Source(args.weight, batch, cost.tile_inputs); });
+    constexpr SplitCost kSplit{0.4 / cost.inputs, 0.6 / cost.inputs};
+    run_spmm(
+        functions, widest_panel(functions, args.weight.header().block_rows), args,
+        [&](std::int64_t batch) { return Source(args.weight, batch, cost.tile_inputs); }, kSplit);
   };
   register_linear_kernel(kernel);
 }
@@ -216,10 +218,11 @@ void add_unit_row(std::string_view name, std::uint32_t needs, DType dtype) {
                         threads);
   };
   kernel.run = [](const LinearArgs& args) {
-    run_spmm(functions, 8, args, [&](std::int64_t batch) {
-      const std::int64_t inputs = 4 / dtype_bytes(args.weight.dtype());
-      return Source(args.weight, batch, kUnitsPerTile * inputs);
-    });
+    const std::int64_t inputs = 4 / dtype_bytes(args.weight.dtype());
+    const auto each = static_cast<double>(inputs);
+    run_spmm(functions, 8, args,
+             [&](std::int64_t batch) { return Source(args.weight, batch, kUnitsPerTile * inputs); },
+             {1.1 / each, 0.55 / each});
   };
   register_linear_kernel(kernel);
 }

@@ -96,6 +96,9 @@ struct TileCost {
   double sums = 24.0;
 };
 
+/// Of a kept value, of which a tile has hundreds.
+inline constexpr SplitCost kTileSplit{0.1, 0.04};
+
 /// Predicted seconds of one call. `computed`: the share of tiles that is multiplied; `expands`: the
 /// weights are expanded for every panel.
 inline double tile_seconds(const LinearDesc& desc, const Machine& machine, std::int64_t tokens,
@@ -165,9 +168,12 @@ void add_bitmask_tile_row(std::string_view name, std::uint32_t needs, DType dtyp
       run_spmm(functions, vectors, args,
                [&](std::int64_t batch) { return TileSource(args.weight, batch, block, count); });
     } else {
-      run_spmm(functions, vectors, args, [&](std::int64_t batch) {
-        return Uncorrected<TileSource>(args.weight, batch, block, count);
-      });
+      run_spmm(
+          functions, vectors, args,
+          [&](std::int64_t batch) {
+            return Uncorrected<TileSource>(args.weight, batch, block, count);
+          },
+          kTileSplit);
     }
   };
   register_linear_kernel(kernel);
@@ -190,12 +196,14 @@ void add_block_tile_row(std::string_view name, std::uint32_t needs, DType dtype)
     const std::int64_t all = args.weight.in() + args.weight.header().block_cols;
     const std::int64_t inputs = block == 0 ? all : block;
     if (args.x_scale == nullptr) {
-      run_spmm(functions, vectors, args,
-               [&](std::int64_t batch) { return BlockSource(args.weight, batch, inputs); });
+      run_spmm(
+          functions, vectors, args,
+          [&](std::int64_t batch) { return BlockSource(args.weight, batch, inputs); }, kTileSplit);
     } else {
-      run_spmm(functions, vectors, args, [&](std::int64_t batch) {
-        return Uncorrected<BlockSource>(args.weight, batch, inputs);
-      });
+      run_spmm(
+          functions, vectors, args,
+          [&](std::int64_t batch) { return Uncorrected<BlockSource>(args.weight, batch, inputs); },
+          kTileSplit);
     }
   };
   register_linear_kernel(kernel);

@@ -108,9 +108,12 @@ class Measurer {
     return watch.seconds();
   }
 
-  static double run_row(const LinearKernel& row, const LinearArgs& args, int calls) {
+  double run_row(const LinearKernel& row, const LinearArgs& args, int calls) {
     const Stopwatch watch;
-    for (int i = 0; i < calls; ++i) row.run(args);
+    for (int i = 0; i < calls; ++i) {
+      if (desc_.epilogue.quantized) inputs_.quantize(args.tokens);
+      row.run(args);
+    }
     return watch.seconds() / calls;
   }
 

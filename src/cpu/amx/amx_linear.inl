@@ -317,7 +317,8 @@ constexpr gossamer::cpu::KcsrFunctions kBitmaskBf16{
     nullptr,
     nullptr,
     {add_kept_pairs<1>, add_kept_pairs<2>, add_kept_pairs<3>, add_kept_pairs<4>, add_kept_pairs<6>,
-     add_kept_pairs<8>}};
+     add_kept_pairs<8>},
+    2};
 
 constexpr gossamer::cpu::KcsrFunctions kBitmaskInt8{
     kLanes,
@@ -327,7 +328,8 @@ constexpr gossamer::cpu::KcsrFunctions kBitmaskInt8{
     store_quads,
     nullptr,
     nullptr,
-    {}};
+    {},
+    4};
 
 // A block keeps all its positions, so nothing of X has to be kept from a product.
 bool pack_all_pairs(const gossamer::cpu::KcsrPackTask& task) {
@@ -343,7 +345,8 @@ constexpr gossamer::cpu::KcsrFunctions kBlocksBf16{
     store_panel<BFloat16>,
     nullptr,
     nullptr,
-    {}};
+    {},
+    2};
 
 constexpr gossamer::cpu::KcsrFunctions kBlocksInt8{
     kLanes,
@@ -353,4 +356,5 @@ constexpr gossamer::cpu::KcsrFunctions kBlocksInt8{
     store_quads,
     nullptr,
     nullptr,
-    {}};
+    {},
+    4};

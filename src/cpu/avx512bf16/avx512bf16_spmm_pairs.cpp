@@ -92,7 +92,8 @@ constinit const KcsrFunctions avx512bf16_spmm_pairs = {
     nullptr,
     nullptr,
     {add_pairs_careful<1>, add_pairs_careful<2>, add_pairs_careful<3>, add_pairs_careful<4>,
-     add_pairs_careful<6>, add_pairs_careful<8>}};
+     add_pairs_careful<6>, add_pairs_careful<8>},
+    2};
 
 constinit const KcsrFunctions avx512bf16_spmm_block_pairs = {
     kLanes,
@@ -103,7 +104,8 @@ constinit const KcsrFunctions avx512bf16_spmm_block_pairs = {
     nullptr,
     nullptr,
     {add_blocks<PairUnit, 1>, add_blocks<PairUnit, 2>, add_blocks<PairUnit, 3>,
-     add_blocks<PairUnit, 4>, add_blocks<PairUnit, 6>, add_blocks<PairUnit, 8>}};
+     add_blocks<PairUnit, 4>, add_blocks<PairUnit, 6>, add_blocks<PairUnit, 8>},
+    2};
 
 void avx512bf16_bitmask_pairs(const BitmaskUnitTask& task) {
   constexpr std::uint32_t kEven = 0x55555555u;

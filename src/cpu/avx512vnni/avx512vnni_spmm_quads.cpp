@@ -81,7 +81,8 @@ constinit const KcsrFunctions avx512vnni_spmm_quads = {
     store_quads,
     nullptr,
     nullptr,
-    {}};
+    {},
+    4};
 
 constinit const KcsrFunctions avx512vnni_spmm_block_quads = {
     kLanes,
@@ -91,7 +92,8 @@ constinit const KcsrFunctions avx512vnni_spmm_block_quads = {
     store_quads,
     nullptr,
     nullptr,
-    {}};
+    {},
+    4};
 
 void avx512vnni_bitmask_quads(const BitmaskUnitTask& task) {
   constexpr std::uint64_t kFirstOfFour = 0x1111111111111111u;
