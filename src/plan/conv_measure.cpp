@@ -74,7 +74,8 @@ class ConvMeasurer {
                                       ? problem.weight
                                       : weights_.at(row->layout).view());
       rows_.push_back(row);
-      evidence_.candidates.push_back({.name = row->name, .layout = row->layout, .at = {}});
+      evidence_.candidates.push_back(
+          {.name = row->name, .layout = row->layout, .at = {}, .model = {}});
     }
     series_.resize(rows_.size());
     evidence_.unit = "pixel";

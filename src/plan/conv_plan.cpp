@@ -117,7 +117,7 @@ Plan modelled_plan(const std::vector<const Conv2dKernel*>& rows, const PackedVie
   std::fill_n(evidence.probed.begin(), plan::kConvProbes.size(), true);
   const LinearDesc desc = describe(weight, epilogue);
   for (const Conv2dKernel* row : rows) {
-    plan::Candidate candidate{.name = row->name, .layout = row->layout, .at = {}};
+    plan::Candidate candidate{.name = row->name, .layout = row->layout, .at = {}, .model = {}};
     for (std::size_t p = 0; p < plan::kConvProbes.size(); ++p) {
       const std::int64_t pixels = evidence.probes[p].tokens;
       plan::Timing& timing = candidate.at[p];

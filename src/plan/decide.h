@@ -34,6 +34,7 @@ struct Candidate {
   std::string_view name;
   Layout layout = Layout::kBitmask;
   std::array<Timing, kProbeCount> at{};
+  std::array<double, kProbeCount> model{};  ///< predicted seconds; 0 where no model is at hand
 };
 
 struct Evidence {

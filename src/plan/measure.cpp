@@ -37,7 +37,8 @@ class Measurer {
     evidence_.dense_modelled = !dense.run;
     for (const Entrant& entrant : entrants_) {
       const LinearKernel& row = *entrant.model.row;
-      evidence_.candidates.push_back({.name = row.name, .layout = row.layout, .at = {}});
+      evidence_.candidates.push_back(
+          {.name = row.name, .layout = row.layout, .at = {}, .model = entrant.model.seconds});
       complete_layouts_.insert(row.layout);
     }
   }

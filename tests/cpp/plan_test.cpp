@@ -33,7 +33,8 @@ bool contains(const std::string& text, std::string_view word) {
 Candidate row_with(const char* name, const std::function<double(int bucket)>& ratio,
                    double spread = 0.0) {
   test::reset_fakes();
-  Candidate candidate{.name = name, .layout = find_linear_kernel(name)->layout, .at = {}};
+  Candidate candidate{
+      .name = name, .layout = find_linear_kernel(name)->layout, .at = {}, .model = {}};
   for (std::size_t p = 0; p < kProbeCount; ++p) {
     const double r = ratio(kProbes[p].bucket);
     candidate.at[p] = {.known = true,
@@ -123,6 +124,33 @@ TEST(Decide, ALayoutThatIsSlowerSomewhereLosesToOneThatIsNot) {
   const auto kcsr = row_with("fake_kcsr64_fast", [](int) { return 1.2; });
   EXPECT_EQ(verdict_of(evidence_of({bitmask, kcsr})).layout, Layout::kKcsr64);
   EXPECT_EQ(verdict_of(evidence_of({bitmask, kcsr}), MemoryMode::kSpeed).layout, Layout::kBitmask);
+}
+
+TEST(Decide, CountsThatWereNotTimedTakeTheRowThatTheModelExpectsToWin) {
+  Candidate few = row_with("fake_kcsr64_slow", [](int) { return 2.0; });
+  Candidate many = row_with("fake_kcsr64_fast", [](int) { return 1.9; });
+  for (std::size_t p = 0; p < kProbeCount; ++p) {
+    // The model is off by a factor of ten for one row and right for the other.
+    few.model[p] = few.at[0].seconds * 0.1 * static_cast<double>(kProbes[p].tokens) / 32.0;
+    many.model[p] = many.at[0].seconds * std::max(1.0, static_cast<double>(kProbes[p].tokens) / 64);
+  }
+  Evidence evidence = evidence_of({few, many});
+  const auto timed_below = [&](std::ptrdiff_t end) {
+    std::fill(evidence.probed.begin() + end, evidence.probed.end(), false);
+    for (Candidate& row : evidence.candidates) {
+      std::fill(row.at.begin() + end, row.at.end(), plan::Timing{});
+    }
+    return verdict_of(evidence);
+  };
+  EXPECT_EQ(timed_below(7).choices[3].kernel, "fake_kcsr64_slow") << "33 and 128 tokens were timed";
+  EXPECT_EQ(timed_below(6).choices[3].kernel, "fake_kcsr64_fast") << "33 were, 128 were not";
+  const Plan plan = timed_below(5);
+  EXPECT_EQ(plan.choices[2].kernel, "fake_kcsr64_slow");
+  EXPECT_EQ(plan.choices[3].kernel, "fake_kcsr64_fast");
+  EXPECT_TRUE(contains(plan.choices[3].reason, "taken from 9 tokens, the most that was timed"))
+      << plan.choices[3].reason;
+  EXPECT_TRUE(contains(plan.choices[6].reason, "the model expects fake_kcsr64_fast to be faster"))
+      << plan.choices[6].reason;
 }
 
 TEST(Decide, CountsThatWereNotTimedTakeTheLargestThatWas) {
