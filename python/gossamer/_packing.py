@@ -12,13 +12,11 @@ from torch import Tensor, nn
 
 from gossamer import _ops, _plan_cuda
 from gossamer._convolution import Convolution
+from gossamer._quantization import QUANTIZED_DTYPES, pack_quantized
+from gossamer._weight_facts import LEAST_ZEROS
 from gossamer.weight import SparseWeight
 
 __all__ = ["LEAST_ZEROS", "Decision", "Request", "decide", "decide_packed", "plain_report", "swap"]
-
-LEAST_ZEROS = 0.25
-"""A weight with a smaller fraction of zeros counts as dense: a few that nobody put there are not
-worth packing and timing. A pattern that is asked for decides alone."""
 
 Report = dict[str, Any]
 """What was decided for a layer, in plain JSON types; `module.gossamer_report` keeps it."""
@@ -32,6 +30,7 @@ class Request:
     plan: str = "measure"
     memory: str = "default"
     layout: str | None = None
+    quantize: str | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +70,10 @@ def decide(
         ValueError: the weight breaks the pattern that was asked for.
     """
     values = values.detach()
+    if request.quantize is not None:
+        why = _quantization_obstacle(values, transposed, convolution)
+        if why is not None:
+            return Decision(None, plain_report(why))
     if values.device.type == "cuda":
         return _decide_cuda(values, name, request, transposed, bias, convolution)
     if convolution is not None and request.pattern is not None:
@@ -90,8 +93,29 @@ def decide(
                 None,
                 plain_report(_not_sparse(zeros)),
             )
-    weight = SparseWeight.from_dense(values, request.pattern, transposed=transposed, name=name)
+    if request.quantize is not None:
+        packed, scale = pack_quantized(values, request.pattern, name=name)
+        weight = SparseWeight.from_quantized(packed, scale, values.dtype)
+    else:
+        weight = SparseWeight.from_dense(values, request.pattern, transposed=transposed, name=name)
     return decide_packed(weight, values, request, bias=bias, convolution=convolution)
+
+
+def _quantization_obstacle(
+    values: Tensor, transposed: bool, convolution: Convolution | None
+) -> str | None:
+    """Why a weight is not quantized; None where it may be."""
+    if convolution is not None:
+        return "convolutions are not quantized, linear layers are"
+    if transposed or values.dim() != 2:
+        return "weights stored as [in, out] and stacks are not quantized, matrices [out, in] are"
+    if values.device.type != "cpu":
+        return f"quantized layers run on the CPU, and this one is on {values.device}"
+    if values.dtype not in QUANTIZED_DTYPES:
+        return f"a {values.dtype} layer is not quantized; float32, float16 and bfloat16 ones are"
+    if not bool(torch.isfinite(values).all()):
+        return "its weight holds NaN or infinity and cannot be quantized"
+    return None
 
 
 def _rows(values: Tensor) -> Tensor:
@@ -203,7 +227,7 @@ def decide_packed(
     if request.layout is not None:
         packed = ops.convert(weight.packed, request.layout)
         report["reason"] = f"layout {request.layout} was asked for; not compared with dense"
-        return Decision(SparseWeight.from_packed(packed), _with_facts(report, packed))
+        return Decision(weight._replace(packed), _with_facts(report, packed))
     logical = values.detach().mT if weight.transposed else values.detach()
     if weight.layout_name == "nm24_tiles" and weight.device.type == "cuda":
         return _plan_on_cuda(weight, logical, request, bias, report)
@@ -216,6 +240,8 @@ def decide_packed(
         packed, text = ops.plan_conv2d(weight.packed, logical, *numbers, last, *wishes)
     found = json.loads(text)
     report["reason"] = found["reason"]
+    if weight.scale is not None:
+        report["reason"] = f"int8 weights, inputs quantized a token at a time: {found['reason']}"
     report["plan"] = _buckets(found)
     if not found["sparse"]:
         report["packed"] = False
@@ -223,7 +249,7 @@ def decide_packed(
     # Only a plan that runs dense somewhere, and may hold two copies, gets the second one.
     runs_dense = any(choice["kernel"] == "dense" for choice in found["choices"])
     dense = logical.contiguous().clone() if request.memory == "speed" and runs_dense else None
-    return Decision(SparseWeight.from_packed(packed, dense=dense), _with_facts(report, packed))
+    return Decision(weight._replace(packed, dense), _with_facts(report, packed))
 
 
 def _is_channels_last(weight: Tensor) -> bool:

@@ -229,6 +229,39 @@ class Decider {
     return with_limit(std::move(reason));
   }
 
+  // How far the model is off: measured over predicted seconds where the row was last timed; nothing
+  // where it never was.
+  std::optional<double> model_error(const Candidate& row) const {
+    for (std::size_t p = kProbeCount; p-- > 0;) {
+      if (row.at[p].known && row.model[p] > 0.0) return row.at[p].seconds / row.model[p];
+    }
+    return std::nullopt;
+  }
+
+  // The row for a bucket where nothing was timed: the model's best of the layout, its prediction
+  // corrected by what it was off by at fewer tokens. Rows that were never timed are off by as much
+  // as the row that was chosen there.
+  std::size_t extrapolated(const LayoutScore& s, int bucket) const {
+    const BucketScore& last = s.buckets.back();
+    const std::optional<double> usual = model_error(candidate(last));
+    if (!usual) return last.candidate;
+    const auto probe =
+        static_cast<std::size_t>(std::find_if(evidence_.probes.begin(), evidence_.probes.end(),
+                                              [&](const Probe& p) { return p.bucket > bucket; }) -
+                                 evidence_.probes.begin() - 1);
+    const auto expected = [&](std::size_t c) {
+      const Candidate& row = evidence_.candidates[c];
+      return row.model[probe] * model_error(row).value_or(*usual);
+    };
+    std::size_t best = last.candidate;
+    for (std::size_t c = 0; c < evidence_.candidates.size(); ++c) {
+      const Candidate& row = evidence_.candidates[c];
+      if (row.layout != s.layout || row.model[probe] <= 0.0) continue;
+      if (expected(c) < expected(best)) best = c;
+    }
+    return best;
+  }
+
   PlanChoice choice(const LayoutScore& s, int bucket, bool sparse) const {
     const std::size_t last = s.buckets.size() - 1;
     const std::size_t index = std::min(static_cast<std::size_t>(bucket), last);
@@ -241,9 +274,13 @@ class Decider {
     c.milliseconds = (dense ? t.dense_seconds : t.seconds) * 1e3;
     c.dense_milliseconds = t.dense_seconds * 1e3;
     c.reason = beside_dense(b, dense ? "best sparse " : "");
-    if (static_cast<std::size_t>(bucket) > last) {
-      c.reason = fmt::format("taken from {}, the most that was timed: {}", format_tokens(c.tokens),
-                             c.reason);
+    if (static_cast<std::size_t>(bucket) <= last) return c;
+    const std::size_t row = dense ? b.candidate : extrapolated(s, bucket);
+    c.reason = fmt::format("taken from {}, the most that was timed: {}", format_tokens(c.tokens),
+                           c.reason);
+    if (row != b.candidate) {
+      c.kernel = evidence_.candidates[row].name;
+      c.reason += fmt::format("; the model expects {} to be faster with more", c.kernel);
     }
     return c;
   }

@@ -33,7 +33,8 @@ Tensor empty_on(const Tensor& like, std::span<const std::int64_t> sizes, DType d
 
 void check_device(const Tensor& tensor, const char* name, const Tensor& weight) {
   if (tensor.is_cuda() && weight.is_cuda() &&
-      tensor.get_device_index() == weight.get_device_index()) return;
+      tensor.get_device_index() == weight.get_device_index())
+    return;
   const auto place = [](const Tensor& t) {
     return t.is_cuda() ? fmt::format("cuda:{}", t.get_device_index()) : std::string("the CPU");
   };

@@ -72,17 +72,20 @@ Tensor noise(std::span<const std::int64_t> sizes, DType dtype) {
 class DenseLayer {
  public:
   DenseLayer(const Tensor& dense, const PackedView& weight, bool bias, Activation activation)
-      : dense_(detach(dense)), weight_(weight), activation_(activation) {
+      : dense_(detach(dense)),
+        dtype_(dtype_of(dense, "dense")),
+        weight_(weight),
+        activation_(activation) {
     if (!bias) return;
     std::array<std::int64_t, 2> sizes{weight.batch(), weight.out()};
-    bias_ = noise(std::span(sizes).subspan(weight.batch() == 1 ? 1 : 0), weight.dtype());
+    bias_ = noise(std::span(sizes).subspan(weight.batch() == 1 ? 1 : 0), dtype_);
   }
 
   void run(std::int64_t tokens) {
     auto found = inputs_.find(tokens);
     if (found == inputs_.end()) {
       std::array<std::int64_t, 3> sizes{weight_.batch(), tokens, weight_.in()};
-      Tensor x = noise(std::span(sizes).subspan(weight_.batch() == 1 ? 1 : 0), weight_.dtype());
+      Tensor x = noise(std::span(sizes).subspan(weight_.batch() == 1 ? 1 : 0), dtype_);
       found = inputs_.emplace(tokens, std::move(x)).first;
     }
     dense_linear(found->second, dense_, bias_, activation_, std::nullopt);
@@ -90,6 +93,7 @@ class DenseLayer {
 
  private:
   Tensor dense_;
+  DType dtype_;  ///< of a quantized weight's opponent it is a floating one
   PackedView weight_;
   Activation activation_;
   std::optional<Tensor> bias_;
@@ -204,7 +208,13 @@ std::tuple<Tensor, std::string> plan(const Tensor& packed, const Tensor& dense, 
   return guarded([&] {
     const PackedTensor packed_tensor(packed);
     const PackedView& weight = packed_tensor.view();
-    const Epilogue epilogue{.bias = bias, .activation = checked_activation(activation)};
+    // An int8 weight beside floating values is the quantized form of them.
+    const bool quantized =
+        weight.dtype() == DType::kInt8 && dtype_of(dense, "dense") != DType::kInt8;
+    const Epilogue epilogue{.bias = bias,
+                            .residual = false,
+                            .activation = checked_activation(activation),
+                            .quantized = quantized};
     PlanOptions options = plan_options(mode, memory, kernel, cache);
     options.call_overhead = kCallOverheadSeconds;
     if (options.mode == PlanMode::kMeasure) options.call_overhead += dense_call_seconds();
@@ -212,6 +222,8 @@ std::tuple<Tensor, std::string> plan(const Tensor& packed, const Tensor& dense, 
     DenseLayer layer(dense, weight, bias, epilogue.activation);
     DensePeer peer;
     peer.run = [&layer](std::int64_t tokens) { layer.run(tokens); };
+    // Otherwise the opponent has the weight's own dtype, which verdicts are kept under anyway.
+    if (quantized) peer.name = dtype_name(dtype_of(dense, "dense"));
 
     const Plan found = plan_linear(weight, epilogue, host_machine(), peer, options);
     PackedWeight planned = found.sparse && found.layout != weight.layout()
