@@ -7,7 +7,7 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ _GRAPH_SECONDS = 2e-3
 
 
 def contest(
-    rivals: Mapping[str, list[Callable[[], Any]]],
+    rivals: Mapping[str, Sequence[Callable[[], Any]]],
     rounds: int,
     seconds: float = _GRAPH_SECONDS,
 ) -> dict[str, float]:
@@ -44,7 +44,7 @@ def contest(
 
 
 def captured(
-    calls: list[Callable[[], Any]], seconds: float = _GRAPH_SECONDS
+    calls: Sequence[Callable[[], Any]], seconds: float = _GRAPH_SECONDS
 ) -> tuple[torch.cuda.CUDAGraph, int]:
     """A graph of enough calls to fill that many seconds, and how many they are."""
     stream = torch.cuda.Stream()

@@ -176,23 +176,18 @@ def _plan_on_cuda(
 ) -> Decision:
     """Plans tiles that are on a GPU already."""
     dense = logical.contiguous()
-    try:
-        found = _plan_cuda.plan_24(
-            SparseWeight.from_packed,
-            weight.packed,
-            dense,
-            bias=bias,
-            mode=request.plan,
-            memory=request.memory,
-        )
-    except torch.OutOfMemoryError:
-        text = (
-            "plain: the GPU has too little free memory to compare packed with dense; "
-            'plan="model" needs none'
-        )
-        return Decision(None, plain_report(text))
+    found = _plan_cuda.plan_24(
+        SparseWeight.from_packed,
+        weight.packed,
+        dense,
+        bias=bias,
+        mode=request.plan,
+        memory=request.memory,
+    )
     report["reason"] = found.reason
-    report["plan"] = _buckets({"bucket_ends": _plan_cuda.BUCKET_ENDS, "choices": found.choices})
+    if found.choices:
+        ends = _plan_cuda.BUCKET_ENDS
+        report["plan"] = _buckets({"bucket_ends": ends, "choices": found.choices})
     if not found.sparse:
         report["packed"] = False
         return Decision(None, report)

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -63,8 +63,9 @@ class CudaPlan:
 
     Attributes:
         sparse: packed at some token count; False: the layer stays dense.
-        choices: for each bucket `tokens` (where it counted), `kernel` (a row of the GPU's table, or
-            `dense`), `milliseconds`, `dense_milliseconds` and `reason`, as the CPU's plan has them.
+        choices: empty where nothing was compared, else for each bucket `tokens` (where it
+            counted), `kernel` (a row of the GPU's table, or `dense`), `milliseconds`,
+            `dense_milliseconds` and `reason`, as the CPU's plan has them.
         reason: one sentence.
     """
 
@@ -80,7 +81,7 @@ class CudaPlan:
 
 def obstacle(dtype: torch.dtype, device: torch.device) -> str | None:
     """Why no 2:4 weight of this dtype is multiplied on this GPU; None where one is."""
-    if not hasattr(torch.ops.gossamer, "cuda_kernel"):
+    if not _has_kernels():
         return (
             "its weight is on a GPU, and this build of gossamer has no CUDA kernels (_C_cuda.so): "
             "build it where nvcc is, or move the model to the CPU"
@@ -93,10 +94,13 @@ def obstacle(dtype: torch.dtype, device: torch.device) -> str | None:
         )
     if not _kernel(torch.empty(1, 64, dtype=dtype, device=device), 64):
         major, minor = torch.cuda.get_device_capability(device)
-        return (
+        text = (
             f"no kernel multiplies 2:4 weights on {torch.cuda.get_device_name(device)} (compute "
             f"capability {major}.{minor}), so it runs dense"
         )
+        if major >= 8:
+            text += "; kernels that have not run on hardware yet: GOSSAMER_EXPERIMENTAL=sm80"
+        return text
     return None
 
 
@@ -118,13 +122,22 @@ def plan_24(
         bias: the layer adds one.
         mode: "measure" or "model".
         memory: "default" or "speed".
+
+    Returns:
+        The plan; where comparing fails, packed everywhere, with the failure as the reason.
     """
-    with torch.cuda.device(dense.device), torch.no_grad():
+    try:
         if mode == "model":
             times = _model(dense)
         else:
             times = _remembered(dense, bias, lambda: _measure(wrap, tiles, dense, bias))
         kernels = [_kernel_at(dense, counts[-1]) for counts in BUCKETS]
+    # Whatever a GPU, its driver or its full memory answers: a plan is a help, not a condition.
+    except Exception as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        return CudaPlan(
+            True, [], f"packed at every token count; comparing it with dense failed: {lines[0]}"
+        )
     return decide(times, kernels, memory, dense.numel() * dense.element_size())
 
 
@@ -178,6 +191,10 @@ def _all_dense(choices: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def _has_kernels() -> bool:
+    return hasattr(torch.ops.gossamer, "cuda_kernel")
+
+
 def _kernel(x: Tensor, out: int) -> str:
     return str(torch.ops.gossamer.cuda_kernel(x, out))
 
@@ -193,6 +210,13 @@ def _measure(
     wrap: Callable[[Tensor], Tensor], tiles: Tensor, dense: Tensor, bias: bool
 ) -> list[list[float]]:
     """Milliseconds of packed and dense at each token count, weights read from memory."""
+    with torch.cuda.device(dense.device), torch.no_grad():
+        return _measure_here(wrap, tiles, dense, bias)
+
+
+def _measure_here(
+    wrap: Callable[[Tensor], Tensor], tiles: Tensor, dense: Tensor, bias: bool
+) -> list[list[float]]:
     l2 = torch.cuda.get_device_properties(dense.device).L2_cache_size
     copies = min(_MOST_COPIES, 1 + math.ceil(_L2_TIMES * l2 / max(tiles.numel(), 1)))
     ours = [wrap(tiles.clone()) for _ in range(copies)]
@@ -240,10 +264,11 @@ def _remembered(
     if key not in _measured:
         file = _cache_file()
         kept = _read(file).get(key)
-        if not _is_sound(kept):
-            kept = measure()
-            _write(file, key, kept)
-        _measured[key] = kept
+        if _is_sound(kept):
+            _measured[key] = kept
+        else:
+            _measured[key] = measure()
+            _write(file, key, _measured[key])
     return _measured[key]
 
 
@@ -256,7 +281,7 @@ def _key(dense: Tensor, bias: bool) -> str:
     )
 
 
-def _is_sound(times: Any) -> bool:
+def _is_sound(times: Any) -> TypeGuard[list[list[float]]]:
     """Whether what a file says is what `_measure` returns: others may write the file."""
     return (
         isinstance(times, list)

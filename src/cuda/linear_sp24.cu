@@ -4,6 +4,8 @@
 #include <array>
 #include <vector>
 
+#include "core/experimental.h"
+#include "cuda/sm80/rows.h"
 #include "cuda/sm90/rows.h"
 
 namespace gossamer::cuda {
@@ -16,6 +18,7 @@ std::span<const LinearSp24Kernel> linear_sp24_kernels() {
     sm90::add_gemm_f16_rows(all);
     sm90::add_gemm_f8_rows(all);
     sm90::add_gemm_i8_rows(all);
+    sm80::add_mma_rows(all);
     return all;
   }();
   return rows;
@@ -26,6 +29,12 @@ const LinearSp24Kernel* find_linear_sp24(std::string_view name) {
     if (row.name == name) return &row;
   }
   return nullptr;
+}
+
+std::string refuse_experiment(std::string_view name) {
+  if (detail::is_experiment_enabled(name)) return {};
+  return "has not run on hardware yet; GOSSAMER_EXPERIMENTAL=" + std::string(name) +
+         " in the environment allows it";
 }
 
 namespace {

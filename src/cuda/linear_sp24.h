@@ -37,8 +37,8 @@ struct LinearSp24Args {
   const float* weight_scale = nullptr;  ///< [out] or null: 1
   /// Sums of float8 products in float32 throughout, not in the fewer bits of the tensor core.
   bool accurate_sums = false;
-  Activation activation = Activation::kNone;
-  void* stream = nullptr;  ///< cudaStream_t
+  Activation activation = Activation::kNone;  ///< none or ReLU
+  void* stream = nullptr;                     ///< cudaStream_t
   /// The kernel may read the weight while the previous kernel of the stream still runs. Only right
   /// where that kernel does not write the weight.
   bool weight_is_constant = false;
@@ -55,6 +55,13 @@ struct Sp24Tile {
   /// float8 makes the difference.
   bool accurate_sums = true;
 };
+
+/// Rows that have not run on their hardware yet refuse unless GOSSAMER_EXPERIMENTAL names them.
+inline constexpr std::string_view kExperiment8Bit = "sm90-8bit";
+inline constexpr std::string_view kExperimentSm80 = "sm80";
+
+/// The sentence with which such a row refuses; empty where the environment asks for it.
+std::string refuse_experiment(std::string_view name);
 
 /// One row: a kernel instance.
 struct LinearSp24Kernel {

@@ -120,10 +120,14 @@ const LinearSp24Kernel& choose(const LinearSp24Args& args, const cuda::DeviceInf
   }
   const LinearSp24Kernel* const row = cuda::choose_linear_sp24(args, device);
   if (row != nullptr) return *row;
-  throw Error(ErrorCode::kUnsupported,
-              fmt::format("no kernel multiplies 2:4 weights on {} (compute capability {}.{}); "
-                          "kernels need 9.x: unpack the model with gossamer.desparsify_(model)",
-                          device.name, device.compute_major, device.compute_minor));
+  throw Error(
+      ErrorCode::kUnsupported,
+      fmt::format("no kernel multiplies 2:4 weights on {} (compute capability {}.{}); "
+                  "kernels need 9.x{}: unpack the model with gossamer.desparsify_(model)",
+                  device.name, device.compute_major, device.compute_minor,
+                  has_16_bits(args.dtype) ? ""
+                                          : ", and those of 8-bit weights have not run on hardware "
+                                            "yet: GOSSAMER_EXPERIMENTAL=sm90-8bit allows them"));
 }
 
 /// Sizes that kernels count in 32 bits.
@@ -143,6 +147,13 @@ void check_inputs(std::int64_t argument, std::span<const std::int64_t> x_sizes, 
   refuse(
       fmt::format("x has shape {}, the packed weight is [{}, {}] ([out, in]): x must be [..., {}]",
                   shape_text(x_sizes), out, recorded, recorded));
+}
+
+void check_activation(std::int64_t activation) {
+  if (activation >= 0 && activation < kActivationCount) return;
+  refuse(fmt::format(
+      "activation {}: 0 (none), 1 (relu), 2 (gelu), 3 (gelu_tanh) and 4 (silu) are accepted",
+      activation));
 }
 
 bool is_aligned(const Tensor& tensor) {
@@ -193,6 +204,40 @@ const float* scale_of(const std::optional<Tensor>& scale, const char* name, cons
   return static_cast<const float*>(scale->const_data_ptr());
 }
 
+/// act(y) by torch's own operators.
+Tensor activated(const Tensor& y, Activation activation) {
+  using torch::stable::detail::from;
+  std::array<StableIValue, 2> stack{from(y), 0};
+  switch (activation) {
+    case Activation::kNone:
+      return y;
+    case Activation::kRelu:
+      call_operator("aten::relu", stack.data());
+      break;
+    case Activation::kSilu:
+      call_operator("aten::silu", stack.data());
+      break;
+    case Activation::kGelu:
+    case Activation::kGeluTanh:
+      stack[1] = from(std::string(activation == Activation::kGelu ? "none" : "tanh"));
+      call_operator("aten::gelu", stack.data());
+      break;
+  }
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+/// torch's own product, where the plan runs dense.
+Tensor dense_linear(const Tensor& x, const Tensor& dense, const std::optional<Tensor>& bias,
+                    std::int64_t activation, const std::optional<Tensor>& residual) {
+  using torch::stable::detail::from;
+  std::array<StableIValue, 3> stack{from(x), from(dense), from(bias)};
+  call_operator("aten::linear", stack.data());
+  auto y = torch::stable::detail::to<Tensor>(stack[0]);
+  // The shim has a - c·b, but no sum.
+  if (residual) y = torch::stable::subtract(y, *residual, -1.0);
+  return activated(y, static_cast<Activation>(activation));
+}
+
 Tensor multiply(const Call& call) {
   const OnDevice device(call.packed);
   const Tensor& x = call.x;
@@ -203,9 +248,7 @@ Tensor multiply(const Call& call) {
   if (x_sizes.empty()) refuse("x has no dimensions; [..., in] is accepted");
   check_inputs(call.layout, x_sizes, out);
   const Weight weight = describe_weight(x, "x", packed, out, x_sizes.back());
-  if (call.activation != 0 && call.activation != 1) {
-    refuse(fmt::format("activation {}: 0 (none) and 1 (relu) are accepted", call.activation));
-  }
+  check_activation(call.activation);
   const bool batched = weight.batch != 1;
   const Shape y_shape(x_sizes, out);
   Tensor y = empty_on(packed, y_shape.span(), call.y_dtype);
@@ -218,7 +261,9 @@ Tensor multiply(const Call& call) {
   args.y_dtype = call.y_dtype;
   args.x_stride = x_rows.stride;
   args.y_stride = out;
-  args.activation = static_cast<Activation>(call.activation);
+  const auto activation = static_cast<Activation>(call.activation);
+  const bool fuses = activation == Activation::kRelu;
+  args.activation = fuses ? activation : Activation::kNone;
   args.accurate_sums = call.accurate;
   args.stream = device.stream();
   // Whatever writes a packed weight ends with a kernel of its own (ops_cuda_pack.cpp).
@@ -262,25 +307,7 @@ Tensor multiply(const Call& call) {
     const LinearSp24Kernel& row = choose(args, info);
     row.launch(row, args, info);
   }
-  return y;
-}
-
-/// torch's own product, where the plan runs dense.
-Tensor dense_linear(const Tensor& x, const Tensor& dense, const std::optional<Tensor>& bias,
-                    std::int64_t activation, const std::optional<Tensor>& residual) {
-  using torch::stable::detail::from;
-  using torch::stable::detail::to;
-  std::array<StableIValue, 3> stack{from(x), from(dense), from(bias)};
-  call_operator("aten::linear", stack.data());
-  if (residual) {
-    stack = {stack[0], from(*residual), from(1.0)};
-    TORCH_ERROR_CODE_CHECK(
-        torch_call_dispatcher("aten::add_", "Tensor", stack.data(), TORCH_ABI_VERSION));
-  }
-  if (activation == static_cast<std::int64_t>(Activation::kRelu)) {
-    call_operator("aten::relu_", stack.data());
-  }
-  return to<Tensor>(stack[0]);
+  return fuses ? y : activated(y, activation);
 }
 
 }  // namespace
@@ -299,6 +326,7 @@ Tensor linear(const Tensor& x, const Tensor& packed, std::int64_t layout, std::i
     if (dense && !x_sizes.empty() && x_sizes.back() != 0 &&
         runs_dense(layout, x.numel() / x_sizes.back())) {
       check_inputs(layout, x_sizes, out);
+      check_activation(activation);
       return dense_linear(x, *dense, bias, activation, residual);
     }
     return multiply({x, packed, layout, out, bias, activation, residual, scale, scale,

@@ -15,6 +15,13 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 
+
+@pytest.fixture(autouse=True)
+def enabled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These kernels are given to nobody who does not ask."""
+    monkeypatch.setenv("GOSSAMER_EXPERIMENTAL", "sm90-8bit,sm80")
+
+
 DTYPES = (torch.int8, torch.float8_e4m3fn)
 MOST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 ops = torch.ops.gossamer

@@ -3,8 +3,8 @@
 
 #include <cstdint>
 
+#include "cuda/common/epilogue.cuh"
 #include "cuda/sm90/element.cuh"
-#include "cuda/sm90/epilogue.cuh"
 #include "cuda/sm90/ptx.cuh"
 #include "cuda/sm90/x_tile.cuh"
 

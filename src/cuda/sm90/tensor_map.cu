@@ -13,6 +13,12 @@ using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*
                             CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion,
                             CUtensorMapFloatOOBfill);
 
+CUtensorMapDataType data_type(DType dtype) {
+  if (dtype == DType::kFloat16) return CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+  if (dtype == DType::kBFloat16) return CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+  return CU_TENSOR_MAP_DATA_TYPE_UINT8;
+}
+
 /// The driver's function, asked of the runtime so that nothing links against the driver.
 Encode encode_function() {
   static const Encode function = [] {
@@ -49,12 +55,9 @@ CUtensorMap make_tensor_map(const TensorBox& box) {
   const cuuint32_t boxes[2] = {static_cast<cuuint32_t>(kBoxBytes / dtype_bytes(box.dtype)),
                                static_cast<cuuint32_t>(box.box_rows)};
   const cuuint32_t steps[2] = {1, 1};
-  // Elements are moved, never computed with: their size is all that counts.
-  const CUtensorMapDataType type =
-      dtype_bytes(box.dtype) == 2 ? CU_TENSOR_MAP_DATA_TYPE_UINT16 : CU_TENSOR_MAP_DATA_TYPE_UINT8;
   const CUresult status =
-      encode_function()(&map, type, 2, const_cast<void*>(box.data), sizes, strides, boxes, steps,
-                        CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+      encode_function()(&map, data_type(box.dtype), 2, const_cast<void*>(box.data), sizes, strides,
+                        boxes, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                         CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (status != CUDA_SUCCESS) {
     throw Error(ErrorCode::kUnsupported,

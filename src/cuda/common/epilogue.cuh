@@ -8,8 +8,9 @@
 
 // What is fused behind the product: y = act(x_scale · weight_scale · sum + bias + residual), in
 // float32, rounded once. Bias, residual and Y have 16 bits: those of X where X has 16 bits too,
-// otherwise those that the call asks for.
-namespace gossamer::cuda::sm90 {
+// otherwise those that the call asks for. Smooth activations are left to
+// torch's operators: unrolled over a tile's accumulators they spill registers of every call.
+namespace gossamer::cuda {
 
 /// The larger of two numbers, NaN where one is NaN.
 __device__ __forceinline__ float max_or_nan(float a, float b) {
@@ -73,4 +74,4 @@ struct Epilogue {
   __device__ __forceinline__ float activate(float sum) const { return max_or_nan(sum, least); }
 };
 
-}  // namespace gossamer::cuda::sm90
+}  // namespace gossamer::cuda
