@@ -2,9 +2,12 @@
 // Times every row of the kernel table that this machine can run, without PyTorch: for work on a
 // kernel. What is claimed to users is measured beside its peers by `python -m gossamer.bench`.
 //
-//   build/test/bench/bench_linear --benchmark_filter='avx2_.*/tokens:256/sparsity:90'
+//   build/test/bench/bench_linear --benchmark_filter='avx2_.*:0.9/1024/tokens:256/'
+//   build/test/bench/bench_linear --benchmark_filter='read_memory|linear_.*:0.5/4096_from_memory'
 #include <benchmark/benchmark.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <random>
@@ -32,7 +35,14 @@ std::vector<float> random_normal(std::int64_t count, unsigned seed) {
 std::vector<std::byte> elements_of(const std::vector<float>& values, DType dtype) {
   std::vector<std::byte> bytes(values.size() * static_cast<std::size_t>(dtype_bytes(dtype)));
   for (std::size_t i = 0; i < values.size(); ++i) {
-    detail::store_as<float>(dtype, bytes.data(), static_cast<std::int64_t>(i), values[i]);
+    if (dtype == DType::kInt8) {
+      // A kept value stays one: it is not rounded to zero.
+      const float scaled = std::clamp(32.0f * values[i], -127.0f, 127.0f);
+      const float whole = scaled + std::copysign(values[i] != 0.0f ? 0.99f : 0.0f, scaled);
+      detail::store_raw(bytes.data() + i, static_cast<std::int8_t>(whole));
+    } else {
+      detail::store_as<float>(dtype, bytes.data(), static_cast<std::int64_t>(i), values[i]);
+    }
   }
   return bytes;
 }
@@ -51,31 +61,71 @@ PackedWeight random_weight(const LinearKernel& kernel, const Pattern& pattern, s
               kernel.layout);
 }
 
-void run_kernel(benchmark::State& state, const LinearKernel& kernel, const Pattern& pattern) {
-  constexpr std::int64_t kOut = 1024;
-  constexpr std::int64_t kIn = 1024;
+/// Reads 256 MB with all threads: what kernels for few tokens are measured against.
+void read_memory(benchmark::State& state) {
+  constexpr std::int64_t kWords = std::int64_t{1} << 25;
+  const std::vector<std::uint64_t> words(kWords, 1);
+  const int threads = static_cast<int>(state.range(0));
+  const ParallelFor parallel = openmp_parallel_for(threads);
+  for (auto _ : state) {
+    parallel_for(parallel, threads, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t part = begin; part < end; ++part) {
+        std::uint64_t sum = 0;
+        const std::int64_t last = kWords * (part + 1) / threads;
+        // One word of a cache line: nothing but memory takes time.
+        for (std::int64_t i = kWords * part / threads; i < last; i += 8) {
+          sum += words[static_cast<std::size_t>(i)];
+        }
+        benchmark::DoNotOptimize(sum);
+      }
+    });
+  }
+  state.SetBytesProcessed(state.iterations() * kWords * 8);
+}
+
+/// Copies of a weight, as many as are needed that none is in a cache when it is used again.
+std::vector<PackedWeight> copies_of(const PackedWeight& weight, bool from_memory) {
+  std::vector<PackedWeight> copies{weight};
+  if (!from_memory) return copies;
+  const std::int64_t wanted = 4 * std::max<std::int64_t>(host_machine().l3_bytes, 1 << 25);
+  while (static_cast<std::int64_t>(copies.size()) * weight.size_bytes() < wanted) {
+    copies.push_back(convert(weight, weight.view().layout()));
+  }
+  return copies;
+}
+
+void run_kernel(benchmark::State& state, const LinearKernel& kernel, const Pattern& pattern,
+                std::int64_t size, bool from_memory) {
   const std::int64_t tokens = state.range(0);
-  const PackedWeight weight = random_weight(kernel, pattern, kOut, kIn);
+  const std::vector<PackedWeight> weights =
+      copies_of(random_weight(kernel, pattern, size, size), from_memory);
   const std::vector<std::byte> x =
-      elements_of(random_normal(tokens * kIn, 2), kernel.activation_dtype);
-  std::vector<std::byte> y(
-      static_cast<std::size_t>(tokens * kOut * dtype_bytes(kernel.activation_dtype)));
-  LinearArgs args{.weight = weight};
+      elements_of(random_normal(tokens * size, 2), kernel.activation_dtype);
+  std::vector<std::byte> y(static_cast<std::size_t>(tokens * size) *
+                           sizeof(double));  // of any dtype
+  const std::vector<float> scales(static_cast<std::size_t>(std::max(tokens, size)), 0.01f);
+  LinearArgs args{.weight = weights.front()};
   args.tokens = tokens;
   args.x = x.data();
-  args.x_stride = kIn;
+  args.x_stride = size;
   args.y = y.data();
-  args.y_stride = kOut;
+  args.y_stride = size;
+  if (kernel.activation_dtype == DType::kInt8) {
+    args.x_scale = scales.data();
+    args.weight_scale = scales.data();
+  }
   args.parallel = openmp_parallel_for(static_cast<int>(state.range(1)));
+  std::size_t next = 0;
   for (auto _ : state) {
+    args.weight = weights[next++ % weights.size()];
     kernel.run(args);
     benchmark::DoNotOptimize(y.data());
     benchmark::ClobberMemory();
   }
-  const double flops = 2.0 * static_cast<double>(tokens * kOut * kIn);
+  const double flops = 2.0 * static_cast<double>(tokens * size * size);
   state.counters["dense_flops"] =
       benchmark::Counter(flops, benchmark::Counter::kIsIterationInvariantRate);
-  state.counters["bytes"] = static_cast<double>(weight.size_bytes());
+  state.SetBytesProcessed(state.iterations() * weights.front().size_bytes());
 }
 
 std::vector<Pattern> patterns_of(Layout layout) {
@@ -100,16 +150,28 @@ bool computes(const LinearKernel& kernel, const Pattern& pattern) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  const int cores = host_machine().cores;
+  benchmark::RegisterBenchmark("read_memory", read_memory)
+      ->ArgName("threads")
+      ->Arg(1)
+      ->Arg(cores)
+      ->UseRealTime();
   for (const LinearKernel& kernel : linear_kernels()) {
     for (const Pattern& pattern : patterns_of(kernel.layout)) {
       if (!computes(kernel, pattern)) continue;
       const std::string name = std::string(kernel.name) + "/" + pattern.to_string();
-      benchmark::RegisterBenchmark(
-          name.c_str(),
-          [&kernel, pattern](benchmark::State& state) { run_kernel(state, kernel, pattern); })
-          ->ArgNames({"tokens", "threads"})
-          ->ArgsProduct({{1, 8, 32, 256}, {1, host_machine().cores}})
-          ->UseRealTime();
+      const auto add = [&](const char* where, std::int64_t size, bool from_memory,
+                           const std::vector<std::int64_t>& tokens) {
+        benchmark::RegisterBenchmark((name + where).c_str(),
+                                     [&kernel, pattern, size, from_memory](auto& state) {
+                                       run_kernel(state, kernel, pattern, size, from_memory);
+                                     })
+            ->ArgNames({"tokens", "threads"})
+            ->ArgsProduct({tokens, {1, cores}})
+            ->UseRealTime();
+      };
+      add("/1024", 1024, false, {1, 8, 32, 256});
+      add("/4096_from_memory", 4096, true, {1, 8});
     }
   }
   benchmark::Initialize(&argc, argv);

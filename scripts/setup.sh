@@ -17,6 +17,7 @@ need_tool ninja ninja-build
 need_tool ccache ccache
 need_file /usr/include/nlohmann/json.hpp nlohmann-json3-dev
 need_file /usr/include/CLI/CLI.hpp libcli11-dev
+need_file /usr/include/eigen3/Eigen/Core libeigen3-dev
 need_file /usr/include/fmt/format.h libfmt-dev
 python3 -c 'import ensurepip' 2>/dev/null || needed+=(python3-venv)
 if [ "$goal" = test ]; then

@@ -5,8 +5,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/llvm.sh
-# One name for the compiler in every build, so that ccache knows what it has compiled before.
-export CXX=${CXX:-g++}
+# One compiler name and one locale in every build (pip's Python would set its own), so that ccache
+# knows what it has compiled before.
+export CXX=${CXX:-g++} LC_ALL=C.UTF-8
 section() { printf '\n== %s (%s s)\n' "$1" "$SECONDS"; }
 
 section "set up"

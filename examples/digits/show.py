@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gossamer.report import (
+from gossamer.pages import (
     Bars,
     Ink,
     Line,

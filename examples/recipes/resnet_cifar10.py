@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """One-shot pruning of a trained ResNet on CIFAR-10: every method at 50 %, 70 %, 2:4 and 4:8.
 
-    python examples/recipes/resnet_cifar10.py --data FOLDER [--depth 20] [--quick]
+    python examples/recipes/resnet_cifar10.py --data FOLDER [--depth 20] [--quick] [--report FILE]
 
 No fine-tuning and no new BatchNorm statistics: 510 training images, then the test set. All
 convolutions but the first, and the last linear layer, are pruned. Prints a table in Markdown; a
-cell is the mean layer error ‖ΔW·X‖²/‖W·X‖² and the test accuracy in percent.
+cell is the mean layer error ‖ΔW·X‖²/‖W·X‖² and the test accuracy in percent. The report is a page
+about the last model of the table, with all others beside it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,17 @@ from pathlib import Path
 import torch
 
 import gossamer as gs
-from gossamer.prune import ByMagnitude, ByWanda, LeastSquares, ObsSweep, OneShot, Swap
+from gossamer.prune import (
+    ByMagnitude,
+    ByWanda,
+    CalibrationReport,
+    LeastSquares,
+    ObsSweep,
+    OneShot,
+    Swap,
+    density,
+    measure_sensitivity,
+)
 
 sys.path.insert(0, str(Path(__file__).parent))
 from cifar10 import Images, accuracy, data_folder, load_calibration, load_resnet, load_test
@@ -51,13 +62,35 @@ QUICK_METHODS = ("magnitude", "Wanda", "SparseGPT", "ALPS", "Best")
 
 def prune(
     dense: torch.nn.Module, sparsifier: OneShot, pattern: str, calibration: Images
-) -> tuple[torch.nn.Module, float]:
-    """A pruned copy of a network, and the mean error of its layers."""
+) -> tuple[torch.nn.Module, CalibrationReport]:
+    """A pruned copy of a network, and what became of its layers."""
     model = copy.deepcopy(dense)
     sparsifier.prepare(model, {"conv1": None, "*": pattern})
     report = sparsifier.calibrate(calibration.batches(128))
     sparsifier.squash_mask()
-    return model, report.mean_error
+    return model, report
+
+
+def write_report(
+    file: Path,
+    dense: torch.nn.Module,
+    model: torch.nn.Module,
+    calibration: CalibrationReport,
+    outcomes: list[gs.Outcome],
+    judges: Images,
+) -> None:
+    """The page; layers are pruned one at a time for it, by magnitude, and judged on few images."""
+    found = measure_sensitivity(dense, lambda net: accuracy(net, judges))
+    gs.report(
+        model,
+        file,
+        title=f"A ResNet, {outcomes[-1].method} at {outcomes[-1].pattern}",
+        outcome=outcomes[-1],
+        outcomes=outcomes,
+        calibration=calibration,
+        sensitivity=found,
+        metric="CIFAR-10 accuracy, %",
+    )
 
 
 def main() -> None:
@@ -67,6 +100,7 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=20, choices=(20, 32, 44, 56))
     parser.add_argument("--methods", help="some of the methods, separated by semicolons")
     parser.add_argument("--quick", action="store_true", help="five methods, two patterns")
+    parser.add_argument("--report", type=Path, help="write a page about the last model")
     options = parser.parse_args()
 
     folder = data_folder(options.data)
@@ -76,17 +110,22 @@ def main() -> None:
     if options.methods:
         names = [name.strip() for name in options.methods.split(";")]
     columns = QUICK_PATTERNS if options.quick else tuple(PATTERNS)
-    print(f"ResNet-{options.depth}, dense accuracy {accuracy(dense, test):.2f}\n")
+    outcomes = [gs.Outcome("dense", "dense", 0.0, accuracy(dense, test))]
+    print(f"ResNet-{options.depth}, dense accuracy {outcomes[0].accuracy:.2f}\n")
     print(f"| method | {' | '.join(columns)} | seconds |")
     print("|" + "---|" * (len(columns) + 2))
     for name in names:
         begin, cells = time.perf_counter(), []
         for column in columns:
             pattern = PATTERNS[column]
-            model, error = prune(dense, METHODS[name](pattern), pattern, calibration)
-            cells.append(f"{error:.4f} / {accuracy(model, test):.2f}")
+            model, layers = prune(dense, METHODS[name](pattern), pattern, calibration)
+            outcomes.append(gs.Outcome(name, pattern, 1 - density(model), accuracy(model, test)))
+            cells.append(f"{layers.mean_error:.4f} / {outcomes[-1].accuracy:.2f}")
         seconds = time.perf_counter() - begin
         print(f"| {name} | {' | '.join(cells)} | {seconds:.0f} |", flush=True)
+    if options.report is not None:
+        judges = load_test(folder, per_class=50)
+        write_report(options.report, dense, model, layers, outcomes, judges)
 
 
 if __name__ == "__main__":

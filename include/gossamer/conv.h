@@ -125,6 +125,11 @@ struct Conv2dLayer {
   bool channels_last = false;
 };
 
+/// The shape of one call on `images` maps of `height` × `width` pixels: channels and kernel size
+/// are the weight's, which must be a convolution's.
+Conv2dShape conv2d_shape(const PackedView& weight, const Conv2dLayer& layer, std::int64_t images,
+                         std::int64_t height, std::int64_t width);
+
 /// Chooses layout and kernels for a convolution's weight given in any layout; buckets count output
 /// pixels of all images. Times rows beside dense on square maps of 2 to 56 pixels a side, one image
 /// and sixteen, as far as the budget goes; the thresholds are those of plan_linear. A single pixel

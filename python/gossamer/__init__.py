@@ -10,10 +10,16 @@ gs.save(model, "model.safetensors")  # and gs.load_into(model, "model.safetensor
 
 from __future__ import annotations
 
-from gossamer.config import BlockSparseWeightConfig, SemiSparseWeightConfig, SparseConfig
+from gossamer.config import (
+    BlockSparseWeightConfig,
+    Int8DynamicActivationSparseWeightConfig,
+    SemiSparseWeightConfig,
+    SparseConfig,
+)
 from gossamer.explanation import BucketPlan, Explanation, LayerReport, explain
 from gossamer.host import Kernel, Machine, kernels, machine
 from gossamer.io import LoadResult, load_into, save
+from gossamer.model_report import Outcome, report
 from gossamer.prune import (
     ALPS,
     RIA,
@@ -38,12 +44,14 @@ __all__ = [
     "BucketPlan",
     "Explanation",
     "GradualMagnitude",
+    "Int8DynamicActivationSparseWeightConfig",
     "Kernel",
     "LayerReport",
     "LoadResult",
     "Machine",
     "Magnitude",
     "OneShot",
+    "Outcome",
     "Random",
     "SemiSparseWeightConfig",
     "SparseConfig",
@@ -58,6 +66,7 @@ __all__ = [
     "linear",
     "load_into",
     "machine",
+    "report",
     "save",
     "sparsify_",
 ]

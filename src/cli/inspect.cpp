@@ -12,6 +12,8 @@
 #include "cli/output.h"
 #include "cli/progress.h"
 #include "cli/selection.h"
+#include "cli/sensitivity.h"
+#include "gossamer/error.h"
 #include "gossamer/mask.h"
 #include "io/text.h"
 
@@ -23,6 +25,8 @@ constexpr std::size_t kWidestName = 60;
 struct InspectOptions {
   std::string input;
   std::vector<std::string> transposed;
+  bool sensitivity = false;
+  std::string statistics;
   OutputOptions output;
 };
 
@@ -110,7 +114,56 @@ std::size_t name_width(const Checkpoint& checkpoint) {
   return std::min(width, kWidestName);
 }
 
+void print_errors_head(std::size_t width) {
+  std::string line = fmt::format("{}  {}", padded("name", width), padded("by", 9));
+  for (const char* pattern : kTriedPatterns) line += fmt::format("  {:>16}", pattern);
+  print_line(line);
+}
+
+// What each selected weight would lose: a table of its own.
+int inspect_sensitivity(const InspectOptions& options) {
+  const Checkpoint checkpoint(options.input);
+  SelectionOptions names;
+  names.transposed = options.transposed;
+  names.check_globs(checkpoint.file());
+  std::optional<Statistics> statistics;
+  if (!options.statistics.empty()) statistics.emplace(options.statistics);
+  Progress progress("inspect", checkpoint.total_bytes(), options.output.lines());
+  const std::size_t width = name_width(checkpoint);
+  if (options.output.lines()) print_errors_head(width);
+  Json tensors = Json::array();
+  for (const auto* entry : checkpoint.plain()) {
+    check_interrupt();
+    if (names.why_not(*entry).empty()) {
+      const auto errors =
+          sensitivity(checkpoint.file(), *entry, names.is_transposed(entry->name), statistics);
+      const bool known = statistics && statistics->has(entry->name);
+      const char* by = known ? "wanda" : "magnitude";
+      Json json{{"name", entry->name}, {"by", by}, {"errors", Json::object()}};
+      std::string line =
+          fmt::format("{}  {}", padded(io::escaped(entry->name), width), padded(by, 9));
+      for (std::size_t i = 0; i < errors.size(); ++i) {
+        json["errors"][kTriedPatterns[i]] = errors[i];
+        line += fmt::format("  {:>16.4f}", errors[i]);
+      }
+      progress.wipe();
+      if (options.output.lines()) print_line(line);
+      tensors.push_back(std::move(json));
+    }
+    progress.advance(entry->end - entry->begin);
+  }
+  progress.wipe();
+  if (options.output.json) {
+    print_json({{"command", "inspect"}, {"file", options.input}, {"sensitivity", tensors}});
+  }
+  return kOk;
+}
+
 int inspect(const InspectOptions& options) {
+  if (options.sensitivity) return inspect_sensitivity(options);
+  if (!options.statistics.empty()) {
+    throw Error(ErrorCode::kInvalidArgument, "--stats goes with --sensitivity");
+  }
   const Checkpoint checkpoint(options.input);
   SelectionOptions names;
   names.transposed = options.transposed;
@@ -172,10 +225,18 @@ void add_inspect(CLI::App& app, Action& action) {
                    "Tensors whose name matches GLOB are stored [in, out] (repeatable)")
       ->type_name("GLOB")
       ->allow_extra_args(false);
+  command->add_flag("--sensitivity", options->sensitivity,
+                    "Instead: the relative error of each weight at 2:4 and at 50 to 90 % zeros");
+  command
+      ->add_option("--stats", options->statistics,
+                   "With --sensitivity: statistics of the layers' inputs; errors are those of the "
+                   "layers' outputs then")
+      ->type_name("FILE");
   options->output.add_to(*command);
   command->footer(
       "Examples:\n"
       "  gossamer inspect model.safetensors\n"
+      "  gossamer inspect model.safetensors --sensitivity --stats stats.safetensors\n"
       "  gossamer inspect model.safetensors --json | jq '.tensors[] | select(.pattern)'");
   command->callback([options, &action] { action = [options] { return inspect(*options); }; });
 }

@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// gossamer prune: the smallest magnitudes of a checkpoint become zeros, tensor by tensor.
+// gossamer prune: weights of a checkpoint become zeros, tensor by tensor: the smallest magnitudes,
+// or what statistics of the layers' inputs say.
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
+#include "cli/calibrated.h"
 #include "cli/checkpoint.h"
 #include "cli/command.h"
 #include "cli/global_threshold.h"
@@ -26,8 +29,15 @@ struct PruneOptions {
   TargetOptions target;
   SelectionOptions selection;
   OutputOptions output;
+  CalibratedOptions calibrated;
   std::string pattern;
-  std::string scope = "tensor";
+  std::string scope;
+
+  /// Where weights compete: as asked, else as the method's paper says.
+  std::string scope_text() const {
+    if (!scope.empty()) return scope;
+    return calibrated.method == "wanda" || calibrated.method == "ria" ? "row" : "tensor";
+  }
 };
 
 // Sets the elements to zero (+0, whatever the dtype) whose byte of the mask is 0.
@@ -43,13 +53,25 @@ class Pruner {
   explicit Pruner(const PruneOptions& options)
       : options_(options),
         pattern_(Pattern::parse(options.pattern)),
-        scope_(parse_scope(options.scope)),
+        scope_(parse_scope(options.scope_text())),
         checkpoint_(options.target.input) {
+    options.calibrated.check();
+    if (options.calibrated.asked()) statistics_.emplace(options.calibrated.statistics);
+    if (statistics_ && scope_ == Scope::kGlobal) {
+      throw Error(ErrorCode::kInvalidArgument,
+                  fmt::format("--method {} prunes weight by weight; --scope row or tensor",
+                              options.calibrated.method));
+    }
     options.selection.check_globs(checkpoint_.file());
     for (const auto* entry : checkpoint_.plain()) {
-      if (options.selection.why_not(*entry).empty()) {
+      if (why_not(*entry).empty()) {
         competitors_.push_back({entry, options.selection.is_transposed(entry->name)});
       }
+    }
+    if (competitors_.empty() && statistics_) {
+      throw Error(ErrorCode::kInvalidArgument,
+                  fmt::format("'{}' has statistics of no weight of '{}' that is selected",
+                              io::escaped(statistics_->path()), io::escaped(options.target.input)));
     }
     if (competitors_.empty()) {
       throw Error(ErrorCode::kInvalidArgument,
@@ -68,8 +90,10 @@ class Pruner {
     for (const auto* entry : checkpoint_.plain()) {
       check_interrupt();
       progress.wipe();
-      const std::string reason = options_.selection.why_not(*entry);
-      if (reason.empty()) {
+      const std::string reason = why_not(*entry);
+      if (reason.empty() && statistics_) {
+        prune_by_statistics(*entry, writer);
+      } else if (reason.empty()) {
         prune(*entry, writer);
       } else {
         copy_tensor(checkpoint_.file(), *entry, writer);
@@ -90,6 +114,31 @@ class Pruner {
   }
 
  private:
+  std::string why_not(const SafetensorsEntry& entry) const {
+    std::string reason = options_.selection.why_not(entry);
+    if (reason.empty() && statistics_ && !statistics_->has(entry.name)) {
+      reason = "no statistics of its inputs";
+    }
+    return reason;
+  }
+
+  void prune_by_statistics(const SafetensorsEntry& entry, SafetensorsWriter& writer) {
+    const LayerStatistics statistics = statistics_->read(entry.name);
+    const bool transposed = statistics.transposed || options_.selection.is_transposed(entry.name);
+    const LoadedWeight weight(checkpoint_.file(), entry, transposed, nullptr);
+    PrunedWeight pruned =
+        prune_calibrated(weight, entry.name, statistics, pattern_, scope_, options_.calibrated);
+    if (pruned.values.empty()) {
+      pruned.values.assign(weight.bytes().begin(), weight.bytes().end());
+    }
+    drop(pruned.values, pruned.mask);
+    write(entry, weight, pruned.values, writer, pruned.error);
+    if (pruned.damping > options_.calibrated.damping && options_.output.lines()) {
+      print_line(fmt::format("{}  damping raised from {} to {}", io::escaped(entry.name),
+                             options_.calibrated.damping, pruned.damping));
+    }
+  }
+
   void prune(const SafetensorsEntry& entry, SafetensorsWriter& writer) {
     const LoadedWeight weight(checkpoint_.file(), entry,
                               options_.selection.is_transposed(entry.name), &pattern_);
@@ -103,19 +152,27 @@ class Pruner {
     }
     std::vector<std::byte> values(weight.bytes().begin(), weight.bytes().end());
     drop(values, weight.in_file_order(std::move(mask)));
+    write(entry, weight, values, writer, std::nullopt);
+  }
+
+  void write(const SafetensorsEntry& entry, const LoadedWeight& weight,
+             std::vector<std::byte>& values, SafetensorsWriter& writer,
+             std::optional<double> error) {
     writer.add(entry.name, entry.dtype, entry.shape, values);
     const auto flat = contiguous_view(values.data(), weight.view().dtype, 1, weight.elements());
     const std::int64_t zeros = weight.elements() - count_nonzeros(read_only(flat));
     zeros_ += zeros;
     elements_ += weight.elements();
     if (options_.output.lines()) {
-      print_line(fmt::format("{}  {} {}: {} zero", io::escaped(entry.name), shape_text(entry.shape),
-                             entry.dtype, percent_text(zeros, weight.elements())));
+      print_line(fmt::format("{}  {} {}: {} zero{}", io::escaped(entry.name),
+                             shape_text(entry.shape), entry.dtype,
+                             percent_text(zeros, weight.elements()),
+                             error ? fmt::format(", error {:.4f}", *error) : ""));
     }
-    tensors_.push_back({{"name", entry.name},
-                        {"pruned", true},
-                        {"elements", weight.elements()},
-                        {"zeros", zeros}});
+    Json json{
+        {"name", entry.name}, {"pruned", true}, {"elements", weight.elements()}, {"zeros", zeros}};
+    if (error) json["error"] = *error;
+    tensors_.push_back(std::move(json));
   }
 
   void select_by_magnitude(const ConstMatrixView& values, Scope scope, const MatrixView& kept,
@@ -144,7 +201,8 @@ class Pruner {
                   {"file", options_.target.input},
                   {"output", options_.target.target_path()},
                   {"pattern", pattern_.to_string()},
-                  {"scope", options_.scope},
+                  {"method", options_.calibrated.method},
+                  {"scope", options_.scope_text()},
                   {"tensors", tensors_},
                   {"pruned", competitors_.size()},
                   {"elements", elements_},
@@ -158,6 +216,7 @@ class Pruner {
   Checkpoint checkpoint_;
   std::vector<Competitor> competitors_;
   std::unique_ptr<GlobalSelector> selector_;
+  std::optional<Statistics> statistics_;
   Json tensors_ = Json::array();
   std::int64_t zeros_ = 0;
   std::int64_t elements_ = 0;
@@ -166,8 +225,8 @@ class Pruner {
 }  // namespace
 
 void add_prune(CLI::App& app, Action& action) {
-  auto* command =
-      app.add_subcommand("prune", "Set the smallest weights to zero by magnitude, without data");
+  auto* command = app.add_subcommand(
+      "prune", "Set weights to zero: the smallest ones, or by statistics of the inputs");
   auto options = std::make_shared<PruneOptions>();
   options->target.add_to(*command);
   command
@@ -175,8 +234,11 @@ void add_prune(CLI::App& app, Action& action) {
           "-p,--pattern", options->pattern,
           "unstructured:S, N:M, block:RxC:S, vnm:V:N:M or fanin:S; S is the fraction of zeros")
       ->required();
-  command->add_option("--scope", options->scope, "Where weights compete: row, tensor or global")
-      ->capture_default_str();
+  command->add_option(
+      "--scope", options->scope,
+      "Where weights compete: row, tensor or global (default: row for wanda and ria, "
+      "else tensor)");
+  options->calibrated.add_to(*command);
   options->selection.add_to(*command);
   options->output.add_to(*command);
   command->footer(
@@ -185,6 +247,8 @@ void add_prune(CLI::App& app, Action& action) {
       "the matrix [OC, KH*KW*IC], channels last; the groups of N:M and vnm never cross taps.\n\n"
       "Examples:\n"
       "  gossamer prune model.safetensors -p 2:4 -o model-24.safetensors\n"
+      "  gossamer prune model.safetensors -p 2:4 --method sparsegpt --stats stats.safetensors "
+      "\\\n    -o model-24.safetensors\n"
       "  gossamer prune model.safetensors -p unstructured:0.9 --scope global --exclude '*.head.*' "
       "\\\n"
       "    -o model-90.safetensors");

@@ -234,24 +234,22 @@ LayoutSpec nm24_tiles_spec(const FormatInfo& info) {
 
 }  // namespace
 
-void require_layout_holds(Layout layout, const Pattern& pattern) {
+std::string layout_fault(Layout layout, const Pattern& pattern) {
   using Kind = Pattern::Kind;
-  const auto refuse = [&](std::string_view what) {
+  const auto holds_only = [&](std::string_view what) {
     const Layout format = format_for(pattern);
     const std::string own = format == Layout::kBitmask
                                 ? std::string()
                                 : fmt::format("{} (the pattern's format) or ", layout_name(format));
-    fail(ErrorCode::kInvalidArgument,
-         "layout {} holds {} patterns, not {}; use layout {}bitmask (any pattern)",
-         layout_name(layout), what, pattern.to_string(), own);
+    return fmt::format("layout {} holds {} patterns, not {}; use layout {}bitmask (any pattern)",
+                       layout_name(layout), what, pattern.to_string(), own);
   };
-  if (layout == Layout::kNm && pattern.kind != Kind::kNm) refuse("N:M");
-  if ((layout == Layout::kNm24Pairs || layout == Layout::kNm24Tiles) &&
-      !(pattern == Pattern::nm(2, 4))) {
-    refuse("2:4");
-  }
-  if (layout == Layout::kBsr && pattern.kind != Kind::kBlock) refuse("block");
-  if (layout == Layout::kFanIn && pattern.kind != Kind::kFanIn) refuse("fan-in");
+  const bool is_24 = layout == Layout::kNm24Pairs || layout == Layout::kNm24Tiles;
+  if (layout == Layout::kNm && pattern.kind != Kind::kNm) return holds_only("N:M");
+  if (is_24 && !(pattern == Pattern::nm(2, 4))) return holds_only("2:4");
+  if (layout == Layout::kBsr && pattern.kind != Kind::kBlock) return holds_only("block");
+  if (layout == Layout::kFanIn && pattern.kind != Kind::kFanIn) return holds_only("fan-in");
+  return {};
 }
 
 void check_kernel(const FormatInfo& info) {
@@ -273,7 +271,8 @@ LayoutSpec layout_spec(const FormatInfo& info, std::int64_t kept) {
   check_dims(info, kept);
   const std::string fault = pattern_fault(info.pattern);
   if (!fault.empty()) fail(ErrorCode::kInvalidArgument, "pattern: {}", fault);
-  require_layout_holds(info.format, info.pattern);
+  const std::string mismatch = layout_fault(info.format, info.pattern);
+  if (!mismatch.empty()) fail(ErrorCode::kInvalidArgument, "{}", mismatch);
   check_kernel(info);
   switch (info.format) {
     case Layout::kNm:

@@ -4,6 +4,7 @@
 #include <array>
 #include <bit>
 #include <cstdint>
+#include <string>
 #include <string_view>
 
 #include "gossamer/packed_weight.h"
@@ -167,8 +168,8 @@ struct LayoutSpec {
 /// cannot be, the layout cannot hold the pattern, and Error(kUnsupported) where a size overflows.
 LayoutSpec layout_spec(const FormatInfo& info, std::int64_t kept);
 
-/// Throws Error(kInvalidArgument) naming what can hold the pattern where `layout` cannot.
-void require_layout_holds(Layout layout, const Pattern& pattern);
+/// Why `layout` cannot hold the pattern, naming what can; empty where it does.
+std::string layout_fault(Layout layout, const Pattern& pattern);
 
 /// The header of a weight with these arrays; no plan yet.
 PackedHeader make_header(const FormatInfo& info, const LayoutSpec& spec);

@@ -1,13 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The inner loop of block kernels. Included inside an anonymous namespace behind vector.inl.
+// The inner loop of block kernels. Included inside an anonymous namespace behind vector.inl
+// and spmm_kcsr.inl, after the instruction set has defined kRegisters.
 //
-// A block is a small dense product: every vector of the tile that is loaded serves G rows. A Unit
-// is what one multiply-add takes of a weight: an element, or a pair of them.
-//
-//   Type            what the values are an array of
-//   kInputs         inputs of a unit
-//   broadcast(p)    a unit in every lane
-//   multiply_add(weights, inputs, sum)
+// A block is a small dense product: every vector of the tile that is loaded serves G rows. Units as
+// in spmm_kcsr.inl.
 
 /// G rows of one block row for all its blocks in the tile. `values` and `sums` are those of the
 /// first of the G rows.
@@ -77,11 +73,3 @@ void add_blocks(const gossamer::cpu::KcsrAddTask& task) {
     }
   }
 }
-
-template <typename Element>
-struct ElementUnit {
-  using Type = typename Element::Type;
-  static constexpr std::int64_t kInputs = 1;
-  static Vector broadcast(const Type* p) { return Element::broadcast(p); }
-  static Vector multiply_add(Vector w, Vector x, Vector sum) { return ::multiply_add(w, x, sum); }
-};

@@ -78,6 +78,28 @@ const Conv2dKernel* widest_conv2d_row(Layout layout, DType dtype) {
 
 }  // namespace plan
 
+Conv2dShape conv2d_shape(const PackedView& weight, const Conv2dLayer& layer, std::int64_t images,
+                         std::int64_t height, std::int64_t width) {
+  const PackedHeader& header = weight.header();
+  Conv2dShape shape;
+  shape.images = images;
+  shape.in_channels = weight.in() / weight.taps();
+  shape.out_channels = weight.out();
+  shape.height = height;
+  shape.width = width;
+  shape.kernel_h = header.kernel_h;
+  shape.kernel_w = header.kernel_w;
+  shape.stride_h = layer.stride_h;
+  shape.stride_w = layer.stride_w;
+  shape.pad_top = layer.pad_top;
+  shape.pad_bottom = layer.pad_bottom;
+  shape.pad_left = layer.pad_left;
+  shape.pad_right = layer.pad_right;
+  shape.dilation_h = layer.dilation_h;
+  shape.dilation_w = layer.dilation_w;
+  return shape;
+}
+
 const Conv2dKernel* choose_conv2d_kernel(const PackedView& weight, std::int64_t pixels) {
   static const std::uint32_t dense = kernel_hash(kDenseKernel);
   static const std::string& forced = plan::environment_kernel();

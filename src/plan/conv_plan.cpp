@@ -26,23 +26,12 @@ std::int64_t map_side(std::int64_t side, std::int64_t stride, std::int64_t dilat
 
 Conv2dShape probe_shape(const PackedView& weight, const Conv2dLayer& layer,
                         const ConvProbe& probe) {
-  Conv2dShape s;
-  s.images = probe.images;
-  s.out_channels = weight.out();
-  s.in_channels = weight.in() / weight.taps();
-  s.kernel_h = weight.header().kernel_h;
-  s.kernel_w = weight.header().kernel_w;
-  s.stride_h = layer.stride_h;
-  s.stride_w = layer.stride_w;
-  s.pad_top = layer.pad_top;
-  s.pad_bottom = layer.pad_bottom;
-  s.pad_left = layer.pad_left;
-  s.pad_right = layer.pad_right;
-  s.dilation_h = layer.dilation_h;
-  s.dilation_w = layer.dilation_w;
-  s.height = map_side(probe.side, s.stride_h, s.dilation_h, s.kernel_h, s.pad_top + s.pad_bottom);
-  s.width = map_side(probe.side, s.stride_w, s.dilation_w, s.kernel_w, s.pad_left + s.pad_right);
-  return s;
+  const PackedHeader& h = weight.header();
+  const std::int64_t height = map_side(probe.side, layer.stride_h, layer.dilation_h, h.kernel_h,
+                                       layer.pad_top + layer.pad_bottom);
+  const std::int64_t width = map_side(probe.side, layer.stride_w, layer.dilation_w, h.kernel_w,
+                                      layer.pad_left + layer.pad_right);
+  return conv2d_shape(weight, layer, probe.images, height, width);
 }
 
 std::array<Probe, kProbeCount> conv_probes(const PackedView& weight, const Conv2dLayer& layer) {
@@ -59,6 +48,7 @@ std::array<Probe, kProbeCount> conv_probes(const PackedView& weight, const Conv2
 namespace {
 
 using detail::fail;
+using plan::plain_plan;
 
 /// A row that the caller or the environment insists on.
 struct Forced {
@@ -85,18 +75,6 @@ Forced forced_kernel(const PackedView& weight, const Machine& machine, const Pla
        row == nullptr ? "is no row of the convolutions' table"
                       : fmt::format("cannot compute {} weights on {}", dtype_name(weight.dtype()),
                                     machine.name));
-}
-
-Plan plain_plan(const PackedView& weight, std::string reason) {
-  Plan result;
-  result.layout = weight.layout();
-  result.reason = std::move(reason);
-  for (std::size_t bucket = 0; bucket < result.choices.size(); ++bucket) {
-    result.choices[bucket].kernel = kDenseKernel;
-    result.choices[bucket].tokens = plan::largest_probe(static_cast<int>(bucket));
-    result.choices[bucket].reason = result.reason;
-  }
-  return result;
 }
 
 // Portable rows are left out where the layout has a faster one here.
@@ -139,7 +117,7 @@ Plan modelled_plan(const std::vector<const Conv2dKernel*>& rows, const PackedVie
   std::fill_n(evidence.probed.begin(), plan::kConvProbes.size(), true);
   const LinearDesc desc = describe(weight, epilogue);
   for (const Conv2dKernel* row : rows) {
-    plan::Candidate candidate{.name = row->name, .layout = row->layout, .at = {}};
+    plan::Candidate candidate{.name = row->name, .layout = row->layout, .at = {}, .model = {}};
     for (std::size_t p = 0; p < plan::kConvProbes.size(); ++p) {
       const std::int64_t pixels = evidence.probes[p].tokens;
       plan::Timing& timing = candidate.at[p];
@@ -223,9 +201,9 @@ Plan plan_conv2d(const PackedView& weight, const Conv2dLayer& layer, const Epilo
     }
   }
   const plan::ConvProblem problem{weight, layer, epilogue, dense, options};
-  const Plan result = plan::measure_conv2d(rows, problem, forced.source).plan;
-  if (!file.empty()) plan::write_cached_plan(file, key, result);
-  return in_own_layout(result);
+  const plan::Verdict verdict = plan::measure_conv2d(rows, problem, forced.source);
+  if (!file.empty() && !verdict.disturbed) plan::write_cached_plan(file, key, verdict.plan);
+  return in_own_layout(verdict.plan);
 }
 
 }  // namespace gossamer

@@ -34,6 +34,7 @@ struct Candidate {
   std::string_view name;
   Layout layout = Layout::kBitmask;
   std::array<Timing, kProbeCount> at{};
+  std::array<double, kProbeCount> model{};  ///< predicted seconds; 0 where no model is at hand
 };
 
 struct Evidence {
@@ -56,10 +57,14 @@ struct Contested {
 struct Verdict {
   Plan plan;
   std::vector<Contested> contested;
+  bool disturbed = false;  ///< other work held the processors: not a verdict to keep for long
 };
 
 /// `forced`: who forced the single candidate ("GOSSAMER_KERNEL", "kernel"), empty for a free
 /// choice. There is at least one candidate and one probed token count.
 Verdict decide(const Evidence& evidence, MemoryMode memory, const std::string& forced);
+
+/// The plan of a weight that nothing was timed for: dense everywhere, for one reason.
+Plan plain_plan(const PackedView& weight, std::string reason);
 
 }  // namespace gossamer::plan

@@ -12,6 +12,7 @@
 #include <numeric>
 
 #include "core/fail.h"
+#include "core/layouts.h"
 #include "cpu/registration.h"
 
 namespace gossamer {
@@ -212,7 +213,9 @@ std::string why_not(const LinearKernel& kernel, const LinearDesc& desc, const Ma
     return fmt::format("computes {} activations, these are {}", dtype_name(kernel.activation_dtype),
                        dtype_name(desc.activation_dtype));
   }
-  return kernel.refuses != nullptr ? kernel.refuses(desc) : std::string();
+  std::string fault = detail::layout_fault(kernel.layout, desc.pattern);
+  if (!fault.empty() || kernel.refuses == nullptr) return fault;
+  return kernel.refuses(desc);
 }
 
 std::uint32_t kernel_hash(std::string_view name) { return plan::fnv1a(name); }

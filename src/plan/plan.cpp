@@ -25,6 +25,7 @@ using detail::fail;
 using plan::kProbeCount;
 using plan::kProbes;
 using plan::ModelledRow;
+using plan::plain_plan;
 
 /// A row that the caller or the environment insists on.
 struct Forced {
@@ -51,24 +52,19 @@ Forced forced_kernel(const LinearDesc& desc, const Machine& machine, const PlanO
        name, desc.out, desc.in, refusal);
 }
 
-Plan plain_plan(const PackedView& weight, std::string reason) {
-  Plan result;
-  result.layout = weight.layout();
-  result.reason = std::move(reason);
-  for (std::size_t bucket = 0; bucket < result.choices.size(); ++bucket) {
-    result.choices[bucket].kernel = kDenseKernel;
-    result.choices[bucket].tokens = plan::largest_probe(static_cast<int>(bucket));
-    result.choices[bucket].reason = result.reason;
-  }
-  return result;
-}
-
 // Rows of a timed plan must run in this process, whatever machine the caller describes.
 std::string refusal(const LinearKernel& row, const LinearDesc& desc, const Machine& machine,
                     PlanMode mode) {
   std::string text = why_not(row, desc, machine);
   if (!text.empty() || mode == PlanMode::kModel) return text;
   return why_not(row, desc, host_machine());
+}
+
+/// Of making X int8 before the product.
+double quantization_seconds(const LinearDesc& desc, std::int64_t tokens, int threads) {
+  constexpr double kElementsPerSecond = 5.0e9;
+  if (!desc.epilogue.quantized) return 0.0;
+  return static_cast<double>(desc.batch * tokens * desc.in) / (kElementsPerSecond * threads);
 }
 
 std::vector<ModelledRow> runnable_rows(const LinearDesc& desc, const Machine& machine,
@@ -82,8 +78,9 @@ std::vector<ModelledRow> runnable_rows(const LinearDesc& desc, const Machine& ma
     modelled.row = &row;
     bool sound = true;
     for (std::size_t p = 0; p < kProbeCount; ++p) {
-      modelled.seconds[p] =
-          row.seconds(desc, machine, kProbes[p].tokens, threads) + options.call_overhead;
+      modelled.seconds[p] = row.seconds(desc, machine, kProbes[p].tokens, threads) +
+                            quantization_seconds(desc, kProbes[p].tokens, threads) +
+                            options.call_overhead;
       sound &= std::isfinite(modelled.seconds[p]) && modelled.seconds[p] > 0.0;
     }
     if (sound) rows.push_back(modelled);
@@ -138,10 +135,10 @@ Plan plan_linear(const PackedView& weight, const Epilogue& epilogue, const Machi
       return in_own_layout(std::move(*kept));
     }
   }
-  const Plan result =
-      plan::measure_rows(rows, weight, desc, machine, dense, options, forced.source).plan;
-  if (!file.empty()) plan::write_cached_plan(file, key, result);
-  return in_own_layout(result);
+  const plan::Verdict verdict =
+      plan::measure_rows(rows, weight, desc, machine, dense, options, forced.source);
+  if (!file.empty() && !verdict.disturbed) plan::write_cached_plan(file, key, verdict.plan);
+  return in_own_layout(verdict.plan);
 }
 
 void store_plan(PackedWeight& weight, const Plan& plan) {

@@ -20,7 +20,7 @@ struct Sweep {
   Rows<float> weight;
   ConstRows<float> factor;
   Rows<std::uint8_t> mask;
-  std::optional<Pattern> pattern;
+  const Pattern* pattern = nullptr;  // null where the mask is given
   std::int64_t block = 0;
   std::int64_t segment = 0;
 };
@@ -215,7 +215,7 @@ void obs_sweep(const MatrixView& weight, const ConstMatrixView& factor, const Ma
   sweep.weight = detail::checked_rows<float>(weight, "weight", -1, -1);
   sweep.factor = detail::checked_rows<const float>(factor, "factor", weight.cols, weight.cols);
   sweep.mask = detail::checked_rows<std::uint8_t>(mask, "mask", weight.rows, weight.cols);
-  sweep.pattern = options.pattern;
+  sweep.pattern = options.pattern ? &*options.pattern : nullptr;
   sweep.block = options.block;
   sweep.segment = detail::checked_segment(options.segment, weight.cols);
   check_numbers(sweep);

@@ -137,22 +137,7 @@ std::array<std::int64_t, 2> checked_pair(const std::vector<std::int64_t>& pair, 
 }
 
 Conv2dShape shape_of(const PackedView& weight, const Conv2dLayer& layer, const Sizes& x) {
-  Conv2dShape s;
-  s.images = x[0];
-  s.in_channels = x[1];
-  s.height = x[2];
-  s.width = x[3];
-  s.out_channels = weight.out();
-  s.kernel_h = weight.header().kernel_h;
-  s.kernel_w = weight.header().kernel_w;
-  s.stride_h = layer.stride_h;
-  s.stride_w = layer.stride_w;
-  s.pad_top = layer.pad_top;
-  s.pad_bottom = layer.pad_bottom;
-  s.pad_left = layer.pad_left;
-  s.pad_right = layer.pad_right;
-  s.dilation_h = layer.dilation_h;
-  s.dilation_w = layer.dilation_w;
+  const Conv2dShape s = conv2d_shape(weight, layer, x[0], x[2], x[3]);
   if (s.out_height() < 1 || s.out_width() < 1) {
     refuse(
         fmt::format("x has shape {}: the kernel {}×{} with dilation {}×{} is larger than the "

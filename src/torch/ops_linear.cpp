@@ -59,18 +59,6 @@ void check_matrix(const PackedView& weight) {
       weight.header().kernel_h, weight.header().kernel_w));
 }
 
-void check_bias(const Tensor& bias, const PackedView& weight) {
-  const auto sizes = sizes_of(bias);
-  const bool fits = weight.batch() == 1 ? sizes.size() == 1 && sizes[0] == weight.out()
-                                        : sizes.size() == 2 && sizes[0] == weight.batch() &&
-                                              sizes[1] == weight.out();
-  if (fits) return;
-  refuse(fmt::format(
-      "bias has shape {}, the packed weight has {} outputs and batch {}: [out] is accepted, "
-      "[batch, out] for a stack",
-      shape_text(sizes), weight.out(), weight.batch()));
-}
-
 bool equal(std::span<const std::int64_t> a, std::span<const std::int64_t> b) {
   return a.size() == b.size() && std::equal(a.begin(), a.end(), b.begin());
 }
@@ -84,18 +72,30 @@ void check_operand(const Tensor& tensor, const char* name, const PackedView& wei
   check_dtype(tensor, name, weight.dtype());
 }
 
-void check_residual(const Tensor& residual, std::span<const std::int64_t> y_shape) {
-  if (equal(sizes_of(residual), y_shape)) return;
-  refuse(fmt::format("residual has shape {}, the result {}: both must be the same; expand it first",
-                     shape_text(sizes_of(residual)), shape_text(y_shape)));
-}
-
 Tensor call(const char* op, StableIValue* stack) {
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, "", stack, TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
 }  // namespace
+
+void check_linear_bias(const Tensor& bias, const PackedView& weight) {
+  const auto sizes = sizes_of(bias);
+  const bool fits = weight.batch() == 1 ? sizes.size() == 1 && sizes[0] == weight.out()
+                                        : sizes.size() == 2 && sizes[0] == weight.batch() &&
+                                              sizes[1] == weight.out();
+  if (fits) return;
+  refuse(fmt::format(
+      "bias has shape {}, the packed weight has {} outputs and batch {}: [out] is accepted, "
+      "[batch, out] for a stack",
+      shape_text(sizes), weight.out(), weight.batch()));
+}
+
+void check_linear_residual(const Tensor& residual, std::span<const std::int64_t> y_shape) {
+  if (equal(sizes_of(residual), y_shape)) return;
+  refuse(fmt::format("residual has shape {}, the result {}: both must be the same; expand it first",
+                     shape_text(sizes_of(residual)), shape_text(y_shape)));
+}
 
 void check_dense(const Tensor& dense, const PackedView& weight) {
   const auto sizes = sizes_of(dense);
@@ -168,12 +168,11 @@ Tensor linear(const Tensor& x, const Tensor& packed, std::int64_t layout, std::i
     check_matrix(weight);
     check_rows(x, "x", weight, weight.in());
     check_record(weight, layout, "out", out, weight.out());
-    check_dtype(x, "x", weight.dtype());
     if (scale) {
-      refuse(
-          "scale is reserved for quantized weights, which no kernel of this build takes; pass "
-          "None");
+      return linear_quantized(x, weight, *scale, bias, checked_activation(activation), residual,
+                              dense);
     }
+    check_dtype(x, "x", weight.dtype());
     const auto x_sizes = sizes_of(x);
     const Shape y_shape(x_sizes, out);
 
@@ -185,14 +184,14 @@ Tensor linear(const Tensor& x, const Tensor& packed, std::int64_t layout, std::i
     std::optional<Tensor> bias_rows;
     if (bias) {
       check_operand(*bias, "bias", weight);
-      check_bias(*bias, weight);
+      check_linear_bias(*bias, weight);
       bias_rows = bias->is_contiguous() ? *bias : as_contiguous(*bias);
       args.bias = bias_rows->const_data_ptr();
     }
     std::optional<Rows> residual_rows;
     if (residual) {
       check_operand(*residual, "residual", weight);
-      check_residual(*residual, y_shape.span());
+      check_linear_residual(*residual, y_shape.span());
       residual_rows = as_rows(*residual, batched);
       args.residual = residual_rows->tensor.const_data_ptr();
       args.residual_stride = residual_rows->stride;

@@ -207,7 +207,7 @@ def test_what_is_not_computed_is_refused() -> None:
     with pytest.raises(ValueError, match="conv2d"):
         F.linear(torch.randn(2, 54), packed)
     with pytest.raises(ValueError, match="convolution"):
-        torch.randn(2, 54) @ packed
+        torch.randn(2, 8) @ packed
     with pytest.raises(NotImplementedError, match=r"aten\.convolution"):
         F.conv_transpose2d(x, packed)
     with pytest.raises(NotImplementedError, match="cannot be swapped"):
@@ -262,6 +262,11 @@ def test_opcheck(last: bool, padding: list[int]) -> None:
     opcheck(ops.conv2d.default, (x, packed, code, *numbers), {"bias": bias, "activation": 1})
     opcheck(ops.conv2d.default, (x[0].contiguous(), packed, code, *numbers))
     opcheck(ops.conv2d_autograd.default, (x.requires_grad_(), packed, code, *numbers, bias, 2))
+    dense = ops.unpack(packed, [8, 6, 3, 3], torch.float32)
+    plan = (packed, dense, [1, 2], padding, [1, 1], last, True, 0, "model", "default", "", "off")
+    # It answers with a string: no shapes to derive, schema and dispatch to check.
+    utilities = ("test_schema", "test_autograd_registration")
+    opcheck(ops.plan_conv2d.default, plan, test_utils=utilities)
 
 
 def small_cnn(channels_last: bool = False) -> nn.Sequential:
@@ -428,7 +433,7 @@ def test_shared_filters() -> None:
     assert "another stride" in gs.explain(other)["0"].reason
 
 
-@pytest.mark.parametrize("mode", ["measure", "model"])
+@pytest.mark.parametrize("mode", [pytest.param("measure", marks=pytest.mark.timing), "model"])
 def test_plan(mode: str) -> None:
     module = nn.Conv2d(64, 64, 3, padding=1)
     with torch.no_grad():

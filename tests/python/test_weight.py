@@ -314,7 +314,7 @@ def test_casts_keep_the_mask() -> None:
     assert layer.to("cpu") is layer
     with pytest.raises(ValueError, match="complex64"):
         layer.weight.to(torch.complex64)
-    with pytest.raises(NotImplementedError, match=r"meta.*to_dense"):
+    with pytest.raises(NotImplementedError, match=r"meta.*desparsify_"):
         layer.weight.to("meta")
 
 

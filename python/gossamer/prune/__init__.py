@@ -40,7 +40,9 @@ from gossamer.prune.reconstruction import Reconstruction
 from gossamer.prune.report import density, sparsity_report
 from gossamer.prune.schedule import cubic_sparsity
 from gossamer.prune.scored_mask import ScoredMask
+from gossamer.prune.sensitivity import Sensitivity, measure_sensitivity
 from gossamer.prune.sparsifier import Sparsifier
+from gossamer.prune.statistics import save_statistics
 from gossamer.prune.training import LotteryTicket, Movement, Supermask
 from gossamer.prune.transposable import Transposable
 
@@ -71,6 +73,7 @@ __all__ = [
     "Reconstruction",
     "Score",
     "ScoredMask",
+    "Sensitivity",
     "SparseGPT",
     "Sparsifier",
     "Supermask",
@@ -84,8 +87,10 @@ __all__ = [
     "from_torch_prune",
     "lamp",
     "masked_parameters",
+    "measure_sensitivity",
     "owl",
     "recalibrate_batchnorm",
+    "save_statistics",
     "show_progress",
     "sparsity_report",
     "to_torch_prune",

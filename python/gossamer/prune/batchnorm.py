@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from gossamer.prune.capture import Forward, evaluating, run_batch
 
-__all__ = ["recalibrate_batchnorm"]
+__all__ = ["batchnorm_layers", "recalibrate_batchnorm"]
 
 
 def recalibrate_batchnorm(
@@ -34,15 +34,7 @@ def recalibrate_batchnorm(
     Raises:
         ValueError: there is no such layer, or no batch.
     """
-    layers = [
-        module
-        for module in model.modules()
-        if isinstance(module, _BatchNorm) and module.track_running_stats
-    ]
-    if not layers:
-        raise ValueError(
-            "recalibrate_batchnorm: the model has no BatchNorm layer with running statistics"
-        )
+    layers = batchnorm_layers(model)
     saved = [({name: b.clone() for name, b in m.named_buffers()}, m.momentum) for m in layers]
     seen = 0
     try:
@@ -64,6 +56,24 @@ def recalibrate_batchnorm(
         for layer, (_, momentum) in zip(layers, saved, strict=True):
             layer.momentum = momentum
     return model
+
+
+def batchnorm_layers(model: nn.Module) -> list[_BatchNorm]:
+    """The BatchNorm layers that keep running statistics.
+
+    Raises:
+        ValueError: there is none.
+    """
+    layers = [
+        module
+        for module in model.modules()
+        if isinstance(module, _BatchNorm) and module.track_running_stats
+    ]
+    if not layers:
+        raise ValueError(
+            "recalibrate_batchnorm: the model has no BatchNorm layer with running statistics"
+        )
+    return layers
 
 
 def _restore(layer: nn.Module, buffers: dict[str, Tensor]) -> None:

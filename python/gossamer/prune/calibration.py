@@ -6,12 +6,14 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from gossamer.prune.batchnorm import recalibrate_batchnorm
+from gossamer.prune.calibrated_layer import CalibratedLayer, Sums, add_products
 from gossamer.prune.calibration_report import BlockResult, CalibrationReport, LayerResult
 from gossamer.prune.capture import (
     Forward,
@@ -20,48 +22,15 @@ from gossamer.prune.capture import (
     evaluating,
     find_order,
 )
-from gossamer.prune.layer import LayerForm
-from gossamer.prune.mask import Mask
+from gossamer.prune.journal import Journal
+from gossamer.prune.kept_calls import Kept
 from gossamer.prune.problem import LayerProblem
 from gossamer.prune.reconstruction import Reconstruction
 from gossamer.prune.stages import Call, Stage, StageWatch, advance, find_stages, output_of, replay
 
-__all__ = ["CalibratedLayer", "Calibration"]
+__all__ = ["Calibration"]
 
 TARGETS = ("sparse-inputs", "dense-inputs", "dense-target")
-
-
-@dataclass
-class CalibratedLayer:
-    """A layer under a live mask.
-
-    Attributes:
-        fqn: the weight's full name.
-        module: the layer.
-        weight: the dense parameter under the mask.
-        mask: the live mask.
-        form: how it is a matrix product.
-        problem: makes its problem from the weight [groups, out, in] and the Gram matrix.
-        solve: what runs the parts.
-    """
-
-    fqn: str
-    module: nn.Module
-    weight: Tensor
-    mask: Mask
-    form: LayerForm
-    problem: Callable[[Tensor, Tensor], LayerProblem]
-    solve: Callable[[LayerProblem], None]
-
-
-@dataclass
-class _Sums:
-    """Gram matrices of a group's inputs, summed over tokens: [groups, in, in], float64."""
-
-    gram: Tensor
-    cross: Tensor | None
-    dense_gram: Tensor | None
-    tokens: int = 0
 
 
 @dataclass
@@ -69,7 +38,15 @@ class _Stream:
     """Where one of the two models, pruned so far and dense, is in its walk over the stages."""
 
     stage: Stage | None = None
-    calls: list[Call] = field(default_factory=list)
+    calls: Kept[Call] = field(default_factory=lambda: Kept(None))
+
+
+@dataclass
+class _Walk:
+    """The report so far, and how many steps of the walk are behind."""
+
+    report: CalibrationReport
+    steps: int = 0
 
 
 class Calibration:
@@ -86,6 +63,9 @@ class Calibration:
         reconstruction: what tunes each block after its layers; None for nothing.
         progress: called with each layer's result, its number from 1, and how many there are.
         left_dense: what is left out from the start, with the reason, for the report.
+        journal: keeps each step, and has those that were made before a crash.
+        offload: keeps the inputs of blocks in the memory of the CPU.
+        recalibrates: takes the statistics of BatchNorm anew at the end.
     """
 
     def __init__(
@@ -98,8 +78,14 @@ class Calibration:
         reconstruction: Reconstruction | None = None,
         progress: Callable[[LayerResult, int, int], None] | None = None,
         left_dense: Mapping[str, str] | None = None,
+        journal: Journal | None = None,
+        offload: bool = False,
+        recalibrates: bool = False,
     ) -> None:
         self._left_dense = left_dense or {}
+        self._journal = journal
+        self._offload = offload
+        self._recalibrates = recalibrates
         self._model = model
         self._layers = {layer.fqn: layer for layer in layers}
         self._batches = batches
@@ -129,7 +115,10 @@ class Calibration:
         self._dense = {fqn: weight for fqn, (weight, _) in saved.items()}
         try:
             with evaluating(self._model):
-                return self._walk()
+                report = self._walk()
+            if self._recalibrates:
+                recalibrate_batchnorm(self._model, self._batches, forward=self._forward)
+            return report
         except BaseException:
             for fqn, (weight, mask) in saved.items():
                 self._layers[fqn].weight.data = weight
@@ -152,45 +141,99 @@ class Calibration:
             parts = {id(part) for part in stage.module.modules()}
             own = {fqn: stage for fqn, module in modules.items() if id(module) in parts}
             self._stages.update(own)
-        report = CalibrationReport(target=self._target, left_dense=dict(self._left_dense))
+        walk = _Walk(CalibrationReport(target=self._target, left_dense=dict(self._left_dense)))
         for number, group in enumerate(order.groups):
-            layers = [self._layers[fqn] for fqn in group]
-            sums = self._sums(layers[0], order.calls[group[0]])
-            inputs = sums.gram.shape[-1]
-            if not all(order.calls[group[0]]) and sums.tokens < inputs:
-                # Of a layer that is called now and then, an expert say, so few inputs say nothing.
-                why = f"some batches never reach it, and it saw {sums.tokens} inputs of {inputs}"
-                report.left_dense.update(dict.fromkeys(group, why))
-                continue
-            for layer in layers:
-                start = time.perf_counter()
-                result = self._solve(layer, sums)
-                result.seconds = time.perf_counter() - start
-                report.layers.append(result)
-                if self._progress is not None:
-                    self._progress(result, len(report.layers), len(self._layers))
+            if not self._restore(walk):
+                self._prune_group(group, order.calls[group[0]], walk)
             later = order.groups[number + 1 :]
             block = self._stages.get(group[0])
             is_last = not any(self._stages.get(fqn) is block for own in later for fqn in own)
-            if block is not None and is_last and self._reconstruction is not None:
-                report.blocks.append(self._reconstruct(block, self._reconstruction))
-        return report
+            pruned = {result.fqn for result in walk.report.layers}
+            inside = [fqn for fqn in self._layers if self._stages.get(fqn) is block]
+            inside = [fqn for fqn in inside if fqn in pruned]  # Others are to stay dense.
+            if not (block and is_last and inside and self._reconstruction):
+                continue
+            if not self._restore(walk):
+                result = self._reconstruct(block, inside, self._reconstruction)
+                walk.report.blocks.append(result)
+                self._keep(walk, inside, blocks=[result])
+        return walk.report
 
-    def _reconstruct(self, stage: Stage, reconstruction: Reconstruction) -> BlockResult:
+    def _prune_group(self, group: Sequence[str], calls: Sequence[int], walk: _Walk) -> None:
+        """Prunes layers that always get the same input."""
+        layers = [self._layers[fqn] for fqn in group]
+        sums = self._sums(layers[0], calls)
+        inputs = sums.gram.shape[-1]
+        if not all(calls) and sums.tokens < inputs:
+            # Of a layer that is called now and then, an expert say, so few inputs say nothing.
+            why = f"some batches never reach it, and it saw {sums.tokens} inputs of {inputs}"
+            left = dict.fromkeys(group, why)
+            walk.report.left_dense.update(left)
+            self._keep(walk, (), left_dense=left)
+            return
+        results = []
+        for layer in layers:
+            start = time.perf_counter()
+            result = self._solve(layer, sums)
+            result.seconds = time.perf_counter() - start
+            results.append(result)
+            walk.report.layers.append(result)
+            if self._progress is not None:
+                self._progress(result, len(walk.report.layers), len(self._layers))
+        self._keep(walk, group, layers=results)
+
+    # --- Steps on disk ----------------------------------------------------------------------------
+
+    def _keep(self, walk: _Walk, changed: Sequence[str], **found: Any) -> None:
+        """Writes a step: what was found, and the weights and masks that it changed."""
+        if self._journal is not None:
+            entry: dict[str, Any] = {"left_dense": found.get("left_dense", {})}
+            for key in ("layers", "blocks"):
+                entry[key] = [asdict(result) for result in found.get(key, ())]
+            entry["weights"] = {fqn: self._layers[fqn].weight.data for fqn in changed}
+            entry["masks"] = {fqn: self._layers[fqn].mask.mask for fqn in changed}
+            self._journal.save(walk.steps, entry)
+        walk.steps += 1
+
+    def _restore(self, walk: _Walk) -> bool:
+        """Takes the next step over from the journal; False where it was never completed."""
+        entry = None if self._journal is None else self._journal.load(walk.steps)
+        if entry is None:
+            return False
+        for fqn, weight in entry["weights"].items():
+            layer = self._layers[fqn]
+            layer.weight.data = weight.to(layer.weight.device)
+            layer.mask.mask.copy_(entry["masks"][fqn])
+        walk.report.layers += [LayerResult(**result) for result in entry["layers"]]
+        walk.report.blocks += [BlockResult(**result) for result in entry["blocks"]]
+        walk.report.left_dense.update(entry["left_dense"])
+        walk.steps += 1
+        return True
+
+    # --- One layer, one block ---------------------------------------------------------------------
+
+    def _reconstruct(
+        self, stage: Stage, names: Sequence[str], reconstruction: Reconstruction
+    ) -> BlockResult:
         begin = time.perf_counter()
+        inside = [self._layers[fqn] for fqn in names]
+        wanted: Kept[Tensor] = Kept(self._memory(inside[0]))
         with self._as_dense():
-            wanted = [output_of(stage, call) for call in self._calls(stage, True)]
-        inside = [layer for fqn, layer in self._layers.items() if self._stages.get(fqn) is stage]
+            for call in self._calls(stage, True):
+                wanted.append(output_of(stage, call))
         for layer in inside:
             # What the mask drops would count as a kept weight's size.
             layer.weight.data = torch.where(layer.mask.mask, layer.weight.data, 0)
         weights = [cast(nn.Parameter, layer.weight) for layer in inside]
         before, after = reconstruction.run(stage, weights, self._calls(stage, False), wanted)
-        names = {id(module): name for name, module in self._model.named_modules()}
-        seconds = time.perf_counter() - begin
-        return BlockResult(names[id(stage.module)], before, after, seconds)
+        name = next(name for name, own in self._model.named_modules() if own is stage.module)
+        return BlockResult(name, before, after, time.perf_counter() - begin)
 
-    def _solve(self, layer: CalibratedLayer, sums: _Sums) -> LayerResult:
+    def _memory(self, layer: CalibratedLayer) -> torch.device | None:
+        """Where inputs of blocks have to be brought back to; None where they stay."""
+        return layer.weight.device if self._offload else None
+
+    def _solve(self, layer: CalibratedLayer, sums: Sums) -> LayerResult:
         tokens = max(sums.tokens, 1)
         dense = layer.form.matrices(self._dense[layer.fqn].float())
         problem = layer.problem(dense, sums.gram / tokens)
@@ -239,7 +282,7 @@ class Calibration:
 
     # --- Inputs -----------------------------------------------------------------------------------
 
-    def _sums(self, layer: CalibratedLayer, calls: Sequence[int]) -> _Sums:
+    def _sums(self, layer: CalibratedLayer, calls: Sequence[int]) -> Sums:
         size = layer.form.matrices(self._dense[layer.fqn]).shape[-1]
         shape = (layer.form.groups, size, size)
 
@@ -247,18 +290,18 @@ class Calibration:
             return torch.zeros(shape, dtype=torch.float64, device=layer.weight.device)
 
         corrects = self._target == "dense-target"
-        sums = _Sums(zeros(), zeros() if corrects else None, zeros() if corrects else None)
+        sums = Sums(zeros(), zeros() if corrects else None, zeros() if corrects else None)
         for index in range(len(self._batches)):
             inputs = self._inputs(layer, index, calls, self._target == "dense-inputs")
             if sums.cross is None or sums.dense_gram is None:
                 for x in inputs:
-                    _add(sums.gram, layer, x, x)
+                    add_products(sums.gram, layer, x, x)
             else:
                 dense = self._inputs(layer, index, calls, True)
                 for x, x0 in zip(inputs, dense, strict=True):
-                    _add(sums.gram, layer, x, x)
-                    _add(sums.cross, layer, x0, x)
-                    _add(sums.dense_gram, layer, x0, x0)
+                    add_products(sums.gram, layer, x, x)
+                    add_products(sums.cross, layer, x0, x)
+                    add_products(sums.dense_gram, layer, x0, x0)
             sums.tokens += sum(x.shape[1] for x in inputs)
             if not bool(sums.gram.diagonal(dim1=-2, dim2=-1).isfinite().all()):
                 raise ValueError(
@@ -288,7 +331,7 @@ class Calibration:
                 )
         return [layer.form.rows(layer.module, x) for x in seen]
 
-    def _calls(self, stage: Stage, dense: bool) -> list[Call]:
+    def _calls(self, stage: Stage, dense: bool) -> Sequence[Call]:
         """The arguments of a stage for each batch; runs the stage before it where that gives them.
 
         The layers of that stage, and all before it, are pruned by now.
@@ -298,13 +341,14 @@ class Calibration:
             return stream.calls
         passed = _between(stream.stage, stage)
         if passed is None:
-            stream.calls = [
-                capture_call(self._model, stage.module, batch, self._forward)
-                for batch in self._batches
-            ]
+            some = next(iter(self._layers.values()))
+            stream.calls = Kept(self._memory(some))
+            for batch in self._batches:
+                call = capture_call(self._model, stage.module, batch, self._forward)
+                stream.calls.append(call)
         for last in passed or []:
-            for index, call in enumerate(stream.calls):
-                stream.calls[index] = advance(last, call)
+            for index in range(len(stream.calls)):
+                stream.calls[index] = advance(last, stream.calls[index])
         stream.stage = stage
         return stream.calls
 
@@ -334,14 +378,3 @@ def _between(begin: Stage | None, end: Stage) -> list[Stage] | None:
             return passed
         stage = stage.follows
     return None
-
-
-def _add(gram: Tensor, layer: CalibratedLayer, x: Tensor, y: Tensor) -> None:
-    """Adds xᵀ·y for each group of a convolution."""
-    if x.device != gram.device:
-        raise ValueError(
-            f"'{layer.fqn}': its inputs are on {x.device}, its weight was on {gram.device} when "
-            "calibration began; leave the model where it is until it ends"
-        )
-    for group in range(len(gram)):
-        torch.ops.gossamer.gram_(gram[group], x[group].float(), y[group].float())

@@ -4,14 +4,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from gossamer.prune.calibration import TARGETS, CalibratedLayer, Calibration
+from gossamer.prune.batchnorm import batchnorm_layers
+from gossamer.prune.calibrated_layer import CalibratedLayer
+from gossamer.prune.calibration import TARGETS, Calibration
 from gossamer.prune.calibration_report import CalibrationReport, LayerResult
 from gossamer.prune.capture import Forward, run_batch
-from gossamer.prune.groups import Group
+from gossamer.prune.groups import Group, saved_group
+from gossamer.prune.journal import Journal, digest
 from gossamer.prune.layer import LayerForm
 from gossamer.prune.parts import (
     Admm,
@@ -106,6 +110,9 @@ class OneShot(Sparsifier):
         *,
         forward: Forward = run_batch,
         progress: Callable[[LayerResult, int, int], None] | None = None,
+        resume: str | Path | None = None,
+        offload: bool = False,
+        batchnorm: bool = False,
     ) -> CalibrationReport:
         """Prunes all prepared weights with the inputs that they see, and counts a step.
 
@@ -117,6 +124,13 @@ class OneShot(Sparsifier):
                 anything else as it is.
             forward: another way to call it, e.g. `lambda model, batch: model(batch[0])`.
             progress: called with each layer's result, its number from 1, and how many there are.
+            resume: a folder that keeps each layer and block when it is done. After a crash the same
+                call with the same model, method and batches goes on behind the last of them, with
+                the very result of a run that was never stopped (on as many threads). The folder is
+                the caller's to delete. None keeps nothing.
+            offload: keeps the inputs of blocks in the memory of the CPU while others run.
+            batchnorm: takes the running statistics of BatchNorm layers anew at the end; for masks
+                without corrected weights (`recalibrate_batchnorm`).
 
         Returns:
             What became of each layer; also kept as `report`.
@@ -124,26 +138,45 @@ class OneShot(Sparsifier):
         Raises:
             RuntimeError: nothing is prepared.
             ValueError: no batch, a layer that no batch reaches, inputs that are not finite, a Gram
-                matrix that cannot be factored. The model is as it was then.
+                matrix that cannot be factored, a folder with the state of another run. The model
+                is as it was then.
         """
         self._need_groups("calibrate")
         assert self.model is not None
         layers = [self._layer(group) for group in self.groups]
+        if batchnorm:
+            batchnorm_layers(self.model)
+        held = list(batches)
         walk = Calibration(
             self.model,
             layers,
-            list(batches),
+            held,
             forward,
             self.target,
             self.reconstruction,
             progress,
             self._left_dense(),
+            None if resume is None else Journal(resume, self._run_of(held)),
+            offload,
+            batchnorm,
         )
         self.report = walk.run()
         self._set_steps(self.step_count + 1)
         for group in self.groups:
             self._mask(group).updated.fill_(self.step_count)
         return self.report
+
+    def _run_of(self, batches: list[Any]) -> dict[str, str]:
+        """Fingerprints of all that the result depends on."""
+        settings = [saved_group(group) for group in self.groups]
+        method = [
+            type(self).__qualname__,
+            [_description(part) for part in self.parts],
+            self.target,
+            repr(self.reconstruction),
+            settings,
+        ]
+        return {"model": digest(self.model), "batches": digest(batches), "method": digest(method)}
 
     def prepare(self, model: nn.Module, config: Config = None) -> nn.Module:
         """As `Sparsifier.prepare`; without a config, the layer that gives logits stays dense.
@@ -213,6 +246,12 @@ class OneShot(Sparsifier):
             problem,
             self.solve,
         )
+
+
+def _description(part: Part) -> list[Any]:
+    """A part's name and settings, the same in every process."""
+    name = getattr(part, "__qualname__", type(part).__qualname__)
+    return [name, dict(getattr(part, "__dict__", {}))]
 
 
 def _output_layer(model: nn.Module) -> str | None:

@@ -83,12 +83,12 @@ class ByRIA(Score):
     power: float = 0.5
 
     def score(self, problem: LayerProblem) -> Tensor:
-        """The relative importance."""
-        size = problem.weight.abs()
+        """The relative importance, float64: sums come out the same in whichever order."""
+        size = problem.weight.abs().double()
         smallest = torch.finfo(size.dtype).tiny  # An empty row or column scores 0, not NaN.
         rows = size / size.sum(dim=-1, keepdim=True).clamp(min=smallest)
         cols = size / size.sum(dim=-2, keepdim=True).clamp(min=smallest)
-        return (rows + cols) * problem.norms**self.power
+        return (rows + cols) * problem.norms.double() ** self.power
 
 
 @dataclass(frozen=True)

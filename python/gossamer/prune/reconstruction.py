@@ -60,14 +60,12 @@ class Reconstruction:
             The loss before and after on the batches that judge, as a fraction of ‖B₀(X₀)‖².
         """
         seen = max(1, len(calls) - round(len(calls) * self.held_out))
-        judge = slice(seen, None) if seen < len(calls) else slice(None)
+        judge = range(seen, len(calls)) if seen < len(calls) else range(len(calls))
         frozen = [weight for weight in weights if not weight.requires_grad]
         for weight in frozen:
             weight.requires_grad_(True)
         try:
-            before, after = self._descend(
-                stage, weights, list(zip(calls, wanted, strict=True)), seen, judge
-            )
+            before, after = self._descend(stage, weights, calls, wanted, seen, judge)
         finally:
             for weight in frozen:
                 weight.requires_grad_(False)
@@ -77,24 +75,25 @@ class Reconstruction:
         self,
         stage: Stage,
         weights: Sequence[nn.Parameter],
-        pairs: Sequence[tuple[Call, Tensor]],
+        calls: Sequence[Call],
+        goals: Sequence[Tensor],
         seen: int,
-        judge: slice,
+        judge: range,
     ) -> tuple[float, float]:
         masters = [weight.detach().float().clone() for weight in weights]
         lengths = [self.rate * float(_root_mean_square(master)) for master in masters]
         first = [torch.zeros_like(master) for master in masters]
         second = [torch.zeros_like(master) for master in masters]
         best = [weight.detach().clone() for weight in weights]
-        before = after = self._loss(stage, pairs[judge])
+        before = after = self._loss(stage, calls, goals, judge)
         steps = self.epochs * seen
         for step in range(steps):
-            call, wanted = pairs[step % seen]
+            call, wanted = calls[step % seen], goals[step % seen]
             with torch.enable_grad():
                 missed = output_of(stage, call).float() - wanted.float()
                 loss = missed.square().sum() / wanted.float().square().sum().clamp(min=_SMALL)
-                # autograd.grad leaves the .grad of all parameters alone.
-                grads = torch.autograd.grad(loss, list(weights))
+            # A batch may pass by some of the weights, or all: an expert, say.
+            grads = _gradients(loss, weights)
             decay = (1 + math.cos(math.pi * step / steps)) / 2
             fixes = [1 - beta ** (step + 1) for beta in _BETAS]
             for i, grad in enumerate(grads):
@@ -105,7 +104,7 @@ class Reconstruction:
                 weights[i].data.copy_(masters[i])
             if (step + 1) % seen:
                 continue
-            now = self._loss(stage, pairs[judge])
+            now = self._loss(stage, calls, goals, judge)
             if now < after:
                 after, best = now, [weight.detach().clone() for weight in weights]
         for weight, value in zip(weights, best, strict=True):
@@ -113,12 +112,22 @@ class Reconstruction:
         return before, after
 
     @staticmethod
-    def _loss(stage: Stage, pairs: Sequence[tuple[Call, Tensor]]) -> float:
+    def _loss(stage: Stage, calls: Sequence[Call], goals: Sequence[Tensor], judge: range) -> float:
         missed = whole = 0.0
-        for call, wanted in pairs:
-            missed += float((output_of(stage, call).double() - wanted.double()).square().sum())
-            whole += float(wanted.double().square().sum())
+        for index in judge:
+            wanted = goals[index].double()
+            missed += float((output_of(stage, calls[index]).double() - wanted).square().sum())
+            whole += float(wanted.square().sum())
         return missed / max(whole, _SMALL)
+
+
+def _gradients(loss: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+    """Zero for weights that the loss does not see; the .grad of all parameters stays alone."""
+    if not loss.requires_grad:
+        return [torch.zeros_like(weight) for weight in weights]
+    found = torch.autograd.grad(loss, list(weights), allow_unused=True)
+    pairs = zip(found, weights, strict=True)
+    return [torch.zeros_like(w) if grad is None else grad for grad, w in pairs]
 
 
 def _root_mean_square(weight: Tensor) -> Tensor:

@@ -32,26 +32,8 @@ inline float sum_lanes(Vector v) {
 
 #include "cpu/float_sums.inl"
 
-/// For a byte of bits eight bytes: at a set bit its rank among the set bits, with the sign bit on;
-/// zero elsewhere.
-struct RankTable {
-  std::uint64_t of[256];
-};
-
-constexpr RankTable make_ranks() {
-  RankTable table{};
-  for (unsigned byte = 0; byte < 256; ++byte) {
-    std::uint64_t rank = 0;
-    for (unsigned bit = 0; bit < 8; ++bit) {
-      if ((byte >> bit & 1u) == 0) continue;
-      table.of[byte] |= (0x80u + rank) << (8 * bit);
-      ++rank;
-    }
-  }
-  return table;
-}
-
-constexpr RankTable kRanks = make_ranks();
+#include "cpu/avx2/ranks.inl"
+constexpr RankTable kRanks = make_ranks(0x80, 0);
 
 template <typename Element>
 struct Step : FloatSums {

@@ -26,25 +26,8 @@ namespace {
 #include "cpu/avx2/transpose.inl"
 #include "cpu/spmm_kcsr.inl"
 
-/// For a byte of bits eight bytes: at a set bit its rank among the set bits; elsewhere 0x80, which
-/// pshufb takes for zero.
-struct RankTable {
-  std::uint64_t of[256];
-};
-
-constexpr RankTable make_ranks() {
-  RankTable table{};
-  for (unsigned byte = 0; byte < 256; ++byte) {
-    std::uint64_t rank = 0;
-    for (unsigned bit = 0; bit < 8; ++bit) {
-      const bool set = (byte >> bit & 1u) != 0;
-      table.of[byte] |= (set ? rank++ : std::uint64_t{0x80}) << (8 * bit);
-    }
-  }
-  return table;
-}
-
-constexpr RankTable kRanks = make_ranks();
+#include "cpu/avx2/ranks.inl"
+constexpr RankTable kRanks = make_ranks(0, 0x80);  // pshufb takes 0x80 for zero
 
 /// Eight weights as bytes, in the lower half.
 inline __m128i expand(const std::int8_t* values, unsigned bits) {
@@ -54,11 +37,6 @@ inline __m128i expand(const std::int8_t* values, unsigned bits) {
 
 inline __m256i bits_of(Vector v) { return _mm256_castps_si256(v); }
 inline Vector typed(__m256i v) { return _mm256_castsi256_ps(v); }
-
-inline Vector multiply_pairs(Vector weights, Vector inputs, Vector sum) {
-  return typed(
-      _mm256_add_epi32(bits_of(sum), _mm256_madd_epi16(bits_of(weights), bits_of(inputs))));
-}
 
 // ---- A few tokens ----
 
@@ -134,31 +112,20 @@ void dequantize(const gossamer::cpu::DequantizeTask& task) {
 
 // ---- Many tokens ----
 
-template <int NV>
-inline void add_pair(const std::uint32_t* pair, const float* tile_row, Vector (&sum)[NV]) {
-  const Vector weights = typed(_mm256_set1_epi32(static_cast<std::int32_t>(*pair)));
-#pragma GCC unroll 8
-  for (int n = 0; n < NV; ++n) {
-    sum[n] = multiply_pairs(weights, load(tile_row + n * kLanes), sum[n]);
+/// Two neighbouring inputs in 16 bits each.
+struct PairUnit {
+  using Type = std::uint32_t;
+  static constexpr std::int64_t kInputs = 2;
+  static Vector broadcast(const std::uint32_t* p) {
+    return typed(_mm256_set1_epi32(static_cast<std::int32_t>(*p)));
   }
-}
-
-template <int NV>
-void add_pairs(const gossamer::cpu::KcsrAddTask& task) {
-  constexpr std::int64_t kPanel = NV * kLanes;
-  const auto* pairs = static_cast<const std::uint32_t*>(task.values);
-  const auto* tile = static_cast<const float*>(task.tile);
-  for (std::int64_t row = 0; row < task.rows; ++row) {
-    float* sums = task.sums + row * kPanel;
-    Vector sum[NV];
-    for (int n = 0; n < NV; ++n) sum[n] = task.first ? zero() : load(sums + n * kLanes);
-    const std::int64_t end = task.ends[row];
-    for (std::int64_t i = task.begins[row]; i < end; ++i) {
-      add_pair<NV>(pairs + i, tile + task.cols[i] * kPanel, sum);
-    }
-    for (int n = 0; n < NV; ++n) store(sums + n * kLanes, sum[n]);
+  static Vector multiply_add(Vector weights, Vector inputs, Vector sum) {
+    return add_sums(sum, typed(_mm256_madd_epi16(bits_of(weights), bits_of(inputs))));
   }
-}
+  static Vector add_sums(Vector a, Vector b) {
+    return typed(_mm256_add_epi32(bits_of(a), bits_of(b)));
+  }
+};
 
 /// Eight pairs of a row of X in 16 bits, zeros behind the last of `columns` inputs.
 inline Vector load_eight_pairs(const std::int8_t* x, std::int64_t columns) {
@@ -208,11 +175,13 @@ constinit const DecodeFunctions avx2_linear_bitmask_int8 = {
 constinit const KcsrFunctions avx2_spmm_int8_pairs = {
     kLanes,
     pack_pairs,
-    {add_pairs<1>, add_pairs<2>, add_pairs<3>, add_pairs<4>, add_pairs<6>, add_pairs<8>},
+    {add_units<PairUnit, 1>, add_units<PairUnit, 2>, add_units<PairUnit, 3>, add_units<PairUnit, 4>,
+     add_units<PairUnit, 6>, add_units<PairUnit, 8>},
     store_pairs,
     nullptr,
     nullptr,
-    {}};
+    {},
+    2};
 
 void avx2_bitmask_int8_pairs(const BitmaskUnitTask& task) {
   const std::int64_t row_bytes = (task.in + 7) / 8;

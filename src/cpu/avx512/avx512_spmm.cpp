@@ -36,8 +36,9 @@ template <typename Element>
 constexpr gossamer::cpu::KcsrFunctions functions_for() {
   return {kLanes,
           pack_tile<Element>,
-          {add_block<Element, 1>, add_block<Element, 2>, add_block<Element, 3>,
-           add_block<Element, 4>, add_block<Element, 6>, add_block<Element, 8>},
+          {add_units<ElementUnit<Element>, 1>, add_units<ElementUnit<Element>, 2>,
+           add_units<ElementUnit<Element>, 3>, add_units<ElementUnit<Element>, 4>,
+           add_units<ElementUnit<Element>, 6>, add_units<ElementUnit<Element>, 8>},
           store_panel<Element>,
           nullptr,
           nullptr,

@@ -27,50 +27,24 @@ namespace {
 #include "cpu/epilogue.inl"
 //
 #include "cpu/avx512/transpose.inl"
+#include "cpu/avx512vbmi2/bits.inl"
 #include "cpu/spmm_kcsr.inl"
 
 constexpr int kRegisters = 32;
 #include "cpu/spmm_blocks.inl"
 
-inline __m512i load_pairs(const float* p) { return _mm512_loadu_si512(p); }
-
-template <int NV>
-inline void add_pair(std::uint32_t pair, const float* tile_row, Vector (&sum)[NV]) {
-  const __m512i v = _mm512_set1_epi32(static_cast<std::int32_t>(pair));
-#pragma GCC unroll 8
-  for (int n = 0; n < NV; ++n) {
-    sum[n] = _mm512_dpbf16_ps(sum[n], reinterpret_cast<__m512bh>(load_pairs(tile_row + n * kLanes)),
-                              reinterpret_cast<__m512bh>(v));
+/// Two neighbouring inputs.
+struct PairUnit {
+  using Type = std::uint32_t;
+  static constexpr std::int64_t kInputs = 2;
+  static Vector broadcast(const std::uint32_t* p) {
+    return _mm512_castsi512_ps(_mm512_set1_epi32(static_cast<std::int32_t>(*p)));
   }
-}
-
-template <int NV>
-void add_pairs(const gossamer::cpu::KcsrAddTask& task) {
-  constexpr std::int64_t kPanel = NV * kLanes;
-  const auto* pairs = static_cast<const std::uint32_t*>(task.values);
-  const auto* tile = static_cast<const float*>(task.tile);
-  for (std::int64_t row = 0; row < task.rows; ++row) {
-    float* sums = task.sums + row * kPanel;
-    Vector sum[NV];
-    for (int n = 0; n < NV; ++n) sum[n] = task.first ? zero() : load(sums + n * kLanes);
-    std::int64_t i = task.begins[row];
-    const std::int64_t end = task.ends[row];
-    if (row + kRowsAhead < task.rows) {
-      prefetch_row(task, pairs, task.begins[row + kRowsAhead], end - i);
-    }
-    if constexpr (NV < 8) {
-      Vector odd[NV];
-      for (int n = 0; n < NV; ++n) odd[n] = zero();
-      for (; i + 1 < end; i += 2) {
-        add_pair<NV>(pairs[i], tile + task.cols[i] * kPanel, sum);
-        add_pair<NV>(pairs[i + 1], tile + task.cols[i + 1] * kPanel, odd);
-      }
-      for (int n = 0; n < NV; ++n) sum[n] = add(sum[n], odd[n]);
-    }
-    for (; i < end; ++i) add_pair<NV>(pairs[i], tile + task.cols[i] * kPanel, sum);
-    for (int n = 0; n < NV; ++n) store(sums + n * kLanes, sum[n]);
+  static Vector multiply_add(Vector w, Vector x, Vector sum) {
+    return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(x), reinterpret_cast<__m512bh>(w));
   }
-}
+  static Vector add_sums(Vector a, Vector b) { return add(a, b); }
+};
 
 /// One half of a pair: 16 bits of `pair`, shifted to where a float32 has them.
 template <int NV>
@@ -78,7 +52,7 @@ inline void add_half(std::uint32_t weight, const float* tile_row, bool upper, Ve
   if (weight == 0) return;
   const Vector v = _mm512_castsi512_ps(_mm512_set1_epi32(static_cast<std::int32_t>(weight)));
   for (int n = 0; n < NV; ++n) {
-    const __m512i pairs = load_pairs(tile_row + n * kLanes);
+    const __m512i pairs = _mm512_loadu_si512(tile_row + n * kLanes);
     const __m512i x =
         upper ? _mm512_and_si512(pairs, _mm512_set1_epi32(-65536)) : _mm512_slli_epi32(pairs, 16);
     sum[n] = multiply_add(v, _mm512_castsi512_ps(x), sum[n]);
@@ -103,78 +77,7 @@ void add_pairs_careful(const gossamer::cpu::KcsrAddTask& task) {
   }
 }
 
-/// 16 pairs of a row of X, zeros behind the last of `columns` inputs.
-inline __m512i load_sixteen_pairs(const std::uint16_t* x, std::int64_t columns) {
-  if (columns >= 32) return _mm512_loadu_si512(x);
-  return _mm512_maskz_loadu_epi16((__mmask32{1} << columns) - 1u, x);
-}
-
-bool pack_pairs(const gossamer::cpu::KcsrPackTask& task) {
-  const auto* x = static_cast<const std::uint16_t*>(task.x);
-  const __m512i magnitude = _mm512_set1_epi16(0x7fff);
-  __m512i largest = _mm512_setzero_si512();
-  for (std::int64_t t = 0; t < task.lanes; t += 16) {
-    const std::int64_t tokens = task.tokens - t;
-    for (std::int64_t k = 0; 2 * k < task.columns; k += 16) {
-      __m512 r[16];
-      for (int j = 0; j < 16; ++j) {
-        const __m512i pairs = j < tokens ? load_sixteen_pairs(x + (t + j) * task.x_stride + 2 * k,
-                                                              task.columns - 2 * k)
-                                         : _mm512_setzero_si512();
-        largest = _mm512_max_epu16(largest, _mm512_and_si512(pairs, magnitude));
-        r[j] = _mm512_castsi512_ps(pairs);
-      }
-      transpose_16x16(r);
-      for (int j = 0; j < 16; ++j) store(task.tile + (k + j) * task.lanes + t, r[j]);
-    }
-  }
-  // 0x7f80 and more are infinite or NaN.
-  return _mm512_cmpge_epu16_mask(largest, _mm512_set1_epi16(0x7f80)) == 0;
-}
-
-/// A pair of a block: both halves are kept, so no tile needs care.
-struct PairUnit {
-  using Type = std::uint32_t;
-  static constexpr std::int64_t kInputs = 2;
-  static Vector broadcast(const std::uint32_t* p) {
-    return _mm512_castsi512_ps(_mm512_set1_epi32(static_cast<std::int32_t>(*p)));
-  }
-  static Vector multiply_add(Vector w, Vector x, Vector sum) {
-    return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(x), reinterpret_cast<__m512bh>(w));
-  }
-};
-
-inline std::uint32_t load_bits(const std::uint8_t* bits, std::int64_t bytes) {
-  std::uint32_t word = 0;
-  if (bytes >= 4) {
-    __builtin_memcpy(&word, bits, 4);
-  } else {
-    for (std::int64_t i = 0; i < bytes; ++i) word |= std::uint32_t{bits[i]} << (8 * i);
-  }
-  return word;
-}
-
-// Destinations are zeroed first: on Zen 5 these instructions wait for the old value of their
-// destination even where they do not use it.
-inline __m512i expand(__mmask32 mask, __m512i values) {
-  __m512i wide;
-  asm("vpxord %0, %0, %0\n\tvpexpandw %2, %0%{%1%}%{z%}" : "=&v"(wide) : "Yk"(mask), "v"(values));
-  return wide;
-}
-inline __m512i compress(__mmask16 mask, __m512i pairs) {
-  __m512i packed;
-  asm("vpxord %0, %0, %0\n\tvpcompressd %2, %0%{%1%}%{z%}"
-      : "=&v"(packed)
-      : "Yk"(mask), "v"(pairs));
-  return packed;
-}
-inline __m128i compress_bytes(__mmask16 mask, __m128i bytes) {
-  __m128i packed;
-  asm("vpxord %0, %0, %0\n\tvpcompressb %2, %0%{%1%}%{z%}"
-      : "=&v"(packed)
-      : "Yk"(mask), "v"(bytes));
-  return packed;
-}
+#include "cpu/avx512/pack_pairs.inl"
 
 }  // namespace
 
@@ -183,12 +86,14 @@ namespace gossamer::cpu {
 constinit const KcsrFunctions avx512bf16_spmm_pairs = {
     kLanes,
     pack_pairs,
-    {add_pairs<1>, add_pairs<2>, add_pairs<3>, add_pairs<4>, add_pairs<6>, add_pairs<8>},
+    {add_units<PairUnit, 1>, add_units<PairUnit, 2>, add_units<PairUnit, 3>, add_units<PairUnit, 4>,
+     add_units<PairUnit, 6>, add_units<PairUnit, 8>},
     store_panel<BFloat16>,
     nullptr,
     nullptr,
     {add_pairs_careful<1>, add_pairs_careful<2>, add_pairs_careful<3>, add_pairs_careful<4>,
-     add_pairs_careful<6>, add_pairs_careful<8>}};
+     add_pairs_careful<6>, add_pairs_careful<8>},
+    2};
 
 constinit const KcsrFunctions avx512bf16_spmm_block_pairs = {
     kLanes,
@@ -199,7 +104,8 @@ constinit const KcsrFunctions avx512bf16_spmm_block_pairs = {
     nullptr,
     nullptr,
     {add_blocks<PairUnit, 1>, add_blocks<PairUnit, 2>, add_blocks<PairUnit, 3>,
-     add_blocks<PairUnit, 4>, add_blocks<PairUnit, 6>, add_blocks<PairUnit, 8>}};
+     add_blocks<PairUnit, 4>, add_blocks<PairUnit, 6>, add_blocks<PairUnit, 8>},
+    2};
 
 void avx512bf16_bitmask_pairs(const BitmaskUnitTask& task) {
   constexpr std::uint32_t kEven = 0x55555555u;
@@ -218,15 +124,15 @@ void avx512bf16_bitmask_pairs(const BitmaskUnitTask& task) {
       const std::int64_t bytes = left < block_bytes ? left : block_bytes;
       __m128i columns = first;
       for (std::int64_t i = 0; i < bytes; i += 4) {
-        const std::uint32_t kept = load_bits(bits + begin + i, bytes - i);
-        __m512i weights = expand(kept, _mm512_loadu_si512(values));
+        const auto kept = load_bits<std::uint32_t>(bits + begin + i, bytes - i);
+        __m512i weights = expand_words(kept, _mm512_loadu_si512(values));
         values += _mm_popcnt_u32(kept);
         const __mmask32 zeros = _mm512_mask_testn_epi16_mask(kept, weights, weights);
         weights = _mm512_mask_mov_epi16(weights, zeros, _mm512_set1_epi16(-32768));
         const auto live = static_cast<__mmask16>(_pext_u32(kept | kept >> 1, kEven));
-        _mm512_storeu_si512(task.units + count, compress(live, weights));
+        _mm512_storeu_si512(task.units + count, compress_doublewords(live, weights));
         _mm_storeu_si128(reinterpret_cast<__m128i*>(task.cols + count),
-                         compress_bytes(live, columns));
+                         compress_sixteen_bytes(live, columns));
         count += _mm_popcnt_u32(live);
         columns = _mm_add_epi8(columns, _mm_set1_epi8(16));
       }

@@ -14,24 +14,7 @@
 
 namespace {
 
-inline __m512i compress(__mmask64 mask, __m512i numbers) {
-  __m512i packed;
-  asm("vpxord %0, %0, %0\n\tvpcompressb %2, %0%{%1%}%{z%}"
-      : "=&v"(packed)
-      : "Yk"(mask), "v"(numbers));
-  return packed;
-}
-
-/// `count` bytes of a row's bits, the rest zero.
-inline std::uint64_t load_bits(const std::uint8_t* bits, std::int64_t count) {
-  std::uint64_t word = 0;
-  if (count >= 8) {
-    __builtin_memcpy(&word, bits, 8);
-  } else {
-    for (std::int64_t i = 0; i < count; ++i) word |= std::uint64_t{bits[i]} << (8 * i);
-  }
-  return word;
-}
+#include "cpu/avx512vbmi2/bits.inl"
 
 }  // namespace
 
@@ -54,8 +37,8 @@ void avx512vbmi2_bitmask_index(const BitmaskIndexTask& task) {
       const std::int64_t count = left < block_bytes ? left : block_bytes;
       __m512i columns = first;
       for (std::int64_t i = 0; i < count; i += 8) {
-        const std::uint64_t word = load_bits(bits + begin + i, count - i);
-        _mm512_storeu_si512(to, compress(static_cast<__mmask64>(word), columns));
+        const auto word = load_bits<std::uint64_t>(bits + begin + i, count - i);
+        _mm512_storeu_si512(to, compress_bytes(static_cast<__mmask64>(word), columns));
         to += _mm_popcnt_u64(word);
         columns = _mm512_add_epi8(columns, _mm512_set1_epi8(64));
       }

@@ -22,6 +22,8 @@ namespace {
 // Each builds on those above.
 #include "cpu/epilogue.inl"
 //
+#include "cpu/avx512vbmi2/bits.inl"
+//
 #include "cpu/avx512/dequantize.inl"
 
 constexpr int kMaxSums = 12;
@@ -51,27 +53,13 @@ struct Step : IntegerSums {
   using Weights = __m512i;
   static constexpr std::int64_t kColumns = 64;
 
-  static Mask load_mask(const std::uint8_t* bits) {
-    std::uint64_t word;
-    __builtin_memcpy(&word, bits, sizeof(word));
-    return word;
-  }
+  static Mask load_mask(const std::uint8_t* bits) { return load_bits<Mask>(bits, sizeof(Mask)); }
   static Mask load_mask(const std::uint8_t* bits, std::int64_t count) {
-    std::uint64_t word = 0;
-    for (std::int64_t i = 0; 8 * i < count; ++i) {
-      word |= static_cast<std::uint64_t>(bits[i]) << (8 * i);
-    }
-    return word;
+    return load_bits<Mask>(bits, (count + 7) / 8);
   }
   static int count(Mask mask) { return static_cast<int>(_mm_popcnt_u64(mask)); }
-  /// The register is zeroed first: on Zen 5 vpexpandb waits for its old value even where it does
-  /// not use it.
   static Weights expand(const Value* values, Mask mask) {
-    __m512i weights;
-    asm("vpxord %0, %0, %0\n\tvpexpandb %2, %0%{%1%}%{z%}"
-        : "=&v"(weights)
-        : "Yk"(static_cast<__mmask64>(mask)), "v"(_mm512_loadu_si512(values)));
-    return weights;
+    return expand_bytes(mask, _mm512_loadu_si512(values));
   }
   static __m512i load_input(const std::uint8_t* x) { return _mm512_loadu_si512(x); }
   static Sum multiply_add(Weights weights, __m512i inputs, Mask, Sum sum) {

@@ -28,6 +28,7 @@ namespace {
 //
 #include "cpu/avx512/dequantize.inl"
 #include "cpu/avx512/transpose.inl"
+#include "cpu/avx512vbmi2/bits.inl"
 #include "cpu/spmm_kcsr.inl"
 
 constexpr int kRegisters = 32;
@@ -46,117 +47,15 @@ struct QuadUnit {
     return _mm512_castsi512_ps(
         _mm512_dpbusd_epi32(bits_of(sum), bits_of(inputs), bits_of(weights)));
   }
+  static Vector add_sums(Vector a, Vector b) {
+    return _mm512_castsi512_ps(_mm512_add_epi32(bits_of(a), bits_of(b)));
+  }
 };
 
-template <int NV>
-inline void add_quad(const std::uint32_t* quad, const float* tile_row, Vector (&sum)[NV]) {
-  const Vector weights = QuadUnit::broadcast(quad);
-#pragma GCC unroll 8
-  for (int n = 0; n < NV; ++n) {
-    sum[n] = QuadUnit::multiply_add(weights, load(tile_row + n * kLanes), sum[n]);
-  }
-}
+#include "cpu/avx512/pack_quads.inl"
 
-inline Vector add_integers(Vector a, Vector b) {
-  return _mm512_castsi512_ps(_mm512_add_epi32(bits_of(a), bits_of(b)));
-}
-
-template <int NV>
-void add_quads(const gossamer::cpu::KcsrAddTask& task) {
-  constexpr std::int64_t kPanel = NV * kLanes;
-  const auto* quads = static_cast<const std::uint32_t*>(task.values);
-  const auto* tile = static_cast<const float*>(task.tile);
-  for (std::int64_t row = 0; row < task.rows; ++row) {
-    float* sums = task.sums + row * kPanel;
-    Vector sum[NV];
-    for (int n = 0; n < NV; ++n) sum[n] = task.first ? zero() : load(sums + n * kLanes);
-    std::int64_t i = task.begins[row];
-    const std::int64_t end = task.ends[row];
-    if (row + kRowsAhead < task.rows) {
-      prefetch_row(task, quads, task.begins[row + kRowsAhead], end - i);
-    }
-    if constexpr (NV < 8) {
-      Vector odd[NV];
-      for (int n = 0; n < NV; ++n) odd[n] = zero();
-      for (; i + 1 < end; i += 2) {
-        add_quad<NV>(quads + i, tile + task.cols[i] * kPanel, sum);
-        add_quad<NV>(quads + i + 1, tile + task.cols[i + 1] * kPanel, odd);
-      }
-      for (int n = 0; n < NV; ++n) sum[n] = add_integers(sum[n], odd[n]);
-    }
-    for (; i < end; ++i) add_quad<NV>(quads + i, tile + task.cols[i] * kPanel, sum);
-    for (int n = 0; n < NV; ++n) store(sums + n * kLanes, sum[n]);
-  }
-}
-
-/// 16 fours of a row of X, zeros behind the last of `columns` inputs, all plus 128.
-inline Vector load_sixteen_quads(const std::int8_t* x, std::int64_t columns) {
-  const __mmask64 live =
-      columns >= 64 ? ~__mmask64{0} : (__mmask64{1} << static_cast<unsigned>(columns)) - 1u;
-  const __m512i inputs = _mm512_maskz_loadu_epi8(live, x);
-  return _mm512_castsi512_ps(_mm512_xor_si512(inputs, _mm512_set1_epi8(-128)));
-}
-
-bool pack_quads(const gossamer::cpu::KcsrPackTask& task) {
-  const auto* x = static_cast<const std::int8_t*>(task.x);
-  for (std::int64_t t = 0; t < task.lanes; t += 16) {
-    const std::int64_t tokens = task.tokens - t;
-    for (std::int64_t k = 0; 4 * k < task.columns; k += 16) {
-      __m512 r[16];
-      for (int j = 0; j < 16; ++j) {
-        r[j] = j < tokens
-                   ? load_sixteen_quads(x + (t + j) * task.x_stride + 4 * k, task.columns - 4 * k)
-                   : zero();
-      }
-      transpose_16x16(r);
-      for (int j = 0; j < 16; ++j) store(task.tile + (k + j) * task.lanes + t, r[j]);
-    }
-  }
-  return true;
-}
-
-void store_quads(const gossamer::cpu::KcsrStoreTask& task) {
-  store_transposed(task, [&](float* sums, std::int64_t stride, std::int64_t row, std::int64_t rows,
-                             std::int64_t token) {
-    const std::int64_t left = task.out.tokens - token;
-    dequantize({sums, stride, left < 16 ? left : 16, rows, task.corrections + row,
-                task.x_scale + token,
-                task.weight_scale == nullptr ? nullptr : task.weight_scale + row});
-    finish<Float32>(part_of<Float32>(task.out, sums, stride, row, rows, token, 16));
-  });
-}
-
-inline std::uint64_t load_bits(const std::uint8_t* bits, std::int64_t bytes) {
-  std::uint64_t word = 0;
-  if (bytes >= 8) {
-    __builtin_memcpy(&word, bits, 8);
-  } else {
-    for (std::int64_t i = 0; i < bytes; ++i) word |= std::uint64_t{bits[i]} << (8 * i);
-  }
-  return word;
-}
-
-// Destinations are zeroed first: on Zen 5 these instructions wait for the old value of their
-// destination even where they do not use it.
-inline __m512i expand(__mmask64 mask, __m512i values) {
-  __m512i wide;
-  asm("vpxord %0, %0, %0\n\tvpexpandb %2, %0%{%1%}%{z%}" : "=&v"(wide) : "Yk"(mask), "v"(values));
-  return wide;
-}
-inline __m512i compress(__mmask16 mask, __m512i quads) {
-  __m512i packed;
-  asm("vpxord %0, %0, %0\n\tvpcompressd %2, %0%{%1%}%{z%}"
-      : "=&v"(packed)
-      : "Yk"(mask), "v"(quads));
-  return packed;
-}
-inline __m128i compress_bytes(__mmask16 mask, __m128i bytes) {
-  __m128i packed;
-  asm("vpxord %0, %0, %0\n\tvpcompressb %2, %0%{%1%}%{z%}"
-      : "=&v"(packed)
-      : "Yk"(mask), "v"(bytes));
-  return packed;
-}
+/// What makes a signed byte an unsigned one, 128 too large.
+constexpr int kUnsigned = 0x80;
 
 /// 128 times the sum of `count` weights is added to the lanes of `sum`.
 inline __m512i add_weights(__m512i sum, const std::int8_t* weights, std::int64_t count) {
@@ -176,22 +75,25 @@ namespace gossamer::cpu {
 
 constinit const KcsrFunctions avx512vnni_spmm_quads = {
     kLanes,
-    pack_quads,
-    {add_quads<1>, add_quads<2>, add_quads<3>, add_quads<4>, add_quads<6>, add_quads<8>},
+    pack_quads<kUnsigned>,
+    {add_units<QuadUnit, 1>, add_units<QuadUnit, 2>, add_units<QuadUnit, 3>, add_units<QuadUnit, 4>,
+     add_units<QuadUnit, 6>, add_units<QuadUnit, 8>},
     store_quads,
     nullptr,
     nullptr,
-    {}};
+    {},
+    4};
 
 constinit const KcsrFunctions avx512vnni_spmm_block_quads = {
     kLanes,
-    pack_quads,
+    pack_quads<kUnsigned>,
     {add_blocks<QuadUnit, 1>, add_blocks<QuadUnit, 2>, add_blocks<QuadUnit, 3>,
      add_blocks<QuadUnit, 4>, add_blocks<QuadUnit, 6>, add_blocks<QuadUnit, 8>},
     store_quads,
     nullptr,
     nullptr,
-    {}};
+    {},
+    4};
 
 void avx512vnni_bitmask_quads(const BitmaskUnitTask& task) {
   constexpr std::uint64_t kFirstOfFour = 0x1111111111111111u;
@@ -211,15 +113,15 @@ void avx512vnni_bitmask_quads(const BitmaskUnitTask& task) {
       const std::int64_t bytes = left < block_bytes ? left : block_bytes;
       __m128i columns = first;
       for (std::int64_t i = 0; i < bytes; i += 8) {
-        const std::uint64_t kept = load_bits(bits + begin + i, bytes - i);
-        const __m512i weights = expand(kept, _mm512_loadu_si512(values));
+        const auto kept = load_bits<std::uint64_t>(bits + begin + i, bytes - i);
+        const __m512i weights = expand_bytes(kept, _mm512_loadu_si512(values));
         values += _mm_popcnt_u64(kept);
         sum = _mm512_dpbusd_epi32(sum, _mm512_set1_epi8(-128), weights);  // 128 unsigned
         const std::uint64_t any = kept | kept >> 1 | kept >> 2 | kept >> 3;
         const auto live = static_cast<__mmask16>(_pext_u64(any, kFirstOfFour));
-        _mm512_storeu_si512(task.units + count, compress(live, weights));
+        _mm512_storeu_si512(task.units + count, compress_doublewords(live, weights));
         _mm_storeu_si128(reinterpret_cast<__m128i*>(task.cols + count),
-                         compress_bytes(live, columns));
+                         compress_sixteen_bytes(live, columns));
         count += _mm_popcnt_u32(live);
         columns = _mm_add_epi8(columns, _mm_set1_epi8(16));
       }

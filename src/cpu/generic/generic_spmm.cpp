@@ -77,8 +77,9 @@ namespace gossamer::cpu {
 constinit const KcsrFunctions generic_spmm_f32 = {
     kLanes,
     pack_tile,
-    {add_block<Float32, 1>, add_block<Float32, 2>, add_block<Float32, 3>, add_block<Float32, 4>,
-     add_block<Float32, 6>, add_block<Float32, 8>},
+    {add_units<ElementUnit<Float32>, 1>, add_units<ElementUnit<Float32>, 2>,
+     add_units<ElementUnit<Float32>, 3>, add_units<ElementUnit<Float32>, 4>,
+     add_units<ElementUnit<Float32>, 6>, add_units<ElementUnit<Float32>, 8>},
     store_panel,
     add_one_token,
     store_one_token,

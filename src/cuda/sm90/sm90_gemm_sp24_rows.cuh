@@ -26,18 +26,22 @@ struct GemmInstance {
   // Measured on an H100 under load: the clock that power allows, the bytes that all blocks together
   // take from L2, and what a launch, the end of a tile and an exchange of sums cost.
   static constexpr double kClock = 1.2e9;
-  static constexpr double kMathSeconds =
-      4.0 * Shape::kRowTiles * (Shape::kTokens / 2 + 16) / kClock;
+  static constexpr double kCoolClock = 1.65e9;  // with a quarter of the multiprocessors at work
+  static constexpr double kMathClocks = 4.0 * Shape::kRowTiles * (Shape::kTokens / 2 + 16);
   static constexpr double kFeedBytesPerSecond =
       !Shape::kXByTma ? 1.5e12 : (Shape::kCluster == 1 ? 8.5e12 : 7e12);
   static constexpr double kFeedBytes =
       Shape::kWBytes + static_cast<double>(Shape::kXBytes) / Shape::kCluster;
   static constexpr double kLaunchSeconds = 3e-6;
   static constexpr double kTileSeconds = 1.5e-6;
-  static constexpr double kSplitSeconds = 5e-6;
+  static constexpr double kSplitSeconds = 8e-6;
+  // What one block takes of W, however few others there are.
+  static constexpr double kBlockBytesPerSecond = 42e9;
+  // A block of which half the tokens or more lie past the last one: its X is slow to fill.
+  static constexpr double kMostlyOutside = 1.4;
 
   static int input_tiles(const LinearSp24Args& args) {
-    return static_cast<int>(detail::nm24_input_tiles(args.in, 2));
+    return static_cast<int>(detail::nm24_input_tiles(args.in, dtype_bytes(args.dtype)));
   }
   static double weight_bytes(const LinearSp24Args& args) {
     return static_cast<double>(detail::nm24_row_tiles(args.out)) * input_tiles(args) * Shape::kTile;
@@ -73,10 +77,14 @@ struct GemmInstance {
       const double rounds = std::ceil(static_cast<double>(tiles) / clusters);
       const int steps = (input_tiles(args) + split - 1) / split;
       const double blocks = std::min(tiles, clusters) * Shape::kCluster * split;
-      const double step = std::max(kMathSeconds, kFeedBytes * blocks / kFeedBytesPerSecond);
+      const double clock = blocks * 4 <= device.multiprocessors ? kCoolClock : kClock;
+      const double step = std::max({kMathClocks / clock, kFeedBytes * blocks / kFeedBytesPerSecond,
+                                    Shape::kWBytes / kBlockBytesPerSecond});
       const double memory = weight_bytes(args) / device.memory_bytes_per_second;
-      const double seconds = kLaunchSeconds + std::max(rounds * steps * step, memory) +
-                             rounds * kTileSeconds + (split > 1 ? kSplitSeconds : 0);
+      const double work = std::max(rounds * steps * step, memory) *
+                          (args.tokens * 2 <= Shape::kTokens ? kMostlyOutside : 1.0);
+      const double seconds =
+          kLaunchSeconds + work + rounds * kTileSeconds + (split > 1 ? kSplitSeconds : 0.0);
       if (seconds < best.seconds) best = {split, seconds};
     }
     return best;
@@ -84,8 +92,8 @@ struct GemmInstance {
 
   static std::string refuses(const LinearSp24Kernel&, const LinearSp24Args& args,
                              const DeviceInfo& device) {
-    if (std::string why = refuse_device(device); !why.empty()) return why;
-    if (Shape::kXByTma && !tma_can_reach(args.x, args.in, args.x_stride)) {
+    if (std::string why = refuse_device(device, args.dtype); !why.empty()) return why;
+    if (Shape::kXByTma && !tma_can_reach(args.x, args.dtype, args.in, args.x_stride)) {
       return "needs X with base and rows aligned to 16 bytes; the stride is " +
              std::to_string(args.x_stride) + " elements";
     }
@@ -105,7 +113,7 @@ struct GemmInstance {
     GemmParams<T> params{};
     params.tiles = reinterpret_cast<const unsigned char*>(args.tiles);
     params.x = static_cast<const T*>(args.x);
-    params.y = static_cast<T*>(args.y);
+    params.y = static_cast<std::uint16_t*>(args.y);
     params.x_stride = args.x_stride;
     params.y_stride = args.y_stride;
     params.epilogue = epilogue_of<T>(args);
@@ -116,7 +124,7 @@ struct GemmInstance {
     params.token_blocks = token_blocks(args);
     params.split = cut.split;
     params.weight_is_constant = args.weight_is_constant;
-    params.y_by_tma = tma_can_reach(args.y, args.out, args.y_stride);
+    params.y_by_tma = tma_can_reach(args.y, args.y_dtype, args.out, args.y_stride);
 
     CUtensorMap x_map{};
     if constexpr (Shape::kXByTma) {
@@ -130,7 +138,7 @@ struct GemmInstance {
     CUtensorMap y_map{};
     if (params.y_by_tma) {
       y_map = make_tensor_map({.data = args.y,
-                               .dtype = args.dtype,
+                               .dtype = args.y_dtype,
                                .columns = args.out,
                                .rows = args.tokens,
                                .stride = args.y_stride,
@@ -153,7 +161,8 @@ struct GemmInstance {
                      .tokens = Shape::kTokens,
                      .cluster_rows = Shape::kCluster,
                      .split = kMostSplit == 1 ? 1 : 0,
-                     .needs_tma_x = Shape::kXByTma},
+                     .needs_tma_x = Shape::kXByTma,
+                     .accurate_sums = Shape::kPromotes || !__is_same(T, __nv_fp8_e4m3)},
             .refuses = refuses,
             .seconds = seconds,
             .launch = run};

@@ -21,7 +21,7 @@ class Tile:
     Attributes:
         value: as it is shown, e.g. `3.1x`.
         label: what it is, a few words.
-        series: 0, 1 or 2, the colour.
+        series: 0 to 5, the colour.
     """
 
     value: str
@@ -118,9 +118,11 @@ def _escape(text: str) -> str:
 
 _STYLE = """
 :root{--paper:#f6f7f9;--card:#fff;--ink:#16202e;--soft:#5b6878;--rule:#e3e7ec;
---s0:#64748b;--s1:#0d9488;--s2:#d97706;color-scheme:light dark}
+--s0:#64748b;--s1:#0d9488;--s2:#d97706;--s3:#7c3aed;--s4:#e11d48;--s5:#2563eb;
+color-scheme:light dark}
 @media(prefers-color-scheme:dark){:root{--paper:#0e1319;--card:#171e27;--ink:#e8edf3;
---soft:#98a5b5;--rule:#2a3441;--s0:#94a3b8;--s1:#2dd4bf;--s2:#fbbf24}}
+--soft:#98a5b5;--rule:#2a3441;--s0:#94a3b8;--s1:#2dd4bf;--s2:#fbbf24;--s3:#a78bfa;--s4:#fb7185;
+--s5:#60a5fa}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--paper);color:var(--ink);
 font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
@@ -139,7 +141,8 @@ margin:0 0 22px}
 border-top:4px solid currentColor}
 .tile b{display:block;font-size:34px;line-height:1.2;letter-spacing:-.02em}
 .tile span{color:var(--soft);font-size:14.5px}
-.s0{color:var(--s0)}.s1{color:var(--s1)}.s2{color:var(--s2)}
+.s0{color:var(--s0)}.s1{color:var(--s1)}.s2{color:var(--s2)}.s3{color:var(--s3)}
+.s4{color:var(--s4)}.s5{color:var(--s5)}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:15px}
 th{color:var(--soft);font-weight:600;font-size:13px;vertical-align:bottom}
@@ -156,7 +159,15 @@ font-size:14px}
 .grid{stroke:var(--rule);fill:none}.mark{stroke:var(--soft);stroke-dasharray:2 4;fill:none}
 .line{fill:none;stroke:currentColor;stroke-width:2.5;stroke-linejoin:round}
 .line.dashed{stroke-dasharray:5 5;stroke-width:1.6;opacity:.75}
-.dot,.bar{fill:currentColor}
+.dot,.bar{fill:currentColor}.dot{stroke:var(--card);stroke-width:1}
+.quiet{opacity:.45}.line.quiet{stroke-width:1.4}.track{fill:var(--rule);opacity:.55}
+.lead{fill:none;stroke:currentColor;opacity:.5}
+.front{fill:none;stroke:var(--s0);stroke-width:12;opacity:.2;stroke-linejoin:round;
+stroke-linecap:round}
+.chart text.name{fill:currentColor;font-weight:600}
+.chart text.code{font:12.5px ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;fill:var(--ink)}
+.gallery.masks{margin-top:24px}.chart+.scroll{margin-top:20px}
+.tall{max-height:660px;overflow-y:auto}
 .legend{display:flex;flex-wrap:wrap;gap:4px 20px;font-size:14px;color:var(--soft);
 margin-bottom:10px}
 .entry{display:inline-flex;align-items:center;gap:8px}

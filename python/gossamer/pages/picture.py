@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gossamer.report.page import Markup
-from gossamer.report.png import data_uri, encode_png
+from gossamer.pages.page import Markup
+from gossamer.pages.png import data_uri, encode_png
 
 __all__ = ["Ink", "density_picture", "grey_picture", "mask_crop"]
 

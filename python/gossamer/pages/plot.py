@@ -8,12 +8,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from gossamer.report.page import Markup
+from gossamer.pages.page import Markup
 
-__all__ = ["Bars", "Line", "bar_chart", "line_chart", "ticks"]
+__all__ = ["Bars", "Line", "bar_chart", "line_chart", "scale", "svg", "text_at", "ticks", "upright"]
 
 _WIDTH, _HEIGHT = 720, 340
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 56, 18, 44
+_MIDDLE = (_TOP + _HEIGHT - _BOTTOM) / 2
 
 
 @dataclass(frozen=True)
@@ -95,25 +96,25 @@ def line_chart(
         An `<svg>` with its legend.
     """
     xs = [x for line in lines for x in line.x]
-    x_at = _scale(min(xs), max(xs), _LEFT, _WIDTH - _RIGHT)
-    left_at = _scale(*y_range, _HEIGHT - _BOTTOM, _TOP)
-    right_at = _scale(*right_range, _HEIGHT - _BOTTOM, _TOP)
+    x_at = scale(min(xs), max(xs), _LEFT, _WIDTH - _RIGHT)
+    left_at = scale(*y_range, _HEIGHT - _BOTTOM, _TOP)
+    right_at = scale(*right_range, _HEIGHT - _BOTTOM, _TOP)
     parts = []
     for value in ticks(*y_range):
         y = left_at(value)
         parts.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}"/>')
-        parts.append(_text(_LEFT - 8, y + 4, f"{value:g}", "end"))
+        parts.append(text_at(_LEFT - 8, y + 4, f"{value:g}", "end"))
     for value in ticks(min(xs), max(xs), 10):
-        parts.append(_text(x_at(value), _HEIGHT - _BOTTOM + 18, f"{value:g}", "middle"))
+        parts.append(text_at(x_at(value), _HEIGHT - _BOTTOM + 18, f"{value:g}", "middle"))
     if any(line.right for line in lines):
         for value in ticks(*right_range, most=5):
-            parts.append(_text(_WIDTH - _RIGHT + 8, right_at(value) + 4, f"{value:g}", "start"))
-        parts.append(_upright(_WIDTH - 8, right_label))
+            parts.append(text_at(_WIDTH - _RIGHT + 8, right_at(value) + 4, f"{value:g}", "start"))
+        parts.append(upright(_WIDTH - 8, _MIDDLE, right_label))
     for row, (x, text) in enumerate(marks):
         parts.append(f'<path class="mark" d="M{x_at(x):.1f} {_TOP}V{_HEIGHT - _BOTTOM}"/>')
         late = x_at(x) > _WIDTH / 2  # its words would run over the right axis
         side = ("end", -6) if late else ("start", 6)
-        parts.append(_text(x_at(x) + side[1], _HEIGHT - _BOTTOM - 8 - 17 * row, text, side[0]))
+        parts.append(text_at(x_at(x) + side[1], _HEIGHT - _BOTTOM - 8 - 17 * row, text, side[0]))
     for line in lines:
         at, bounds = (right_at, right_range) if line.right else (left_at, y_range)
         ys = [min(max(y, bounds[0]), bounds[1]) for y in line.y]
@@ -125,8 +126,8 @@ def line_chart(
                 f'<circle class="dot s{line.series}" cx="{x_at(line.x[-1]):.1f}" '
                 f'cy="{at(ys[-1]):.1f}" r="4"/>'
             )
-    parts.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 6, x_label, "middle"))
-    parts.append(_upright(14, y_label))
+    parts.append(text_at((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 6, x_label, "middle"))
+    parts.append(upright(14, _MIDDLE, y_label))
     return _chart(parts, title, _HEIGHT, _legend(lines), _WIDTH)
 
 
@@ -151,7 +152,7 @@ def bar_chart(
     for row, group in enumerate(groups):
         top = row * block
         longest = max(one.values[row] for one in series)
-        parts.append(_text(0, top + 16, group, "start", "strong"))
+        parts.append(text_at(0, top + 16, group, "start", "strong"))
         for index, one in enumerate(series):
             y = top + head + index * (bar + gap)
             length = max(2.0, room * one.values[row] / longest) if longest > 0 else 2.0
@@ -159,23 +160,25 @@ def bar_chart(
                 f'<rect class="bar s{one.series}" x="0" y="{y}" width="{length:.1f}" '
                 f'height="{bar}" rx="3"/>'
             )
-            parts.append(_text(length + 10, y + bar / 2 + 4.5, one.texts[row], "start"))
+            parts.append(text_at(length + 10, y + bar / 2 + 4.5, one.texts[row], "start"))
     return _chart(parts, title, block * len(groups), _legend(series), width)
 
 
-def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
+def scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
+    """What takes `low` to `start` and `high` to `end`."""
     return lambda value: start + (value - low) / (high - low) * (end - start)
 
 
-def _text(x: float, y: float, text: str, anchor: str, kind: str = "label") -> str:
+def text_at(x: float, y: float, text: str, anchor: str, kind: str = "label") -> str:
+    """Text at a place; `anchor` is "start", "middle" or "end", `kind` a class of the style."""
     return (
         f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">'
         f"{html.escape(text)}</text>"
     )
 
 
-def _upright(x: float, text: str) -> str:
-    y = (_TOP + _HEIGHT - _BOTTOM) / 2
+def upright(x: float, y: float, text: str) -> str:
+    """Text that is read from below, its middle at (x, y)."""
     return (
         f'<text class="label" transform="translate({x:.1f} {y:.1f}) rotate(-90)" '
         f'text-anchor="middle">{html.escape(text)}</text>'
@@ -192,8 +195,13 @@ def _legend(series: Sequence[Line] | Sequence[Bars]) -> str:
 
 
 def _chart(parts: Sequence[str], title: str, height: int, legend: str, width: int) -> Markup:
+    return Markup(legend + svg(parts, title, width, height))
+
+
+def svg(parts: Sequence[str], title: str, width: int, height: int) -> Markup:
+    """A drawing of so many units that is as wide as there is room; `title` says what it shows."""
     label = html.escape(title, quote=True)
     return Markup(
-        f'{legend}<svg class="chart" viewBox="0 0 {width} {height}" role="img" '
+        f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" '
         f'aria-label="{label}">{"".join(parts)}</svg>'
     )

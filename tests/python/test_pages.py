@@ -15,7 +15,7 @@ from html.parser import HTMLParser
 import pytest
 import torch
 
-from gossamer.report import (
+from gossamer.pages import (
     Bars,
     Ink,
     Line,
@@ -32,10 +32,10 @@ from gossamer.report import (
     table,
     tiles,
 )
-from gossamer.report.plot import ticks
-from gossamer.report.png import encode_png
+from gossamer.pages.plot import ticks
+from gossamer.pages.png import encode_png
 
-VOID = {"meta", "img", "br", "path", "rect", "circle"}
+VOID = {"meta", "img", "br"}
 
 
 class Outline(HTMLParser):
