@@ -97,7 +97,7 @@ def _dispatch_to_copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 
 def _restated(weight: SparseWeight, dtype: torch.dtype) -> SparseWeight:
-    """A quantized weight that stands for another dtype: the values and scales are what they were."""
+    """A quantized weight that stands for another dtype; values and scales are what they were."""
     if dtype not in QUANTIZED_DTYPES:
         raise ValueError(
             f"a quantized weight cannot stand for {dtype}; {', '.join(map(str, QUANTIZED_DTYPES))} "
@@ -236,33 +236,32 @@ def _dispatch_copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 
 def _copy_quantized(target: SparseWeight, source: Tensor) -> SparseWeight:
-    """What a quantized weight becomes when another is copied into it: quantized again where the
-    source is not."""
-    pattern, mask = target.pattern, None
-    if isinstance(source, SparseWeight):
-        if source.scale is not None and source.transposed == target.transposed:
-            packed = _in_layout(source.packed, target.layout_name)
-            scale = source.scale.clone()
-        else:
-            packed, scale = None, None
-            mask, source = source.mask(), source.to_dense()
+    """What a quantized weight becomes: the source, quantized where it is not."""
+    same_way = isinstance(source, SparseWeight) and source.transposed == target.transposed
+    if isinstance(source, SparseWeight) and source.scale is not None and same_way:
+        formed, scale = source.packed, source.scale.clone()
     else:
-        packed, scale = None, None
-    if scale is None:
-        if pattern.startswith("unstructured"):
-            pattern = ""  # any number of non-zeros is one; the record says how many
-        values = source.detach().to(device=target.device)
-        values = values.mT if target.transposed else values
-        mask = values != 0 if mask is None else mask.mT if target.transposed else mask
-        formed, scale = pack_quantized(values, pattern, mask=mask)
-        packed = _in_layout(formed, target.layout_name)
-        packed = formed if packed is None else packed
-    elif packed is None:
-        packed = torch.ops.gossamer.convert(source.packed, "format")
+        formed, scale = _quantized_like(target, source)
+    packed = _in_layout(formed, target.layout_name)
+    if packed is None:
+        packed = torch.ops.gossamer.convert(formed, "format")
     facts = facts_of(packed)._replace(transposed=target.transposed, quantized=target.dtype)
     if facts.layout_code == target.layout_code:
         packed = _with_plan(packed, target.packed)
     return SparseWeight(packed, facts, None, scale)
+
+
+def _quantized_like(target: SparseWeight, source: Tensor) -> tuple[Tensor, Tensor]:
+    """`source`, packed or dense, as int8 values in `target`'s pattern, and their scales."""
+    pattern = target.pattern
+    if pattern.startswith("unstructured"):
+        pattern = ""  # any number of non-zeros is one; the record says how many
+    mask = source.mask() if isinstance(source, SparseWeight) else None
+    values = source.to_dense() if isinstance(source, SparseWeight) else source.detach()
+    values = values.to(target.device)
+    if target.transposed:
+        values, mask = values.mT, None if mask is None else mask.mT
+    return pack_quantized(values, pattern, mask=mask)
 
 
 def _copy_packed(target: SparseWeight, source: SparseWeight) -> SparseWeight:

@@ -225,6 +225,6 @@ def _settings(wish: LayerConfig | str | None) -> SparseConfig:
         return wish.settings()
     raise TypeError(
         f"config is {wish!r}: None, a pattern's text, a SparseConfig, SemiSparseWeightConfig, "
-        "BlockSparseWeightConfig or Int8DynamicActivationSparseWeightConfig (an instance, with parentheses), or a dict of layer names to "
-        "these is accepted"
+        "BlockSparseWeightConfig or Int8DynamicActivationSparseWeightConfig (an instance, with "
+        "parentheses), or a dict of layer names to these is accepted"
     )

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "cpu/quantize.h"
+#include "cpu/quantize_task.h"
 #include "gossamer/machine.h"
 
 namespace gossamer {

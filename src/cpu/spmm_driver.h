@@ -5,12 +5,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <limits>
 #include <string>
 
 #include "core/layouts.h"
 #include "cpu/kcsr_task.h"
 #include "cpu/scratch.h"
+#include "cpu/spmm_split.h"
 #include "gossamer/linear.h"
 
 // Threads and blocking of K-blocked kernels, whatever layout the kept values come from:
@@ -211,53 +211,6 @@ void run_part(const KcsrFunctions& functions, Source& source, const SpmmCall& ca
   }
 }
 
-/// Cycles by which a call is cut: of a kept value whatever the panel's width, and for each vector
-/// of the panel.
-struct SplitCost {
-  double per_value = 1.1;
-  double per_vector = 0.55;
-};
-
-/// How a call is cut: rows × panels, all panels of one width where their tiles are shared.
-struct SpmmSplit {
-  std::int64_t token_parts = 1;
-  std::int64_t row_parts = 1;
-  int vectors = 0;  ///< of the widest panel
-  bool shared = false;
-};
-
-/// The cut whose threads end first. Many parts of rows repeat the transposes of X, unless its tiles
-/// are shared, which takes a second round of all threads; narrow panels repeat the index.
-inline SpmmSplit best_split(const LinearArgs& args, std::int64_t vector_lanes, int widest,
-                            std::int64_t threads, const SplitCost& cost) {
-  constexpr double kPerTransposed = 1.0;
-  constexpr double kPerCopied = 0.35;
-  constexpr double kRound = 10000.0;
-  const auto kept = static_cast<double>(args.weight.kept());
-  const auto in = static_cast<double>(args.weight.in());
-  SpmmSplit best;
-  double least = std::numeric_limits<double>::infinity();
-  for (int w = 0; w < kPanelWidths && kPanelVectors[w] <= widest; ++w) {
-    const std::int64_t lanes = kPanelVectors[w] * vector_lanes;
-    const std::int64_t panels = detail::ceil_div(args.tokens, lanes);
-    const double per_kept = cost.per_value + cost.per_vector * kPanelVectors[w];
-    const double tile = in * static_cast<double>(lanes);
-    for (std::int64_t parts = 1; parts <= std::min(threads, panels); ++parts) {
-      const std::int64_t rows = threads / parts;
-      const auto part_panels = static_cast<double>(detail::ceil_div(panels, parts));
-      const double product = kept / static_cast<double>(rows) * part_panels * per_kept;
-      const double alone = product + part_panels * tile * kPerTransposed;
-      const double together =
-          product + part_panels * tile * kPerCopied + kRound +
-          static_cast<double>(panels) * tile * kPerTransposed / static_cast<double>(threads);
-      if (std::min(alone, together) >= least) continue;
-      least = std::min(alone, together);
-      best = {parts, rows, kPanelVectors[w], rows > 1 && together < alone};
-    }
-  }
-  return best;
-}
-
 /// All of X of one batch as tiles, by all threads.
 template <typename Source>
 SharedTiles share_tiles(const KcsrFunctions& functions, const Source& source, const SpmmCall& call,
@@ -334,7 +287,15 @@ void run_spmm(const KcsrFunctions& functions, int vectors, const LinearArgs& arg
     return;
   }
   SpmmSplit split{1, threads, 0, false};
-  if (vectors > 0) split = best_split(args, functions.vector_lanes, vectors, threads, cost);
+  if (vectors > 0) {
+    split = best_split({.tokens = args.tokens,
+                        .in = args.weight.in(),
+                        .kept = args.weight.kept(),
+                        .lanes = functions.vector_lanes,
+                        .widest = vectors,
+                        .threads = threads},
+                       cost);
+  }
   for (std::int64_t b = 0; b < batch; ++b) run_split(functions, split, args, b, make_source);
 }
 /// Cycles that the model charges, by table row: what the caches cost is in per_vector.

@@ -12,11 +12,13 @@
 namespace gossamer::plan {
 namespace {
 
-/// A row in a bucket. `mean` is over the bucket's token counts, `worst` the least of them.
+/// A row in a bucket. `mean` is over the bucket's token counts that were timed, `worst` the least
+/// of them; `expected` is over all of them, where the model makes up for those that were not.
 struct BucketScore {
   std::size_t candidate = 0;
   std::size_t worst_probe = 0;
   double mean = 0.0;
+  double expected = 0.0;
   double worst = 0.0;
   double spread = 0.0;
   bool dense = false;  ///< kSpeed runs dense here
@@ -77,8 +79,10 @@ class Decider {
     s.candidate = candidate;
     double log_sum = 0.0;
     int count = 0;
+    std::size_t last = 0;
     for (std::size_t p = 0; p < kProbeCount; ++p) {
       if (evidence_.probes[p].bucket != bucket || !evidence_.probed[p]) continue;
+      last = p;
       const Timing& timing = evidence_.candidates[candidate].at[p];
       if (!timing.known) return std::nullopt;
       const double r = ratio(candidate, p);
@@ -92,7 +96,22 @@ class Decider {
     }
     if (count == 0) return std::nullopt;
     s.mean = std::exp(log_sum / count);
+    for (std::size_t p = last + 1; p < kProbeCount; ++p) {
+      if (evidence_.probes[p].bucket != bucket) continue;
+      log_sum += std::log(expected_ratio(candidate, last, p));
+      ++count;
+    }
+    s.expected = std::exp(log_sum / count);
     return s;
+  }
+
+  // At a probe that was not timed: dense grows with the tokens, a row as the model says.
+  double expected_ratio(std::size_t c, std::size_t timed, std::size_t p) const {
+    const auto& model = evidence_.candidates[c].model;
+    if (model[timed] <= 0.0) return ratio(c, timed);
+    const double tokens = static_cast<double>(evidence_.probes[p].tokens) /
+                          static_cast<double>(evidence_.probes[timed].tokens);
+    return ratio(c, timed) * tokens * model[timed] / model[p];
   }
 
   // A row that is nowhere slower than dense goes before one that is faster on average.
@@ -100,7 +119,7 @@ class Decider {
     const bool a_safe = a.worst >= kNotSlowerRatio;
     const bool b_safe = b.worst >= kNotSlowerRatio;
     if (a_safe != b_safe) return a_safe;
-    return a_safe ? a.mean > b.mean : a.worst > b.worst;
+    return a_safe ? a.expected > b.expected : a.worst > b.worst;
   }
 
   bool bucket_probed(int bucket) const {

@@ -23,6 +23,16 @@ using nlohmann::json;
 /// boxing. 1.8 µs on a Zen 5 with torch 2.13; tests/python/test_ops_overhead.py holds it below 3.
 constexpr double kCallOverheadSeconds = 1.8e-6;
 
+/// Seconds that measuring may take: half a second, and more for a weight whose single calls are
+/// long, or only small token counts would be timed.
+double seconds_budget(const PackedView& weight) {
+  constexpr double kLeast = 0.5;
+  constexpr double kMost = 2.0;
+  constexpr double kOfPosition = 60e-9;
+  const auto positions = static_cast<double>(weight.batch() * weight.out() * weight.in());
+  return std::min(kLeast + kOfPosition * positions / torch_threads().threads, kMost);
+}
+
 PlanMode parse_mode(const std::string& mode) {
   if (mode == "measure") return PlanMode::kMeasure;
   if (mode == "model") return PlanMode::kModel;
@@ -155,9 +165,11 @@ json to_json(const Plan& plan) {
           {"bucket_ends", kTokenBucketEnds}, {"choices", std::move(choices)}};
 }
 
-PlanOptions plan_options(const std::string& mode, const std::string& memory,
-                         const std::string& kernel, const std::string& cache) {
+PlanOptions plan_options(const PackedView& weight, const std::string& mode,
+                         const std::string& memory, const std::string& kernel,
+                         const std::string& cache) {
   PlanOptions options;
+  options.seconds_budget = seconds_budget(weight);
   options.mode = parse_mode(mode);
   options.memory = parse_memory(memory);
   options.parallel = torch_threads();
@@ -215,7 +227,7 @@ std::tuple<Tensor, std::string> plan(const Tensor& packed, const Tensor& dense, 
                             .residual = false,
                             .activation = checked_activation(activation),
                             .quantized = quantized};
-    PlanOptions options = plan_options(mode, memory, kernel, cache);
+    PlanOptions options = plan_options(weight, mode, memory, kernel, cache);
     options.call_overhead = kCallOverheadSeconds;
     if (options.mode == PlanMode::kMeasure) options.call_overhead += dense_call_seconds();
     check_dense(dense, weight);
@@ -247,7 +259,7 @@ std::tuple<Tensor, std::string> plan_conv2d(const Tensor& packed, const Tensor& 
     Conv2dLayer layer = checked_layer({stride, padding, dilation});
     layer.channels_last = channels_last;
     const Epilogue epilogue{.bias = bias, .activation = checked_activation(activation)};
-    PlanOptions options = plan_options(mode, memory, kernel, cache);
+    PlanOptions options = plan_options(weight, mode, memory, kernel, cache);
     if (options.mode == PlanMode::kMeasure) options.call_overhead = dense_conv_call_seconds();
     check_dense_conv2d(dense, weight);
     DenseConvolution convolution(dense, layer, bias, epilogue.activation);

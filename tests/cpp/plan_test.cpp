@@ -135,10 +135,16 @@ TEST(Decide, CountsThatWereNotTimedTakeTheRowThatTheModelExpectsToWin) {
     many.model[p] = many.at[0].seconds * std::max(1.0, static_cast<double>(kProbes[p].tokens) / 64);
   }
   Evidence evidence = evidence_of({few, many});
-  std::fill(evidence.probed.begin() + 5, evidence.probed.end(), false);  // 33 tokens and more
-  for (Candidate& row : evidence.candidates)
-    std::fill(row.at.begin() + 5, row.at.end(), plan::Timing{});
-  const Plan plan = verdict_of(evidence);
+  const auto timed_below = [&](std::ptrdiff_t end) {
+    std::fill(evidence.probed.begin() + end, evidence.probed.end(), false);
+    for (Candidate& row : evidence.candidates) {
+      std::fill(row.at.begin() + end, row.at.end(), plan::Timing{});
+    }
+    return verdict_of(evidence);
+  };
+  EXPECT_EQ(timed_below(7).choices[3].kernel, "fake_kcsr64_slow") << "33 and 128 tokens were timed";
+  EXPECT_EQ(timed_below(6).choices[3].kernel, "fake_kcsr64_fast") << "33 were, 128 were not";
+  const Plan plan = timed_below(5);
   EXPECT_EQ(plan.choices[2].kernel, "fake_kcsr64_slow");
   EXPECT_EQ(plan.choices[3].kernel, "fake_kcsr64_fast");
   EXPECT_TRUE(contains(plan.choices[3].reason, "taken from 9 tokens, the most that was timed"))

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Tokens to int8, AVX2: bound by reading X twice.
-#include "cpu/quantize.h"
+#include "cpu/quantize_task.h"
 
 namespace {
 
