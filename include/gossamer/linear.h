@@ -23,7 +23,8 @@ struct Epilogue {
   bool bias = false;
   bool residual = false;
   Activation activation = Activation::kNone;
-  bool quantized = false;  ///< X is int8 with a scale a token; Y is float32
+  /// X is int8 with a scale a token, Y is float32. Plans count what quantize_tokens takes.
+  bool quantized = false;
   friend bool operator==(const Epilogue&, const Epilogue&) = default;
 };
 
@@ -156,7 +157,9 @@ struct PlanOptions {
   /// Where verdicts are kept between processes: a file, "" for the user's cache directory
   /// ($GOSSAMER_CACHE, $XDG_CACHE_HOME/gossamer or ~/.cache/gossamer), "off" for none.
   std::string cache;
-  double seconds_budget = 0.5;  ///< an upper bound on the time spent measuring one shape
+  /// An upper bound on the time spent measuring one shape. Time that calls waited for other work is
+  /// not charged, up to three budgets or half a second, whichever is more.
+  double seconds_budget = 0.5;
   /// The door's cost of one call beyond dense's, added to every sparse time (seconds).
   double call_overhead = 0.0;
 };

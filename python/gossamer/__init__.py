@@ -10,7 +10,12 @@ gs.save(model, "model.safetensors")  # and gs.load_into(model, "model.safetensor
 
 from __future__ import annotations
 
-from gossamer.config import BlockSparseWeightConfig, SemiSparseWeightConfig, SparseConfig
+from gossamer.config import (
+    BlockSparseWeightConfig,
+    Int8DynamicActivationSparseWeightConfig,
+    SemiSparseWeightConfig,
+    SparseConfig,
+)
 from gossamer.explanation import BucketPlan, Explanation, LayerReport, explain
 from gossamer.host import Kernel, Machine, kernels, machine
 from gossamer.io import LoadResult, load_into, save
@@ -39,6 +44,7 @@ __all__ = [
     "BucketPlan",
     "Explanation",
     "GradualMagnitude",
+    "Int8DynamicActivationSparseWeightConfig",
     "Kernel",
     "LayerReport",
     "LoadResult",

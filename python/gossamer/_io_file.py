@@ -15,12 +15,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gossamer import _ops
+from gossamer._quantization import QUANTIZED_DTYPES
 from gossamer.weight import SparseWeight
 
 __all__ = [
     "FORMAT_VERSION",
     "INFO_KEYS",
     "OPTIONAL_KEYS",
+    "SCALES_PREFIX",
     "VERSION_KEY",
     "WEIGHT_PREFIX",
     "ModelFile",
@@ -29,6 +31,7 @@ __all__ = [
 
 VERSION_KEY = "gossamer.version"
 WEIGHT_PREFIX = "gossamer.weight."
+SCALES_PREFIX = "gossamer.scales."
 FORMAT_VERSION = 1
 INFO_KEYS = ("format", "pattern", "dtype", "shape", "transposed", "version")
 OPTIONAL_KEYS = ("kernel",)
@@ -125,12 +128,39 @@ def _read_packed(file: ModelFile) -> None:
             name = key.removeprefix(WEIGHT_PREFIX)
             info = _parse_info(file, name, text)
             file.packed[name] = _read_weight(file, name, info)
+    for key, word in file.metadata.items():
+        if key.startswith(SCALES_PREFIX):
+            _read_scales(file, key.removeprefix(SCALES_PREFIX), word)
     for name, weight in file.packed.items():
         if name in file.plain:
             raise ValueError(
                 f"'{file.path}' holds '{name}' twice, as a plain tensor and as a packed weight"
             )
         file.plain -= {f"{name}.{array}" for array in _ARRAYS[_ops.info(weight.packed)["format"]]}
+
+
+def _read_scales(file: ModelFile, name: str, word: str) -> None:
+    """Joins a packed int8 weight and its scales."""
+
+    def refuse(why: str) -> ValueError:
+        return ValueError(f"'{file.path}': scales of '{name}': {why} (docs/formats.md)")
+
+    if name not in file.packed:
+        raise refuse("the file holds no packed weight of that name")
+    dtypes = {str(dtype).removeprefix("torch."): dtype for dtype in QUANTIZED_DTYPES}
+    if word not in dtypes:
+        raise refuse(f"they stand for {word!r}; {', '.join(dtypes)} are accepted")
+    if f"{name}.scales" not in file.plain:
+        raise refuse(f"their tensor '{name}.scales' is missing")
+    scale = file.tensor(f"{name}.scales")
+    try:
+        weight = SparseWeight.from_quantized(file.packed[name].packed, scale, dtypes[word])
+    except ValueError as error:
+        raise refuse(str(error)) from error
+    if not bool((torch.isfinite(scale) & (scale >= 0)).all()):
+        raise refuse("they are to be finite and not negative")
+    file.packed[name] = weight
+    file.plain.discard(f"{name}.scales")
 
 
 def _parse_info(file: ModelFile, name: str, text: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -207,6 +207,8 @@ def _prepare(slot: _Slot, file: ModelFile, name: str, request: Request) -> LoadS
             report = plain_report(slot.obstacle or "the file holds it dense")
             return LoadStep(slot, _for_plain(old, values), report if slot.linear else None)
         values = values.to(old.dtype)
+        if old.scale is not None:
+            request = replace(request, quantize="int8")
         decision = decide(
             values,
             name,

@@ -20,6 +20,7 @@ from gossamer._io_file import (
     FORMAT_VERSION,
     INFO_KEYS,
     OPTIONAL_KEYS,
+    SCALES_PREFIX,
     VERSION_KEY,
     WEIGHT_PREFIX,
 )
@@ -55,6 +56,9 @@ def flatten(model: nn.Module, packed: bool) -> tuple[dict[str, Tensor], dict[str
         else:
             metadata[VERSION_KEY] = str(FORMAT_VERSION)
             metadata[WEIGHT_PREFIX + name] = _add_packed(tensors, name, value)
+            if value.scale is not None:
+                metadata[SCALES_PREFIX + name] = str(value.dtype).removeprefix("torch.")
+                tensors[f"{name}.scales"] = value.scale
     return _separate(tensors), metadata
 
 

@@ -308,12 +308,12 @@ for _name in (
 
 
 def _linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, packed, layout, out, _, bias, activation, residual, dense = inputs
+    x, packed, layout, out, scale, bias, activation, residual, dense = inputs
     # ReLU's gradient follows from its result; the smooth ones need what they were applied to, which
     # is computed again.
     relu = output if activation == Activation.RELU else None
     smooth = (x, bias, residual) if activation > Activation.RELU else (None, None, None)
-    ctx.save_for_backward(packed, relu, dense, *smooth)
+    ctx.save_for_backward(packed, relu, dense, scale, *smooth)
     ctx.layout = layout
     ctx.out = out
     ctx.activation = activation
@@ -330,7 +330,7 @@ def _smooth_backward(grad: Tensor, y: Tensor, activation: int) -> Tensor:
 
 
 def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    packed, output, dense, x, bias, residual = ctx.saved_tensors
+    packed, output, dense, scale, x, bias, residual = ctx.saved_tensors
     # Arguments that a call left out have no entry.
     needs_grad = (*ctx.needs_input_grad, *[False] * 9)
     if needs_grad[8]:
@@ -342,10 +342,14 @@ def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if output is not None:
         grad = torch.ops.aten.threshold_backward(grad, output, 0)
     elif ctx.activation > Activation.RELU:
-        y = _ops.linear(x, packed, ctx.layout, ctx.out, None, bias, 0, residual, dense)
+        y = _ops.linear(x, packed, ctx.layout, ctx.out, scale, bias, 0, residual, dense)
         grad = _smooth_backward(grad, y, ctx.activation)
     grad_x = grad_bias = None
-    if needs_grad[0]:
+    if needs_grad[0] and scale is not None:
+        # Straight through the rounding of x: the gradient of the product with the weight as it is.
+        values = _ops.unpack(packed, [ctx.out, ctx.inputs], torch.int8)
+        grad_x = (grad * scale.to(grad.dtype)) @ values.to(grad.dtype)
+    elif needs_grad[0]:
         grad_x = _ops.linear_dx(grad, packed, ctx.layout, ctx.inputs, dense)
     if needs_grad[5]:
         # A stack's bias is [batch, out] and its result [batch, tokens, out].

@@ -10,15 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gossamer import _ops
+from gossamer import _ops, _plan_cuda
 from gossamer._convolution import Convolution
+from gossamer._quantization import QUANTIZED_DTYPES, pack_quantized
+from gossamer._weight_facts import LEAST_ZEROS
 from gossamer.weight import SparseWeight
 
 __all__ = ["LEAST_ZEROS", "Decision", "Request", "decide", "decide_packed", "plain_report", "swap"]
-
-LEAST_ZEROS = 0.25
-"""A weight with a smaller fraction of zeros counts as dense: a few that nobody put there are not
-worth packing and timing. A pattern that is asked for decides alone."""
 
 Report = dict[str, Any]
 """What was decided for a layer, in plain JSON types; `module.gossamer_report` keeps it."""
@@ -32,6 +30,7 @@ class Request:
     plan: str = "measure"
     memory: str = "default"
     layout: str | None = None
+    quantize: str | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +70,12 @@ def decide(
         ValueError: the weight breaks the pattern that was asked for.
     """
     values = values.detach()
+    if request.quantize is not None:
+        why = _quantization_obstacle(values, transposed, convolution)
+        if why is not None:
+            return Decision(None, plain_report(why))
+    if values.device.type == "cuda":
+        return _decide_cuda(values, name, request, transposed, bias, convolution)
     if convolution is not None and request.pattern is not None:
         group = _group_size(request.pattern)
         if values.shape[1] % group:
@@ -86,12 +91,31 @@ def decide(
         if zeros < LEAST_ZEROS:
             return Decision(
                 None,
-                plain_report(
-                    f"not sparse: {zeros:.1%} of the weights are zero, under {LEAST_ZEROS:.0%}"
-                ),
+                plain_report(_not_sparse(zeros)),
             )
-    weight = SparseWeight.from_dense(values, request.pattern, transposed=transposed, name=name)
+    if request.quantize is not None:
+        packed, scale = pack_quantized(values, request.pattern, name=name)
+        weight = SparseWeight.from_quantized(packed, scale, values.dtype)
+    else:
+        weight = SparseWeight.from_dense(values, request.pattern, transposed=transposed, name=name)
     return decide_packed(weight, values, request, bias=bias, convolution=convolution)
+
+
+def _quantization_obstacle(
+    values: Tensor, transposed: bool, convolution: Convolution | None
+) -> str | None:
+    """Why a weight is not quantized; None where it may be."""
+    if convolution is not None:
+        return "convolutions are not quantized, linear layers are"
+    if transposed or values.dim() != 2:
+        return "weights stored as [in, out] and stacks are not quantized, matrices [out, in] are"
+    if values.device.type != "cpu":
+        return f"quantized layers run on the CPU, and this one is on {values.device}"
+    if values.dtype not in QUANTIZED_DTYPES:
+        return f"a {values.dtype} layer is not quantized; float32, float16 and bfloat16 ones are"
+    if not bool(torch.isfinite(values).all()):
+        return "its weight holds NaN or infinity and cannot be quantized"
+    return None
 
 
 def _rows(values: Tensor) -> Tensor:
@@ -104,6 +128,75 @@ def _group_size(pattern: str) -> int:
     *before, last = pattern.split(":")
     is_grouped = before and (before[0].isdecimal() or before[0] == "vnm") and last.isdecimal()
     return max(int(last), 1) if is_grouped else 1
+
+
+def _decide_cuda(
+    values: Tensor,
+    name: str,
+    request: Request,
+    transposed: bool,
+    bias: bool,
+    convolution: Convolution | None,
+) -> Decision:
+    """Packs and plans a dense weight on a GPU: 2:4 or not at all."""
+    pattern = request.pattern
+    if pattern is None:
+        zeros = 1.0 - int(torch.count_nonzero(values)) / max(values.numel(), 1)
+        if zeros < LEAST_ZEROS:
+            return Decision(None, plain_report(_not_sparse(zeros)))
+    elif pattern not in ("2:4", "nm:2:4"):
+        return Decision(None, plain_report(f"pattern {pattern} is not multiplied on a GPU, 2:4 is"))
+    if convolution is not None or values.dim() != 2:
+        kind = "convolutions" if convolution is not None else "stacks of matrices"
+        return Decision(None, plain_report(f"{kind} are not multiplied packed on a GPU"))
+    why = _plan_cuda.obstacle(values.dtype, values.device)
+    if why is not None:
+        return Decision(None, plain_report(why))
+    if pattern is None and not _is_24(values.mT if transposed else values):
+        text = "its zeros are not 2:4, the pattern that is multiplied on a GPU"
+        return Decision(None, plain_report(text))
+    weight = SparseWeight.from_dense(
+        values, "2:4", layout="nm24_tiles", transposed=transposed, name=name
+    )
+    return decide_packed(weight, values, request, bias=bias)
+
+
+def _is_24(values: Tensor) -> bool:
+    """Whether no group of four inputs has more than two non-zeros; [out, in]."""
+    padded = torch.nn.functional.pad(values != 0, (0, -values.shape[1] % 4))
+    return int(padded.unflatten(1, (-1, 4)).sum(-1).amax()) <= 2 if padded.numel() else True
+
+
+def _not_sparse(zeros: float) -> str:
+    return f"not sparse: {zeros:.1%} of the weights are zero, under {LEAST_ZEROS:.0%}"
+
+
+def _plan_on_cuda(
+    weight: SparseWeight, logical: Tensor, request: Request, bias: bool, report: Report
+) -> Decision:
+    """Plans tiles that are on a GPU already."""
+    dense = logical.contiguous()
+    found = _plan_cuda.plan_24(
+        SparseWeight.from_packed,
+        weight.packed,
+        dense,
+        bias=bias,
+        mode=request.plan,
+        memory=request.memory,
+    )
+    report["reason"] = found.reason
+    if found.choices:
+        ends = _plan_cuda.BUCKET_ENDS
+        report["plan"] = _buckets({"bucket_ends": ends, "choices": found.choices})
+    if not found.sparse:
+        report["packed"] = False
+        return Decision(None, report)
+    packed = weight.packed
+    kept = None
+    if any(found.dense_buckets):
+        packed = torch.ops.gossamer.with_plan(packed, json.dumps(found.dense_buckets))
+        kept = dense.clone()
+    return Decision(SparseWeight.from_packed(packed, dense=kept), _with_facts(report, packed))
 
 
 def decide_packed(
@@ -134,8 +227,10 @@ def decide_packed(
     if request.layout is not None:
         packed = ops.convert(weight.packed, request.layout)
         report["reason"] = f"layout {request.layout} was asked for; not compared with dense"
-        return Decision(SparseWeight.from_packed(packed), _with_facts(report, packed))
+        return Decision(weight._replace(packed), _with_facts(report, packed))
     logical = values.detach().mT if weight.transposed else values.detach()
+    if weight.layout_name == "nm24_tiles" and weight.device.type == "cuda":
+        return _plan_on_cuda(weight, logical, request, bias, report)
     wishes = (bias, 0, request.plan, request.memory, "", "")
     if convolution is None:
         packed, text = ops.plan(weight.packed, logical, *wishes)
@@ -145,6 +240,8 @@ def decide_packed(
         packed, text = ops.plan_conv2d(weight.packed, logical, *numbers, last, *wishes)
     found = json.loads(text)
     report["reason"] = found["reason"]
+    if weight.scale is not None:
+        report["reason"] = f"int8 weights, inputs quantized a token at a time: {found['reason']}"
     report["plan"] = _buckets(found)
     if not found["sparse"]:
         report["packed"] = False
@@ -152,7 +249,7 @@ def decide_packed(
     # Only a plan that runs dense somewhere, and may hold two copies, gets the second one.
     runs_dense = any(choice["kernel"] == "dense" for choice in found["choices"])
     dense = logical.contiguous().clone() if request.memory == "speed" and runs_dense else None
-    return Decision(SparseWeight.from_packed(packed, dense=dense), _with_facts(report, packed))
+    return Decision(weight._replace(packed, dense), _with_facts(report, packed))
 
 
 def _is_channels_last(weight: Tensor) -> bool:

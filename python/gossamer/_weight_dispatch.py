@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import return_and_correct_aliasing
 
 from gossamer import _ops
+from gossamer._quantization import QUANTIZED_DTYPES, pack_quantized
 from gossamer._weight_convolution import convolution, convolution_call
-from gossamer._weight_facts import DTYPES, facts_of
+from gossamer._weight_facts import DTYPES, LEAST_ZEROS, facts_of
 from gossamer._weight_functions import addmm, linear_call, matmul
 from gossamer._weight_tables import operator, refuse
 from gossamer.weight import SparseWeight
@@ -20,10 +21,14 @@ from gossamer.weight import SparseWeight
 _aten = torch.ops.aten
 
 
+# A copy that keeps so many times the values is another problem than the one that was planned.
+_MUCH_DENSER = 1.25
+
+
 @operator(_aten.detach.default, _aten.alias.default, _aten.lift_fresh.default)
 def _dispatch_alias(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     weight = args[0]
-    alias = SparseWeight(weight.packed, weight._facts, weight.dense)
+    alias = SparseWeight(weight.packed, weight._facts, weight.dense, weight.scale)
     return return_and_correct_aliasing(func, args, kwargs, alias)
 
 
@@ -61,7 +66,7 @@ def _dispatch_transpose(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
             ".to_dense() first"
         )
     facts = weight._facts._replace(transposed=not weight.transposed)
-    flipped = SparseWeight(weight.packed, facts, weight.dense)
+    flipped = SparseWeight(weight.packed, facts, weight.dense, weight.scale)
     return return_and_correct_aliasing(func, args, kwargs, flipped)
 
 
@@ -81,12 +86,26 @@ def _dispatch_to_copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         return _moved(weight, _resolved(device))
     if dtype == weight.dtype:
         return weight._clone()
+    if weight.scale is not None:
+        return _restated(weight, dtype)
     if dtype not in DTYPES.values():
         raise ValueError(
             f"a packed weight cannot be {dtype}; {', '.join(map(str, DTYPES.values()))} are "
             "accepted"
         )
-    return _planned_like(weight, _cast(weight, dtype))
+    return _replanned(weight, _cast(weight, dtype))
+
+
+def _restated(weight: SparseWeight, dtype: torch.dtype) -> SparseWeight:
+    """A quantized weight that stands for another dtype; values and scales are what they were."""
+    if dtype not in QUANTIZED_DTYPES:
+        raise ValueError(
+            f"a quantized weight cannot stand for {dtype}; {', '.join(map(str, QUANTIZED_DTYPES))} "
+            "are accepted; take weight.to_dense() for others"
+        )
+    copy = weight._clone()
+    dense = None if copy.dense is None else copy.dense.to(dtype)
+    return SparseWeight(copy.packed, copy._facts._replace(quantized=dtype), dense, copy.scale)
 
 
 def _resolved(device: Any) -> torch.device:
@@ -106,11 +125,21 @@ def _moved(weight: SparseWeight, device: torch.device) -> SparseWeight:
     if device.type == "cpu":
         packed = torch.ops.gossamer.convert(weight.packed, "format").cpu()
         return SparseWeight(packed, facts_of(packed)._replace(transposed=weight.transposed))
+    if weight.scale is not None:
+        raise NotImplementedError(
+            f"a quantized weight cannot be moved to {device}: it is computed on the CPU only; "
+            "unpack the model first (gossamer.desparsify_), or take weight.to_dense()"
+        )
     if device.type != "cuda":
         raise NotImplementedError(
             f"a packed weight cannot be moved to {device}: packed weights are computed on the CPU "
             "and on CUDA devices; unpack the model first (gossamer.desparsify_), or take "
             "weight.to_dense()"
+        )
+    if weight.kernel_size is not None:
+        raise NotImplementedError(
+            f"a packed convolution weight cannot be moved to {device}: convolutions are computed "
+            "packed on the CPU only; unpack the model first (gossamer.desparsify_)"
         )
     if weight.pattern != "2:4" or weight.dtype not in (torch.float16, torch.bfloat16):
         raise NotImplementedError(
@@ -127,22 +156,30 @@ def _moved(weight: SparseWeight, device: torch.device) -> SparseWeight:
     return SparseWeight(packed, facts_of(packed)._replace(transposed=weight.transposed))
 
 
-def _planned_like(weight: SparseWeight, cast: SparseWeight) -> SparseWeight:
-    """A cast weight with kernels of its own dtype where the one it was cast from had a plan.
+def _replanned(planned: SparseWeight, weight: SparseWeight) -> SparseWeight:
+    """`weight`, which takes the place of a planned one, with kernels of its own.
 
-    The cost model chooses: a cast is no place to measure. Where it finds nothing faster than dense,
-    the weight stays in its format, which a portable kernel computes; `explain` says so.
+    The cost model chooses: a cast or a copy is no place to measure. Where it expects nothing to be
+    faster than dense, a dense copy is kept and runs; `explain` says so.
     """
-    if not any(weight.plan) or weight.kernel_size is not None:
-        return cast  # convolutions have kernels for one dtype only
-    memory = "default" if weight.dense is None else "speed"
-    values = torch.ops.gossamer.unpack(cast.packed, cast._facts.logical_shape, cast.dtype)
-    packed, text = torch.ops.gossamer.plan(cast.packed, values, False, 0, "model", memory, "", "")
+    if not any(planned.plan) or weight.kernel_size is not None:
+        return weight  # convolutions have kernels for one dtype only
+    memory = "default" if planned.dense is None else "speed"
+    values = weight._logical_values()
+    if weight.density > 1.0 - LEAST_ZEROS:
+        return _as_dense(weight, values)
+    packed, text = torch.ops.gossamer.plan(weight.packed, values, False, 0, "model", memory, "", "")
     found = json.loads(text)
     if not found["sparse"]:
-        return cast
+        return _as_dense(weight, values)
     runs_dense = any(choice["kernel"] == "dense" for choice in found["choices"])
-    return cast._replace(packed, values if memory == "speed" and runs_dense else None)
+    return weight._replace(packed, values if memory == "speed" and runs_dense else None)
+
+
+def _as_dense(weight: SparseWeight, values: Tensor) -> SparseWeight:
+    """Keeps a dense copy and a plan that runs it at every token count."""
+    everywhere = json.dumps(["dense"] * len(weight.plan))
+    return weight._replace(torch.ops.gossamer.with_plan(weight.packed, everywhere), values)
 
 
 def _cast(weight: SparseWeight, dtype: torch.dtype) -> SparseWeight:
@@ -180,7 +217,11 @@ def _dispatch_copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
             f"copy_: the packed weight is {list(target.shape)}, the source {list(source.shape)}; "
             "both must be the same"
         )
-    if isinstance(source, SparseWeight):
+    if target.scale is not None:
+        new = _copy_quantized(target, source)
+    elif isinstance(source, SparseWeight):
+        if source.scale is not None:
+            source = _cast(source, target.dtype)
         new = _copy_packed(target, source)
     else:
         pattern = target.pattern
@@ -190,11 +231,42 @@ def _dispatch_copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         new = _pack_like(target, values, None, pattern)
         if new.layout_code == target.layout_code:
             new = new._replace(_with_plan(new.packed, target.packed))
-    dense = None
-    if target.dense is not None:
-        dense = torch.ops.gossamer.unpack(new.packed, new._facts.logical_shape, new.dtype)
-    target._adopt(new.packed, new._facts, dense)
+    if new.density > _MUCH_DENSER * target.density and new.device.type == "cpu":
+        new = _replanned(target, new)
+    dense = new.dense
+    if dense is None and target.dense is not None:
+        dense = new._logical_values()
+    target._adopt(new.packed, new._facts, dense, new.scale)
     return target
+
+
+def _copy_quantized(target: SparseWeight, source: Tensor) -> SparseWeight:
+    """What a quantized weight becomes: the source, quantized where it is not."""
+    same_way = isinstance(source, SparseWeight) and source.transposed == target.transposed
+    if isinstance(source, SparseWeight) and source.scale is not None and same_way:
+        formed, scale = source.packed, source.scale.clone()
+    else:
+        formed, scale = _quantized_like(target, source)
+    packed = _in_layout(formed, target.layout_name)
+    if packed is None:
+        packed = torch.ops.gossamer.convert(formed, "format")
+    facts = facts_of(packed)._replace(transposed=target.transposed, quantized=target.dtype)
+    if facts.layout_code == target.layout_code:
+        packed = _with_plan(packed, target.packed)
+    return SparseWeight(packed, facts, None, scale)
+
+
+def _quantized_like(target: SparseWeight, source: Tensor) -> tuple[Tensor, Tensor]:
+    """`source`, packed or dense, as int8 values in `target`'s pattern, and their scales."""
+    pattern = target.pattern
+    if pattern.startswith("unstructured"):
+        pattern = ""  # any number of non-zeros is one; the record says how many
+    mask = source.mask() if isinstance(source, SparseWeight) else None
+    values = source.to_dense() if isinstance(source, SparseWeight) else source.detach()
+    values = values.to(target.device)
+    if target.transposed:
+        values, mask = values.mT, None if mask is None else mask.mT
+    return pack_quantized(values, pattern, mask=mask)
 
 
 def _copy_packed(target: SparseWeight, source: SparseWeight) -> SparseWeight:

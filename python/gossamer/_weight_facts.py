@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from gossamer import _ops
+
+LEAST_ZEROS = 0.25
+"""A weight with a smaller fraction of zeros counts as dense: a few that nobody put there are not
+worth packing and timing. A pattern that is asked for decides alone."""
 
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -33,6 +37,17 @@ class Facts(NamedTuple):
     layout_code: int
     transposed: bool
     kernel: tuple[int, int] | None = None
+    dense_buckets: int = 0
+    """A bit for each bucket of token counts that the plan runs dense. A GPU's operator cannot read
+    the header; on a CPU it saves a call."""
+    quantized: torch.dtype | None = None
+    """The floating dtype that int8 values and their scales stand for; None where the values are the
+    weight itself."""
+
+    @property
+    def apparent_dtype(self) -> torch.dtype:
+        """The dtype of the dense parameter that the weight stands for."""
+        return self.dtype if self.quantized is None else self.quantized
 
     @property
     def logical_shape(self) -> tuple[int, ...]:
@@ -63,4 +78,9 @@ def facts_of(packed: Tensor) -> Facts:
         info["layout_code"],
         info["transposed"],
         (kernel[0], kernel[1]) if kernel else None,
+        _dense_buckets(info),
     )
+
+
+def _dense_buckets(info: dict[str, Any]) -> int:
+    return sum(1 << i for i, kernel in enumerate(info["plan"]) if kernel == "dense")

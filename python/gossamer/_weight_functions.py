@@ -8,7 +8,14 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from gossamer._weight_products import linear_as_torch, product, times_logical
+from gossamer._weight_products import (
+    call,
+    is_dynamo_compiling,
+    is_unusual,
+    linear_as_torch,
+    product,
+    times_logical,
+)
 from gossamer._weight_tables import function, refuse
 from gossamer.weight import SparseWeight
 
@@ -63,6 +70,21 @@ def _handle_matmul(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 @function(Tensor.__rmatmul__)
 def _handle_rmatmul(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return matmul(args[1], args[0])
+
+
+def addmm_as_torch(bias: Tensor, x: Tensor, weight: SparseWeight) -> Tensor:
+    """`torch.addmm(bias, x, weight)`: what a module that stores [in, out] calls (`Conv1D`)."""
+    is_compiling = is_dynamo_compiling()
+    if (
+        not weight._is_direct_transposed
+        or type(bias) is SparseWeight
+        or bias.dim() != 1
+        or bias.numel() != weight.out_features
+        or x.dim() != 2
+        or is_unusual(x, is_compiling)
+    ):
+        return addmm(torch.addmm, (bias, x, weight), {})
+    return call(x, weight, bias, is_compiling)
 
 
 @function(torch.addmm, Tensor.addmm)

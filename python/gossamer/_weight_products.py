@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import Any
 
 import torch
@@ -20,6 +21,9 @@ ACTIVATIONS = {
     "silu": _ops.Activation.SILU,
 }
 
+# The largest token counts of all buckets but the last (gossamer/linear.h, token_bucket).
+_BUCKET_ENDS = (1, 8, 32, 128, 512, 2048)
+
 # Looked up once: a name in torch.ops costs as much as the call. `_linear_eager` is what calling
 # `_linear_op` calls, one Python frame earlier; Dynamo follows only the latter.
 _linear_op: Any = torch.ops.gossamer.linear.default
@@ -28,7 +32,7 @@ _linear_dx_op: Any = torch.ops.gossamer.linear_dx.default
 _linear_eager: Any = _linear_op._op
 _is_grad_enabled = torch.is_grad_enabled
 _is_any_autocast_enabled = torch._C._is_any_autocast_enabled
-_is_dynamo_compiling = torch.compiler.is_dynamo_compiling
+is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 _is_functorch_active = torch._C._are_functorch_transforms_active
 
 
@@ -64,15 +68,24 @@ def linear(
 
 def linear_as_torch(x: Tensor, weight: SparseWeight, bias: Tensor | None = None) -> Tensor:
     """`F.linear`: x·weightᵀ + bias. What a model spends its calls on."""
-    is_compiling = _is_dynamo_compiling()
-    if (
-        not weight._is_direct
-        or _is_any_autocast_enabled()
+    is_compiling = is_dynamo_compiling()
+    if not weight._is_direct or is_unusual(x, is_compiling):
+        return _linear_general(x, weight, bias)
+    return call(x, weight, bias, is_compiling)
+
+
+def is_unusual(x: Tensor, is_compiling: bool) -> bool:
+    """Autocast, a transform or a product of two packed weights: more than one operator's call."""
+    return (
+        _is_any_autocast_enabled()
         or type(x) is SparseWeight
         or forward_ad._current_level >= 0
         or (not is_compiling and _is_functorch_active())
-    ):
-        return _linear_general(x, weight, bias)
+    )
+
+
+def call(x: Tensor, weight: SparseWeight, bias: Tensor | None, is_compiling: bool) -> Tensor:
+    """x·Wᵀ + bias, W the logical [out, in] without a dense copy: the shortest way there is."""
     if _is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
         op = _linear_autograd_op
     else:
@@ -100,7 +113,17 @@ def _linear_general(x: Tensor, weight: SparseWeight, bias: Tensor | None) -> Ten
     if weight.transposed:
         y = times_logical(x, weight)
         return y if bias is None else y + bias
+    if weight._dense_buckets and _runs_dense(x, weight):
+        return torch.nn.functional.linear(x, weight.dense, bias)  # type: ignore[arg-type]
     return product(x, weight, bias, 0, None)
+
+
+def _runs_dense(x: Tensor, weight: SparseWeight) -> bool:
+    """The plan runs dense for so many tokens: torch's call itself then, not by way of ours."""
+    if is_dynamo_compiling() or _is_any_autocast_enabled():
+        return False
+    bucket = bisect_left(_BUCKET_ENDS, x.numel() // weight.in_features)
+    return bool(weight._dense_buckets >> bucket & 1)
 
 
 def product(
@@ -130,7 +153,7 @@ def product(
             weight.packed,
             weight._layout_argument,
             weight.out_features,
-            None,
+            weight.scale,
             bias,
             activation,
             residual,
@@ -141,7 +164,7 @@ def product(
 
 def times_logical(x: Tensor, weight: SparseWeight) -> Tensor:
     """x·W with W the logical [out, in]: the product that dX needs."""
-    if is_transformed():
+    if is_transformed() or weight.scale is not None:
         return x @ _logical_values(weight)
     if x.shape[-1] != weight.out_features:
         raise ValueError(
@@ -162,7 +185,7 @@ def is_transformed() -> bool:
     """
     if forward_ad._current_level >= 0:
         return True
-    return not _is_dynamo_compiling() and _is_functorch_active()
+    return not is_dynamo_compiling() and _is_functorch_active()
 
 
 def _logical_values(weight: SparseWeight) -> Tensor:
@@ -170,7 +193,7 @@ def _logical_values(weight: SparseWeight) -> Tensor:
     refuse_convolution(weight)
     if weight.dense is not None:
         return weight.dense
-    return torch.ops.gossamer.unpack(weight.packed, weight._facts.logical_shape, weight.dtype)
+    return weight._logical_values()
 
 
 def _dense_product(

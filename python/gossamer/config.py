@@ -16,6 +16,7 @@ from gossamer import _ops  # noqa: F401  (loads the operators)
 __all__ = [
     "BlockSparseWeightConfig",
     "Config",
+    "Int8DynamicActivationSparseWeightConfig",
     "LayerConfig",
     "SemiSparseWeightConfig",
     "SparseConfig",
@@ -23,6 +24,7 @@ __all__ = [
 
 PLANS = ("measure", "model")
 MEMORIES = ("default", "speed")
+QUANTIZATIONS = ("int8",)
 
 
 class LayerConfig(Protocol):
@@ -43,14 +45,17 @@ class SparseConfig:
         memory: "default" or "speed" (keeps a dense copy where the plan runs dense at some token
             counts); None takes the argument of `sparsify_`.
         plan: "measure" or "model"; None takes the argument of `sparsify_`.
+        quantize: "int8" for weights and activations of eight bits
+            (`Int8DynamicActivationSparseWeightConfig`), None for the weight's own dtype.
 
     Raises:
-        ValueError: a pattern, memory or plan that does not exist.
+        ValueError: a pattern, memory, plan or quantization that does not exist.
     """
 
     pattern: str | None = None
     memory: str | None = None
     plan: str | None = None
+    quantize: str | None = None
 
     def __post_init__(self) -> None:
         if self.pattern is not None:
@@ -59,6 +64,8 @@ class SparseConfig:
             check_choice("memory", self.memory, MEMORIES)
         if self.plan is not None:
             check_choice("plan", self.plan, PLANS)
+        if self.quantize is not None:
+            check_choice("quantize", self.quantize, QUANTIZATIONS)
 
     def settings(self) -> SparseConfig:
         """Itself."""
@@ -111,6 +118,46 @@ class BlockSparseWeightConfig:
     def settings(self) -> SparseConfig:
         """The pattern `block:BxB`, whatever the fraction of zero blocks."""
         return SparseConfig(pattern=f"block:{self.blocksize}x{self.blocksize}")
+
+
+@dataclass(frozen=True)
+class Int8DynamicActivationSparseWeightConfig:
+    """Sparse weights of eight bits, activations quantized as they come.
+
+    A weight row w becomes int8 values q times s_w = max |w| / 127; each token x of the input
+    becomes p times s_x = max |x| / 127, anew in every call. The integer sum of q·p is exact, then
+    comes s_x·s_w, bias and activation in float32. With |w - s_w q| <= s_w / 2 and
+    |x - s_x p| <= s_x / 2, an output differs from the unquantized one by at most
+
+        sum over the kept inputs k of  |x_k| s_w / 2 + |w_k| s_x / 2 + s_w s_x / 4
+
+    plus rounding in float32. What is pruned adds nothing to it. A token that holds NaN or infinity
+    gives NaN in all its outputs.
+
+    Linear layers are quantized (`nn.Linear` and its kind, in float32, float16 or bfloat16);
+    convolutions and transposed weights stay as they are. A layer is quantized only where that is
+    faster than the floating dense layer it replaces.
+
+    Attributes:
+        pattern: as in `SparseConfig`: `unstructured:S`, `block:1x4:S` and `2:4` have int8 kernels
+            of their own, others run portably.
+        memory: as in `SparseConfig`.
+        plan: as in `SparseConfig`.
+
+    Raises:
+        ValueError: a pattern, memory or plan that does not exist.
+    """
+
+    pattern: str | None = None
+    memory: str | None = None
+    plan: str | None = None
+
+    def __post_init__(self) -> None:
+        self.settings()
+
+    def settings(self) -> SparseConfig:
+        """The same wish as a `SparseConfig`."""
+        return SparseConfig(self.pattern, self.memory, self.plan, quantize="int8")
 
 
 Config: TypeAlias = "LayerConfig | str | Mapping[str, LayerConfig | str | None]"
@@ -177,7 +224,7 @@ def _settings(wish: LayerConfig | str | None) -> SparseConfig:
     if not isinstance(wish, type) and hasattr(wish, "settings"):
         return wish.settings()
     raise TypeError(
-        f"config is {wish!r}: None, a pattern's text, a SparseConfig, SemiSparseWeightConfig or "
-        "BlockSparseWeightConfig (an instance, with parentheses), or a dict of layer names to "
-        "these is accepted"
+        f"config is {wish!r}: None, a pattern's text, a SparseConfig, SemiSparseWeightConfig, "
+        "BlockSparseWeightConfig or Int8DynamicActivationSparseWeightConfig (an instance, with "
+        "parentheses), or a dict of layer names to these is accepted"
     )

@@ -283,25 +283,40 @@ def _change(kept: dict[str, Any], info: dict[str, Any]) -> str | None:
         text = f"cast from {kept['dtype']} to {info['dtype']} after it was packed"
         if not was_planned:
             return f"{text}; it is in layout {info['layout']} now and was not compared with dense"
-        if any(info["plan"]):
-            return f"{text}; the cost model chose its kernels anew, nothing was measured"
-        return (
-            f"{text}: no kernel of {info['dtype']} was found faster than dense, and it runs "
-            f"unplanned in layout {info['layout']}; gossamer.desparsify_(model) makes it dense, "
-            "sparsify_ plans it again"
-        )
-    if was_planned and [bucket["kernel"] for bucket in kept["plan"]] != info["plan"]:
-        return "its weight was replaced after it was planned"
+        return f"{text}; {_replanned(info)}"
+    kernels = [bucket["kernel"] for bucket in kept["plan"]]
+    if info["layout"] == "nm24_tiles":  # on a GPU kernels are chosen per call; dense is planned
+        kernels = [kernel if kernel == "dense" else None for kernel in kernels]
     positions = max(math.prod(info["shape"]), 1)
+    other_kernels = was_planned and kernels != info["plan"]
     if was_planned and kept.get("kept", info["kept"]) != info["kept"]:
+        consequence = (
+            _replanned(info) if other_kernels else "its kernels may not be the fastest; " + _AGAIN
+        )
         return (
             f"it holds other values than it was planned for ({kept['kept'] / positions:.2%} kept "
-            f"then, {info['kept'] / positions:.2%} now), and its kernels may not be the fastest; "
-            "gossamer.desparsify_(model) and sparsify_ plan it again"
+            f"then, {info['kept'] / positions:.2%} now); {consequence}"
         )
+    if other_kernels:
+        return "its weight was replaced after it was planned"
     if not was_planned and kept.get("layout", info["layout"]) != info["layout"]:
         return f"it was packed in layout {kept['layout']} and is in {info['layout']} now"
     return None
+
+
+_AGAIN = "gossamer.desparsify_(model) and sparsify_ plan it again"
+
+
+def _replanned(info: dict[str, Any]) -> str:
+    """What the cost model made of a weight that took a planned one's place."""
+    if all(kernel == "dense" for kernel in info["plan"]):
+        return (
+            f"the cost model expects no kernel of {info['dtype']} to be faster than dense, so a "
+            f"dense copy runs; {_AGAIN}"
+        )
+    if any(info["plan"]):
+        return f"the cost model chose its kernels anew, nothing was measured; {_AGAIN}"
+    return f"it runs unplanned in layout {info['layout']}; {_AGAIN}"
 
 
 def _plan(kept: dict[str, Any]) -> tuple[BucketPlan, ...]:

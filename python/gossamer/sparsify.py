@@ -40,7 +40,8 @@ def sparsify_(
     Args:
         model: changed in place. A single layer is a model too.
         config: None infers each layer's pattern from its zeros. A pattern's text, `SparseConfig`,
-            `SemiSparseWeightConfig` or `BlockSparseWeightConfig` applies to every layer that is
+            `SemiSparseWeightConfig`, `BlockSparseWeightConfig` or
+            `Int8DynamicActivationSparseWeightConfig` applies to every layer that is
             selected. A dict gives each glob of layer names a config of its own (or None); the first
             that matches decides, layers that none matches stay plain.
         filter_fn: called with each of these layers and its name; False leaves it plain.
@@ -114,7 +115,13 @@ def _request(
         return "no entry of config matches its name"
     if layer.obstacle is not None:
         return layer.obstacle
-    return Request(settings.pattern, settings.plan or plan, settings.memory or memory, layout)
+    return Request(
+        settings.pattern,
+        settings.plan or plan,
+        settings.memory or memory,
+        layout,
+        settings.quantize,
+    )
 
 
 def _untangle(layers: list[Layer], requests: dict[str, Request | str]) -> None:

@@ -15,6 +15,7 @@ package needs no such step.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from gossamer import _ops
+from gossamer._quantization import QUANTIZED_DTYPES, dequantized
 from gossamer._weight_facts import Facts, facts_of
 from gossamer._weight_tables import FUNCTIONS, OPERATORS, refuse
 
@@ -29,6 +31,7 @@ __all__ = ["SparseWeight", "linear"]
 
 _F_linear = torch.nn.functional.linear
 _F_conv2d = torch.nn.functional.conv2d
+_addmm = torch.addmm
 
 
 class SparseWeight(torch.Tensor):
@@ -37,6 +40,8 @@ class SparseWeight(torch.Tensor):
     Attributes:
         packed: uint8 [bytes], the weight in its layout.
         dense: the dense values [[batch,] out, in] where the plan keeps them too, else None.
+        scale: float32 [out], of a quantized weight: row r is `scale[r]` times its int8 values. None
+            where the values are the weight itself.
         layout_code: the number of the layout (`layout_name` is its name). `layout` itself is
             torch's and says `torch.strided`.
         transposed: True where the module stores [in, out], as GPT-2's `Conv1D` does.
@@ -46,41 +51,61 @@ class SparseWeight(torch.Tensor):
 
     packed: Tensor
     dense: Tensor | None
+    scale: Tensor | None
     layout_code: int
     transposed: bool
     in_features: int
     out_features: int
     _facts: Facts
     _is_direct: bool
+    _is_direct_transposed: bool
+    _dense_buckets: int
     _layout_argument: int
 
     # --- Making one ---------------------------------------------------------------------------
 
-    def __new__(cls, packed: Tensor, facts: Facts, dense: Tensor | None = None) -> SparseWeight:
+    def __new__(
+        cls,
+        packed: Tensor,
+        facts: Facts,
+        dense: Tensor | None = None,
+        scale: Tensor | None = None,
+    ) -> SparseWeight:
         """Wraps bytes that are known to be what `facts` says; see `from_packed`."""
         self = torch.Tensor._make_wrapper_subclass(
-            cls, facts.shape, dtype=facts.dtype, device=packed.device, requires_grad=False
+            cls, facts.shape, dtype=facts.apparent_dtype, device=packed.device, requires_grad=False
         )
-        self._adopt(packed, facts, dense)
+        self._adopt(packed, facts, dense, scale)
         return self
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         """`__new__` did it all."""
 
-    def _adopt(self, packed: Tensor, facts: Facts, dense: Tensor | None) -> None:
+    def _adopt(
+        self, packed: Tensor, facts: Facts, dense: Tensor | None, scale: Tensor | None = None
+    ) -> None:
         self.packed = packed
         self.dense = dense
+        self.scale = scale
         self.layout_code = facts.layout_code
         self.transposed = facts.transposed
         self.out_features = facts.out
         self.in_features = facts.inputs
         self._facts = facts
         # What the shortest path of F.linear asks: nothing to transpose, no dense copy to pass on.
-        self._is_direct = dense is None and not facts.transposed
-        # A GPU's operator does not read the header: it is told the inputs beside the layout.
+        self._is_direct = dense is None and scale is None and not facts.transposed
+        self._is_direct_transposed = (
+            dense is None and scale is None and facts.transposed and facts.batch == 1
+        )
+        is_plain_dense = dense is not None and not facts.transposed and facts.batch == 1
+        is_plain_dense &= facts.kernel is None and facts.inputs > 0
+        is_forced = bool(os.environ.get("GOSSAMER_KERNEL"))
+        self._dense_buckets = facts.dense_buckets if is_plain_dense and not is_forced else 0
+        # A GPU's operator does not read the header: it is told the inputs, and where the plan runs
+        # dense, beside the layout.
         self._layout_argument = facts.layout_code
         if packed.device.type == "cuda":
-            self._layout_argument |= facts.inputs << 16
+            self._layout_argument |= facts.dense_buckets << 8 | facts.inputs << 16
 
     @classmethod
     def from_dense(
@@ -148,13 +173,60 @@ class SparseWeight(torch.Tensor):
             )
         return cls(packed, facts, dense)
 
+    @classmethod
+    def from_quantized(
+        cls,
+        packed: Tensor,
+        scale: Tensor,
+        dtype: torch.dtype = torch.float32,
+        *,
+        dense: Tensor | None = None,
+    ) -> SparseWeight:
+        """Wraps packed int8 values and their scales: row r of the weight is `scale[r]` times row r.
+
+        Args:
+            packed: uint8 [bytes], a matrix [out, in] of int8 that is not transposed.
+            scale: float32 [out].
+            dtype: of the parameter that it stands for: float32, float16 or bfloat16.
+            dense: [out, in] in `dtype`, what the plan runs where it says dense.
+
+        Raises:
+            ValueError: one of them is something else.
+        """
+        facts = facts_of(packed)
+        if facts.dtype != torch.int8 or facts.batch != 1 or facts.kernel or facts.transposed:
+            raise ValueError(
+                f"packed is a weight {list(facts.shape)} of {facts.dtype}: a quantized weight is "
+                "an int8 matrix [out, in]; pack int8 values, not transposed"
+            )
+        if tuple(scale.shape) != (facts.out,) or scale.dtype != torch.float32:
+            raise ValueError(
+                f"scale is {list(scale.shape)} {scale.dtype}: float32 [{facts.out}], one for each "
+                "output, is accepted"
+            )
+        if dtype not in QUANTIZED_DTYPES:
+            raise ValueError(
+                f"a quantized weight cannot stand for {dtype}; "
+                f"{', '.join(map(str, QUANTIZED_DTYPES))} are accepted"
+            )
+        if dense is not None and (tuple(dense.shape) != facts.shape or dense.dtype != dtype):
+            raise ValueError(
+                f"dense is {list(dense.shape)} {dense.dtype}: {list(facts.shape)} {dtype} is "
+                "accepted"
+            )
+        return cls(packed, facts._replace(quantized=dtype), dense, scale.contiguous())
+
     def _replace(self, packed: Tensor, dense: Tensor | None = None) -> SparseWeight:
-        """A new weight around other bytes, in this one's orientation."""
-        return type(self)(packed, facts_of(packed)._replace(transposed=self.transposed), dense)
+        """A new weight around other bytes, in this one's orientation and with its scales."""
+        facts = facts_of(packed)._replace(
+            transposed=self.transposed, quantized=self._facts.quantized
+        )
+        return type(self)(packed, facts, dense, self.scale)
 
     def _clone(self) -> SparseWeight:
         dense = None if self.dense is None else self.dense.clone()
-        return SparseWeight(self.packed.clone(), self._facts, dense)
+        scale = None if self.scale is None else self.scale.clone()
+        return SparseWeight(self.packed.clone(), self._facts, dense, scale)
 
     # --- What it is ---------------------------------------------------------------------------
 
@@ -176,8 +248,8 @@ class SparseWeight(torch.Tensor):
 
     @property
     def packed_bytes(self) -> int:
-        """Bytes of the packed weight in memory."""
-        return self.packed.numel()
+        """Bytes of the packed weight in memory, scales included."""
+        return self.packed.numel() + (0 if self.scale is None else 4 * self.scale.numel())
 
     @property
     def layout_name(self) -> str:
@@ -195,12 +267,21 @@ class SparseWeight(torch.Tensor):
     def to_dense(self, dtype: torch.dtype | None = None) -> Tensor:  # type: ignore[override]
         """The dense parameter again: its shape, zeros where nothing is kept.
 
+        Of a quantized weight these are its int8 values times their scales, rounded to the dtype.
+
         Args:
             dtype: of the result; None keeps the weight's own.
         """
-        values = torch.ops.gossamer.unpack(self.packed, self._facts.logical_shape, self.dtype)
+        values = self._logical_values()
         values = values.mT.contiguous() if self.transposed else values
         return values if dtype is None else values.to(dtype)
+
+    def _logical_values(self) -> Tensor:
+        """[[batch,] out, in] or a convolution's four dimensions, whatever the orientation."""
+        values = torch.ops.gossamer.unpack(
+            self.packed, self._facts.logical_shape, self._facts.dtype
+        )
+        return values if self.scale is None else dequantized(values, self.scale).to(self.dtype)
 
     def mask(self) -> Tensor:
         """Bool, shape of the dense parameter: True where a value is kept, zeros included."""
@@ -217,8 +298,10 @@ class SparseWeight(torch.Tensor):
         if type(self.packed) is not torch.Tensor:  # a compiler's fake has no bytes to read
             return f"SparseWeight({shape}, {self.packed})"
         info = _ops.info(self.packed)
+        values = "" if self.scale is None else "int8 with a scale a row, "
         return (
-            f"SparseWeight({shape}, {_short(info['pattern'])}, {100 * self.density:.1f} % kept, "
+            f"SparseWeight({shape}, {values}{_short(info['pattern'])}, "
+            f"{100 * self.density:.1f} % kept, "
             f"{info['layout']}, {self.packed_bytes / 1e6:.2f} MB)"
         )
 
@@ -248,11 +331,14 @@ class SparseWeight(torch.Tensor):
             self.dense is not None,
             bool(getattr(self, "_is_param", False)),
         )
+        if self.scale is not None:
+            return _rebuild_quantized_weight, (*state, self.scale, self.dtype)
         return _rebuild_sparse_weight, state
 
     def __tensor_flatten__(self) -> tuple[list[str], Facts]:
         """The inner tensors' names and the rest, for torch.compile and torch.export."""
-        return ["packed"] if self.dense is None else ["packed", "dense"], self._facts
+        names = ("packed", "dense", "scale")
+        return [name for name in names if getattr(self, name) is not None], self._facts
 
     def _stable_hash_for_caching(self) -> str:
         """What a compiled graph depends on: everything but the bytes."""
@@ -263,7 +349,7 @@ class SparseWeight(torch.Tensor):
         inner: dict[str, Tensor], facts: Facts, outer_size: object, outer_stride: object
     ) -> SparseWeight:
         """The inverse of `__tensor_flatten__`."""
-        return SparseWeight(inner["packed"], facts, inner.get("dense"))
+        return SparseWeight(inner["packed"], facts, inner.get("dense"), inner.get("scale"))
 
     # --- Operations ---------------------------------------------------------------------------
 
@@ -280,6 +366,8 @@ class SparseWeight(torch.Tensor):
             return linear_as_torch(*args)
         if func is _F_conv2d and len(args) == 7 and type(args[1]) is SparseWeight:
             return convolution_as_torch(*args)
+        if func is _addmm and not kwargs and type(args[2]) is SparseWeight:
+            return addmm_as_torch(*args)
         handler = FUNCTIONS.get(func)
         if handler is not None:
             return handler(func, args, kwargs or {})
@@ -327,7 +415,27 @@ def _rebuild_sparse_weight(
     return weight
 
 
-torch.serialization.add_safe_globals([_rebuild_sparse_weight])
+def _rebuild_quantized_weight(
+    info: str,
+    arrays: list[Tensor],
+    layout: str,
+    kernels: str,
+    keeps_dense: bool,
+    is_param: bool,
+    scale: Tensor,
+    dtype: torch.dtype,
+) -> SparseWeight:
+    """What a pickled quantized weight becomes."""
+    values = _rebuild_sparse_weight(info, arrays, layout, kernels, False, False)
+    weight = SparseWeight.from_quantized(values.packed, scale, dtype)
+    if keeps_dense:
+        weight = SparseWeight(weight.packed, weight._facts, weight.to_dense(), weight.scale)
+    if is_param:
+        weight._is_param = True
+    return weight
+
+
+torch.serialization.add_safe_globals([_rebuild_sparse_weight, _rebuild_quantized_weight])
 
 # What it answers names the class and so comes after it.
 from gossamer import (  # noqa: E402
@@ -336,4 +444,5 @@ from gossamer import (  # noqa: E402
     _weight_memory,  # noqa: F401
 )
 from gossamer._weight_convolution import convolution_as_torch  # noqa: E402
+from gossamer._weight_functions import addmm_as_torch  # noqa: E402
 from gossamer._weight_products import linear, linear_as_torch  # noqa: E402

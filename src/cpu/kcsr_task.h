@@ -43,6 +43,12 @@ struct KcsrAddTask {
   std::int64_t block_rows;
   std::int64_t block_cols;
   std::int64_t first_input;  ///< of the tile
+
+  // Tile registers and the bitmask format: `cols` is null, the bits are read instead. Of the first
+  // row; `in` is the length of a row, `first_input` as above.
+  const std::uint8_t* bits;
+  std::int64_t row_bytes;
+  std::int64_t in;
 };
 
 /// `out.y` from sums[row][t]: `out.sums` is not read.
@@ -72,6 +78,7 @@ struct KcsrFunctions {
   void (*add_one)(const KcsrAddTask&);
   void (*store_one)(const KcsrStoreTask&);
   void (*add_careful[kPanelWidths])(const KcsrAddTask&);
+  std::int64_t word_inputs = 1;  ///< inputs in 32 bits of a tile
 };
 
 extern const KcsrFunctions generic_spmm_f32;
@@ -141,6 +148,16 @@ void avx512bf16_bitmask_pairs(const BitmaskUnitTask& task);
 void avx512vnni_bitmask_quads(const BitmaskUnitTask& task);
 /// Pairs of int8, each widened to 16 bits; no corrections.
 void avx2_bitmask_int8_pairs(const BitmaskUnitTask& task);
+
+/// AMX. Rows are taken in groups of 16: sums have room for whole groups. Tiles are those of pairs
+/// of bfloat16 and of fours of int8, the latter as they are in X.
+extern const KcsrFunctions amx_bitmask_bf16;
+extern const KcsrFunctions amx_bitmask_int8;
+/// Blocks of a number of rows that 16 divides and of a number of bytes a row that 64 divides.
+extern const KcsrFunctions amx_blocks_bf16;
+extern const KcsrFunctions amx_blocks_int8;
+/// The segments of an index; `cols` is not written.
+void amx_count_kept(const BitmaskIndexTask& task);
 
 /// corrections[row] = 128 times the sum of the row's weights, of rows in blocks.
 struct BlockSumsTask {

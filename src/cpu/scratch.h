@@ -2,29 +2,15 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
-#include <new>
 
 namespace gossamer::cpu {
 
+enum class Purpose { kThread, kShared };  ///< of one thread, or of a call and all its threads
+
 /// At least `floats` floats, 64-byte aligned, uninitialised, the calling thread's own until its
-/// next call. The memory grows to the largest request and lives as long as the thread, so that
-/// calls do not allocate.
-inline float* scratch(std::int64_t floats) {
-  constexpr std::align_val_t kAlignment{64};
-  struct Free {
-    void operator()(float* p) const { ::operator delete(p, kAlignment); }
-  };
-  thread_local std::unique_ptr<float, Free> memory;
-  thread_local std::int64_t capacity = 0;
-  if (capacity < floats) {
-    memory.reset();
-    capacity = 0;
-    memory.reset(static_cast<float*>(
-        ::operator new(static_cast<std::size_t>(floats) * sizeof(float), kAlignment)));
-    capacity = floats;
-  }
-  return memory.get();
-}
+/// next call for the same purpose. The memory grows to the largest request and lives as long as the
+/// thread, so that calls do not allocate. Not inline: a program that instantiates a driver of its
+/// own shares the library's memory.
+float* scratch(std::int64_t floats, Purpose purpose = Purpose::kThread);
 
 }  // namespace gossamer::cpu

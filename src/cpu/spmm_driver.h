@@ -4,11 +4,13 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <string>
 
 #include "core/layouts.h"
 #include "cpu/kcsr_task.h"
 #include "cpu/scratch.h"
+#include "cpu/spmm_split.h"
 #include "gossamer/linear.h"
 
 // Threads and blocking of K-blocked kernels, whatever layout the kept values come from:
@@ -104,6 +106,24 @@ class SpmmCall {
   const std::byte* residual_;
 };
 
+/// X as tiles that all threads read, where many of them would otherwise transpose the same ones:
+/// for each panel all blocks of inputs, and for each tile whether its products with pruned weights
+/// are zero.
+struct SharedTiles {
+  float* tiles = nullptr;
+  std::uint8_t* plain = nullptr;
+  std::int64_t tile_floats = 0;
+  std::int64_t block_count = 0;
+  std::int64_t panel_tokens = 0;
+
+  const float* tile(std::int64_t token, std::int64_t k) const {
+    return tiles + (token / panel_tokens * block_count + k) * tile_floats;
+  }
+  bool is_plain(std::int64_t token, std::int64_t k) const {
+    return plain[token / panel_tokens * block_count + k] != 0;
+  }
+};
+
 /// What one thread does: rows × tokens of one batch.
 struct SpmmPart {
   std::int64_t row_begin;
@@ -112,16 +132,31 @@ struct SpmmPart {
   std::int64_t token_end;
 };
 
+/// Floats of a tile of `inputs` inputs and `lanes` tokens.
+inline std::int64_t tile_floats(const KcsrFunctions& functions, std::int64_t inputs,
+                                std::int64_t lanes) {
+  const std::int64_t words = detail::ceil_div(inputs, functions.word_inputs);
+  return detail::ceil_div(words, kTileRounding) * kTileRounding * lanes;
+}
+
 /// All inputs of some indexed rows for one panel of `tokens` tokens.
 template <typename Source>
 void run_panel(const KcsrFunctions& functions, const Source& source, const SpmmCall& call,
-               int width, bool one, std::int64_t token, std::int64_t tokens, std::int64_t row,
-               std::int64_t rows, float* tile, float* sums) {
+               const SharedTiles* shared, int width, bool one, std::int64_t token,
+               std::int64_t tokens, std::int64_t row, std::int64_t rows, float* tile, float* sums) {
   const std::int64_t lanes = functions.vector_lanes * (one ? 1 : kPanelVectors[width]);
   for (std::int64_t k = 0; k < source.block_count; ++k) {
     const std::int64_t columns = std::min(source.block, source.in - k * source.block);
     const std::byte* x = call.x(token, k * source.block);
-    const bool plain = one || functions.pack({x, call.x_stride(), tokens, columns, tile, lanes});
+    bool plain = true;
+    if (shared != nullptr) {
+      // A copy, because columns are read in no order that a prefetcher would guess.
+      std::memcpy(tile, shared->tile(token, k),
+                  static_cast<std::size_t>(tile_floats(functions, columns, lanes)) * sizeof(float));
+      plain = shared->is_plain(token, k);
+    } else if (!one) {
+      plain = functions.pack({x, call.x_stride(), tokens, columns, tile, lanes});
+    }
     KcsrAddTask task = source.add_task(k);
     task.rows = rows;
     task.tile = one ? static_cast<const void*>(x) : tile;
@@ -142,67 +177,127 @@ void run_panel(const KcsrFunctions& functions, const Source& source, const SpmmC
   one ? functions.store_one(store) : functions.store(store);
 }
 
-/// `vectors`: of the widest panel; 0 takes tokens one by one.
+/// `vectors`: of the widest panel; 0 takes tokens one by one. With shared tiles all panels have
+/// that width.
 template <typename Source>
-void run_part(const KcsrFunctions& functions, Source& source, const SpmmCall& call, int vectors,
-              const SpmmPart& part) {
+void run_part(const KcsrFunctions& functions, Source& source, const SpmmCall& call,
+              const SharedTiles* shared, int vectors, const SpmmPart& part) {
   const bool one = vectors == 0;
-  const int widest =
-      one ? 0 : panel_width(part.token_end - part.token_begin, functions.vector_lanes, vectors);
+  const std::int64_t all = part.token_end - part.token_begin;
+  // Shared tiles have the width of the split, whatever the tokens of this part.
+  const int widest = one ? 0
+                         : panel_width(shared != nullptr ? vectors * functions.vector_lanes : all,
+                                       functions.vector_lanes, vectors);
   const std::int64_t lanes = functions.vector_lanes * (one ? 1 : kPanelVectors[widest]);
-  const std::int64_t tile_floats =
-      detail::ceil_div(source.block, kTileRounding) * kTileRounding * lanes;
+  const std::int64_t tile_size = tile_floats(functions, source.block, lanes);
   for (std::int64_t row = part.row_begin; row < part.row_end;) {
     const std::int64_t rows =
         source.rows_at_once(row, std::min(part.row_end - row, kSumsFloats / lanes));
     const std::int64_t bytes = source.scratch_bytes(row, rows);
-    float* tile = scratch(tile_floats + kSumsFloats + detail::ceil_div(bytes, 4));
-    float* sums = tile + tile_floats;
+    float* tile = scratch(tile_size + kSumsFloats + detail::ceil_div(bytes, 4));
+    float* sums = tile + tile_size;
     source.index(row, rows, reinterpret_cast<std::byte*>(sums + kSumsFloats));
     for (std::int64_t token = part.token_begin; token < part.token_end;) {
       const std::int64_t left = part.token_end - token;
-      const int width = one ? 0 : panel_width(left, functions.vector_lanes, vectors);
+      const int width = one                 ? 0
+                        : shared != nullptr ? widest
+                                            : panel_width(left, functions.vector_lanes, vectors);
       const std::int64_t tokens =
           one ? 1 : std::min(left, kPanelVectors[width] * functions.vector_lanes);
-      run_panel(functions, source, call, width, one, token, tokens, row, rows, tile, sums);
+      run_panel(functions, source, call, shared, width, one, token, tokens, row, rows, tile, sums);
       token += tokens;
     }
     row += rows;
   }
 }
 
-/// The whole call; `make_source(batch)` gives a source.
+/// All of X of one batch as tiles, by all threads.
+template <typename Source>
+SharedTiles share_tiles(const KcsrFunctions& functions, const Source& source, const SpmmCall& call,
+                        const ParallelFor& parallel, std::int64_t tokens, std::int64_t lanes) {
+  SharedTiles shared;
+  shared.block_count = source.block_count;
+  shared.panel_tokens = lanes;
+  shared.tile_floats = tile_floats(functions, source.block, lanes);
+  const std::int64_t count = detail::ceil_div(tokens, lanes) * source.block_count;
+  shared.tiles = scratch(count * shared.tile_floats + detail::ceil_div(count, 4), Purpose::kShared);
+  shared.plain = reinterpret_cast<std::uint8_t*>(shared.tiles + count * shared.tile_floats);
+  parallel_for(parallel, count, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      const std::int64_t token = i / source.block_count * lanes;
+      const std::int64_t input = i % source.block_count * source.block;
+      const bool plain =
+          functions.pack({call.x(token, input), call.x_stride(), std::min(lanes, tokens - token),
+                          std::min(source.block, source.in - input),
+                          shared.tiles + i * shared.tile_floats, lanes});
+      shared.plain[i] = plain ? 1 : 0;
+    }
+  });
+  return shared;
+}
+
+/// One batch with all threads.
+template <typename MakeSource>
+void run_split(const KcsrFunctions& functions, const SpmmSplit& split, const LinearArgs& args,
+               std::int64_t batch, const MakeSource& make_source) {
+  const SpmmCall call(args, batch);
+  const std::int64_t lanes = functions.vector_lanes * std::max(split.vectors, 1);
+  const std::int64_t step = split.vectors == 0 ? 1 : lanes;
+  const std::int64_t panels = detail::ceil_div(args.tokens, step);
+  SharedTiles shared;
+  if (split.shared) {
+    shared = share_tiles(functions, make_source(batch), call, args.parallel, args.tokens, lanes);
+  }
+  const std::int64_t parts = split.token_parts * split.row_parts;
+  parallel_for(args.parallel, parts, [&](std::int64_t begin, std::int64_t end) {
+    auto source = make_source(batch);
+    for (std::int64_t item = begin; item < end; ++item) {
+      const std::int64_t row = item / split.token_parts;
+      const std::int64_t column = item % split.token_parts;
+      run_part(
+          functions, source, call, split.shared ? &shared : nullptr, split.vectors,
+          {source.balanced_row(row, split.row_parts), source.balanced_row(row + 1, split.row_parts),
+           panels * column / split.token_parts * step,
+           std::min(panels * (column + 1) / split.token_parts * step, args.tokens)});
+    }
+  });
+}
+
+/// The whole call; `make_source(batch)` gives a source. `vectors`: of the widest panel, 0 takes
+/// tokens one by one.
 template <typename MakeSource>
 void run_spmm(const KcsrFunctions& functions, int vectors, const LinearArgs& args,
-              const MakeSource& make_source) {
+              const MakeSource& make_source, const SplitCost& cost = {}) {
   const std::int64_t batch = args.weight.batch();
-  const std::int64_t lanes = vectors == 0 ? 1 : functions.vector_lanes * vectors;
-  const std::int64_t panels = detail::ceil_div(args.tokens, lanes);
   const std::int64_t work = args.weight.kept() *
                             detail::ceil_div(args.tokens, functions.vector_lanes) /
                             kMinWorkPerThread;
   const std::int64_t threads =
       std::clamp(work, std::int64_t{1}, std::int64_t{std::max(args.parallel.threads, 1)});
-  // Tokens first, because a tile is then transposed once; rows where panels do not suffice.
-  const std::int64_t token_parts = std::min(threads, panels);
-  const std::int64_t row_parts =
-      batch >= threads ? 1 : detail::ceil_div(threads, std::max(token_parts, std::int64_t{1}));
-  const std::int64_t parts = token_parts * row_parts;
-  ParallelFor parallel = args.parallel;
-  if (threads == 1) parallel.run = nullptr;
-  parallel_for(parallel, batch * parts, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t item = begin; item < end; ++item) {
-      auto source = make_source(item / parts);
-      const std::int64_t row = item % parts / token_parts;
-      const std::int64_t column = item % parts % token_parts;
-      run_part(functions, source, SpmmCall(args, item / parts), vectors,
-               {source.balanced_row(row, row_parts), source.balanced_row(row + 1, row_parts),
-                panels * column / token_parts * lanes,
-                std::min(panels * (column + 1) / token_parts * lanes, args.tokens)});
-    }
-  });
+  if (threads == 1 || batch >= threads) {
+    ParallelFor parallel = args.parallel;
+    if (threads == 1) parallel.run = nullptr;
+    parallel_for(parallel, batch, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t b = begin; b < end; ++b) {
+        auto source = make_source(b);
+        run_part(functions, source, SpmmCall(args, b), nullptr, vectors,
+                 {0, source.out, 0, args.tokens});
+      }
+    });
+    return;
+  }
+  SpmmSplit split{1, threads, 0, false};
+  if (vectors > 0) {
+    split = best_split({.tokens = args.tokens,
+                        .in = args.weight.in(),
+                        .kept = args.weight.kept(),
+                        .lanes = functions.vector_lanes,
+                        .widest = vectors,
+                        .threads = threads},
+                       cost);
+  }
+  for (std::int64_t b = 0; b < batch; ++b) run_split(functions, split, args, b, make_source);
 }
-
 /// Cycles that the model charges, by table row: what the caches cost is in per_vector.
 struct SpmmCost {
   double per_value;          ///< broadcast, index, loop

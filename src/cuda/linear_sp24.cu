@@ -4,6 +4,8 @@
 #include <array>
 #include <vector>
 
+#include "core/experimental.h"
+#include "cuda/sm80/rows.h"
 #include "cuda/sm90/rows.h"
 
 namespace gossamer::cuda {
@@ -14,6 +16,9 @@ std::span<const LinearSp24Kernel> linear_sp24_kernels() {
     sm90::add_decode_rows(all);
     sm90::add_gemm_bf16_rows(all);
     sm90::add_gemm_f16_rows(all);
+    sm90::add_gemm_f8_rows(all);
+    sm90::add_gemm_i8_rows(all);
+    sm80::add_mma_rows(all);
     return all;
   }();
   return rows;
@@ -26,6 +31,12 @@ const LinearSp24Kernel* find_linear_sp24(std::string_view name) {
   return nullptr;
 }
 
+std::string refuse_experiment(std::string_view name) {
+  if (detail::is_experiment_enabled(name)) return {};
+  return "has not run on hardware yet; GOSSAMER_EXPERIMENTAL=" + std::string(name) +
+         " in the environment allows it";
+}
+
 namespace {
 
 /// What a choice depends on.
@@ -35,6 +46,7 @@ struct Question {
   std::int64_t tokens = 0;
   std::int64_t x_stride = 0;
   std::uintptr_t x_misalignment = 0;
+  bool accurate_sums = false;
   DType dtype = DType::kBFloat16;
   int device = 0;
   friend bool operator==(const Question&, const Question&) = default;
@@ -60,7 +72,8 @@ const LinearSp24Kernel* ask_all(const LinearSp24Args& args, const DeviceInfo& de
   const LinearSp24Kernel* best = nullptr;
   double least = 0.0;
   for (const LinearSp24Kernel& row : linear_sp24_kernels()) {
-    if (row.dtype != args.dtype || !row.refuses(row, args, device).empty()) continue;
+    if (row.dtype != args.dtype || (args.accurate_sums && !row.tile.accurate_sums)) continue;
+    if (!row.refuses(row, args, device).empty()) continue;
     const double seconds = row.seconds(row, args, device);
     if (best == nullptr || seconds < least) {
       best = &row;
@@ -79,6 +92,7 @@ const LinearSp24Kernel* choose_linear_sp24(const LinearSp24Args& args, const Dev
                           args.tokens,
                           args.x_stride,
                           reinterpret_cast<std::uintptr_t>(args.x) % kAlignment,
+                          args.accurate_sums,
                           args.dtype,
                           device.index};
   Answer& slot = slot_of(question);

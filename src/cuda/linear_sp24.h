@@ -15,11 +15,14 @@
 // synchronization: every launch may be captured into a graph.
 namespace gossamer::cuda {
 
-/// One product. Pointers are device memory; X, Y, bias and residual have the weight's dtype;
-/// strides count elements, the last dimension is contiguous.
+/// One product. Pointers are device memory; X has the weight's dtype; strides count elements, the
+/// last dimension is contiguous. Of float16 and bfloat16 weights Y, bias and residual have the same
+/// dtype and there are no scales; of float8_e4m3fn and int8 weights they have `y_dtype`, and
+/// y = act(x_scale[token] · weight_scale[row] · sum + bias + residual).
 struct LinearSp24Args {
   const std::byte* tiles = nullptr;  ///< aligned to 16 bytes
   DType dtype = DType::kBFloat16;
+  DType y_dtype = DType::kBFloat16;  ///< float16 or bfloat16
   std::int64_t out = 0;
   std::int64_t in = 0;
   std::int64_t tokens = 0;
@@ -30,8 +33,12 @@ struct LinearSp24Args {
   const void* bias = nullptr;      ///< [out] or null
   const void* residual = nullptr;  ///< [tokens, out] or null
   std::int64_t residual_stride = 0;
-  Activation activation = Activation::kNone;
-  void* stream = nullptr;  ///< cudaStream_t
+  const float* x_scale = nullptr;       ///< [tokens] or null: 1
+  const float* weight_scale = nullptr;  ///< [out] or null: 1
+  /// Sums of float8 products in float32 throughout, not in the fewer bits of the tensor core.
+  bool accurate_sums = false;
+  Activation activation = Activation::kNone;  ///< none or ReLU
+  void* stream = nullptr;                     ///< cudaStream_t
   /// The kernel may read the weight while the previous kernel of the stream still runs. Only right
   /// where that kernel does not write the weight.
   bool weight_is_constant = false;
@@ -44,7 +51,17 @@ struct Sp24Tile {
   int cluster_rows = 1;     ///< blocks that share X, one below the other
   int split = 1;            ///< blocks among which the inputs are divided; 0: chosen at launch
   bool needs_tma_x = true;  ///< X must be aligned to 16 bytes, rows too
+  /// Sums of at most 256 inputs are left to the tensor core; the rest is added in float32. Only
+  /// float8 makes the difference.
+  bool accurate_sums = true;
 };
+
+/// Rows that have not run on their hardware yet refuse unless GOSSAMER_EXPERIMENTAL names them.
+inline constexpr std::string_view kExperiment8Bit = "sm90-8bit";
+inline constexpr std::string_view kExperimentSm80 = "sm80";
+
+/// The sentence with which such a row refuses; empty where the environment asks for it.
+std::string refuse_experiment(std::string_view name);
 
 /// One row: a kernel instance.
 struct LinearSp24Kernel {

@@ -6,6 +6,7 @@
 #include <random>
 
 #include "core/half.h"
+#include "gossamer/quantize.h"
 
 namespace gossamer::plan {
 namespace {
@@ -73,7 +74,10 @@ LinearArgs CallInputs::args(const PackedView& weight, std::int64_t tokens) {
     const std::int64_t bytes = rows * desc_.out * result_bytes();
     y_ = random_elements(bytes, result_tile_);
     if (desc_.epilogue.residual) residual_ = random_elements(bytes, result_tile_);
-    if (desc_.epilogue.quantized) x_scale_.assign(static_cast<std::size_t>(rows), 0.01f);
+    if (desc_.epilogue.quantized) {
+      x_scale_.assign(static_cast<std::size_t>(rows), 0.01f);
+      float_x_ = random_elements(rows * desc_.in * result_bytes(), result_tile_);
+    }
     tokens_ = tokens;
   }
   LinearArgs args{.weight = weight, .parallel = parallel_};
@@ -94,6 +98,16 @@ LinearArgs CallInputs::args(const PackedView& weight, std::int64_t tokens) {
     args.weight_scale = weight_scale_.data();
   }
   return args;
+}
+
+void CallInputs::quantize(std::int64_t tokens) {
+  quantize_tokens({.x = reinterpret_cast<const float*>(float_x_.get()),
+                   .x_stride = desc_.in,
+                   .tokens = desc_.batch * tokens,
+                   .in = desc_.in,
+                   .q = reinterpret_cast<std::int8_t*>(x_.get()),
+                   .scale = x_scale_.data(),
+                   .parallel = parallel_});
 }
 
 }  // namespace gossamer::plan

@@ -23,6 +23,10 @@ class CallInputs {
   /// with more tokens.
   LinearArgs args(const PackedView& weight, std::int64_t tokens);
 
+  /// What a quantized call costs before the product: X and its scales from float32 inputs, for no
+  /// more tokens than `args` was asked for.
+  void quantize(std::int64_t tokens);
+
  private:
   struct Release {
     void operator()(std::byte* data) const { ::operator delete(data, std::align_val_t{64}); }
@@ -39,6 +43,7 @@ class CallInputs {
   std::vector<float> x_scale_, weight_scale_;  ///< of quantized calls
   std::int64_t tokens_ = 0;
   Buffer x_, y_, bias_, residual_;
+  Buffer float_x_;  ///< of quantized calls
 };
 
 }  // namespace gossamer::plan

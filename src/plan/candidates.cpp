@@ -72,7 +72,8 @@ Evidence model_rows(const std::vector<ModelledRow>& rows, const LinearDesc& desc
   evidence.modelled = true;
   evidence.probed.fill(true);
   for (const ModelledRow& row : rows) {
-    Candidate candidate{.name = row.row->name, .layout = row.row->layout, .at = {}};
+    Candidate candidate{
+        .name = row.row->name, .layout = row.row->layout, .at = {}, .model = row.seconds};
     for (std::size_t p = 0; p < kProbeCount; ++p) {
       const std::int64_t tokens = kProbes[p].tokens;
       Timing& timing = candidate.at[p];

@@ -65,7 +65,7 @@ class ConvInputs {
 class ConvMeasurer {
  public:
   ConvMeasurer(const std::vector<const Conv2dKernel*>& rows, const ConvProblem& problem)
-      : problem_(problem), inputs_(problem) {
+      : problem_(problem), clock_(problem.options.seconds_budget), inputs_(problem) {
     for (const Conv2dKernel* row : rows) {
       if (row->layout != problem.weight.layout() && !weights_.contains(row->layout)) {
         weights_.emplace(row->layout, convert(problem.weight, row->layout));
@@ -74,7 +74,8 @@ class ConvMeasurer {
                                       ? problem.weight
                                       : weights_.at(row->layout).view());
       rows_.push_back(row);
-      evidence_.candidates.push_back({.name = row->name, .layout = row->layout, .at = {}});
+      evidence_.candidates.push_back(
+          {.name = row->name, .layout = row->layout, .at = {}, .model = {}});
     }
     series_.resize(rows_.size());
     evidence_.unit = "pixel";
@@ -88,7 +89,7 @@ class ConvMeasurer {
     }
     Verdict verdict = decide(evidence_, memory, forced);
     for (int pass = 0; pass < kMaxPasses && !verdict.contested.empty(); ++pass) {
-      if (clock_.seconds() > budget()) break;
+      if (clock_.left() < 0.0) break;
       measure_again(verdict.contested);
       verdict = decide(evidence_, memory, forced);
     }
@@ -98,6 +99,7 @@ class ConvMeasurer {
       }
       verdict = decide(evidence_, memory, forced);
     }
+    verdict.disturbed = clock_.disturbed();
     return verdict;
   }
 
@@ -109,7 +111,7 @@ class ConvMeasurer {
   };
 
   double budget() const { return problem_.options.seconds_budget; }
-  double left() const { return kFirstPass * budget() - clock_.seconds(); }
+  double left() const { return clock_.left(kFirstPass); }
   Conv2dShape shape(std::size_t p) const {
     return probe_shape(problem_.weight, problem_.layer, kConvProbes[p]);
   }
@@ -119,6 +121,9 @@ class ConvMeasurer {
     return static_cast<double>(evidence_.probes[p].tokens) /
            static_cast<double>(evidence_.probes[p - 1].tokens);
   }
+
+  // What a call will take at most, from the one at the probe before; 0 where there is none.
+  double expected(double before, std::size_t p) const { return p == 0 ? 0.0 : before * growth(p); }
 
   // Why probe p is not measured; empty where it is.
   std::string too_long(std::size_t p) const {
@@ -143,20 +148,21 @@ class ConvMeasurer {
     evidence_.limit = too_long(p);
     if (!evidence_.limit.empty() && p > 0) return false;
     const double allowed = std::max(left(), 0.0) / 3.0;  // later maps have more pixels and get more
-    const Stopwatch watch;
-    dense_seconds_ = sample_dense(p, 1);
-    dense_seconds_ = std::min(dense_seconds_, sample_dense(p, 1));
+    const double end = clock_.spent() + allowed;
+    const double wall_end = clock_.wall() + allowed;  // rounds beyond the least are charged in full
+    dense_seconds_ =
+        warmed_seconds(clock_, expected(dense_seconds_, p), [&] { return sample_dense(p, 1); });
     std::vector<Contender> contenders = warm_up(p);
     double round = dense_seconds_;
     for (const Contender& c : contenders) round += c.seconds;
-    const double rest = allowed - watch.seconds();
+    const double rest = end - clock_.spent();
     while (contenders.size() > 1 && round * kShortMinRounds > rest) {
       round -= contenders.back().seconds;
       contenders.pop_back();
     }
     const int least = round < 1e-3 ? kShortMinRounds : kMinRounds;
     for (const Contender& c : contenders) series_[c.row][p] = {};
-    for (int i = 0; i < kMaxRounds && (i < least || watch.seconds() < allowed); ++i) {
+    for (int i = 0; i < kMaxRounds && (i < least || clock_.wall() < wall_end); ++i) {
       run_round(p, contenders, i);
     }
     for (const Contender& c : contenders) note(c.row, p);
@@ -170,8 +176,9 @@ class ConvMeasurer {
     std::vector<Contender> all;
     for (std::size_t r = 0; r < rows_.size(); ++r) {
       const Conv2dArgs args = inputs_.args(views_.at(rows_[r]->layout), shape(p));
-      double seconds = run_row(r, args, 1);
-      seconds = std::min(seconds, run_row(r, args, 1));
+      const double before = p == 0 ? 0.0 : evidence_.candidates[r].at[p - 1].seconds;
+      const double seconds =
+          warmed_seconds(clock_, expected(before, p), [&] { return run_row(r, args, 1); });
       series_[r][p].sparse = {seconds + problem_.options.call_overhead};
       if (evidence_.has_dense) series_[r][p].dense = {dense_seconds_};
       note(r, p);
@@ -198,9 +205,12 @@ class ConvMeasurer {
     return watch.seconds() / calls;
   }
 
-  double warm_dense(std::size_t p) const {
-    if (dense_seconds_ < kWarmedSeconds) sample_dense(p, 1);
-    return sample_dense(p, calls_per_sample(dense_seconds_));
+  double warm_dense(std::size_t p) {
+    if (dense_seconds_ < kWarmedSeconds) clock_.note(sample_dense(p, 1), dense_seconds_);
+    const int calls = calls_per_sample(dense_seconds_);
+    const double seconds = sample_dense(p, calls);
+    clock_.note(seconds, dense_seconds_, calls);
+    return seconds;
   }
 
   // One sample of dense and of every contender, in an order that alternates.
@@ -211,9 +221,11 @@ class ConvMeasurer {
     for (std::size_t i = 0; i < contenders.size(); ++i) {
       const std::size_t at = forwards ? i : contenders.size() - 1 - i;
       const Contender& c = contenders[at];
-      if (c.seconds < kWarmedSeconds) run_row(c.row, c.args, 1);
-      sparse[at] =
-          run_row(c.row, c.args, calls_per_sample(c.seconds)) + problem_.options.call_overhead;
+      if (c.seconds < kWarmedSeconds) clock_.note(run_row(c.row, c.args, 1), c.seconds);
+      const int calls = calls_per_sample(c.seconds);
+      const double seconds = run_row(c.row, c.args, calls);
+      clock_.note(seconds, c.seconds, calls);
+      sparse[at] = seconds + problem_.options.call_overhead;
     }
     const double dense = forwards ? first_dense : warm_dense(p);
     for (std::size_t i = 0; i < contenders.size(); ++i) {
@@ -229,27 +241,25 @@ class ConvMeasurer {
 
   // Twice the rounds so far for each contested time, as far as the budget goes.
   void measure_again(const std::vector<Contested>& contested) {
-    const double share =
-        std::max(budget() - clock_.seconds(), 0.0) / static_cast<double>(contested.size());
+    const double share = std::max(clock_.left(), 0.0) / static_cast<double>(contested.size());
     for (const Contested& place : contested) {
-      const Timing before = evidence_.candidates[place.candidate].at[place.probe];
+      const Timing before = series_[place.candidate][place.probe].least();
       dense_seconds_ = before.dense_seconds;
       const std::vector<Contender> one{
           {place.candidate,
            inputs_.args(views_.at(rows_[place.candidate]->layout), shape(place.probe)),
            before.seconds}};
       const auto rounds = 2 * static_cast<int>(series_[place.candidate][place.probe].sparse.size());
-      const Stopwatch watch;
-      for (int i = 0; i < rounds && watch.seconds() + before.seconds + before.dense_seconds < share;
-           ++i) {
+      const double end = clock_.spent() + share - before.seconds - before.dense_seconds;
+      for (int i = 0; i < rounds && clock_.spent() < end; ++i) {
         run_round(place.probe, one, i);
       }
       note(place.candidate, place.probe);
     }
   }
 
-  Stopwatch clock_;
   const ConvProblem& problem_;
+  Budget clock_;
   ConvInputs inputs_;
   std::vector<const Conv2dKernel*> rows_;
   std::vector<std::array<Series, kProbeCount>> series_;  ///< of each row

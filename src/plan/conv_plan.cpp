@@ -117,7 +117,7 @@ Plan modelled_plan(const std::vector<const Conv2dKernel*>& rows, const PackedVie
   std::fill_n(evidence.probed.begin(), plan::kConvProbes.size(), true);
   const LinearDesc desc = describe(weight, epilogue);
   for (const Conv2dKernel* row : rows) {
-    plan::Candidate candidate{.name = row->name, .layout = row->layout, .at = {}};
+    plan::Candidate candidate{.name = row->name, .layout = row->layout, .at = {}, .model = {}};
     for (std::size_t p = 0; p < plan::kConvProbes.size(); ++p) {
       const std::int64_t pixels = evidence.probes[p].tokens;
       plan::Timing& timing = candidate.at[p];
@@ -201,9 +201,9 @@ Plan plan_conv2d(const PackedView& weight, const Conv2dLayer& layer, const Epilo
     }
   }
   const plan::ConvProblem problem{weight, layer, epilogue, dense, options};
-  const Plan result = plan::measure_conv2d(rows, problem, forced.source).plan;
-  if (!file.empty()) plan::write_cached_plan(file, key, result);
-  return in_own_layout(result);
+  const plan::Verdict verdict = plan::measure_conv2d(rows, problem, forced.source);
+  if (!file.empty() && !verdict.disturbed) plan::write_cached_plan(file, key, verdict.plan);
+  return in_own_layout(verdict.plan);
 }
 
 }  // namespace gossamer

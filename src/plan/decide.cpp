@@ -12,11 +12,13 @@
 namespace gossamer::plan {
 namespace {
 
-/// A row in a bucket. `mean` is over the bucket's token counts, `worst` the least of them.
+/// A row in a bucket. `mean` is over the bucket's token counts that were timed, `worst` the least
+/// of them; `expected` is over all of them, where the model makes up for those that were not.
 struct BucketScore {
   std::size_t candidate = 0;
   std::size_t worst_probe = 0;
   double mean = 0.0;
+  double expected = 0.0;
   double worst = 0.0;
   double spread = 0.0;
   bool dense = false;  ///< kSpeed runs dense here
@@ -77,8 +79,10 @@ class Decider {
     s.candidate = candidate;
     double log_sum = 0.0;
     int count = 0;
+    std::size_t last = 0;
     for (std::size_t p = 0; p < kProbeCount; ++p) {
       if (evidence_.probes[p].bucket != bucket || !evidence_.probed[p]) continue;
+      last = p;
       const Timing& timing = evidence_.candidates[candidate].at[p];
       if (!timing.known) return std::nullopt;
       const double r = ratio(candidate, p);
@@ -92,7 +96,22 @@ class Decider {
     }
     if (count == 0) return std::nullopt;
     s.mean = std::exp(log_sum / count);
+    for (std::size_t p = last + 1; p < kProbeCount; ++p) {
+      if (evidence_.probes[p].bucket != bucket) continue;
+      log_sum += std::log(expected_ratio(candidate, last, p));
+      ++count;
+    }
+    s.expected = std::exp(log_sum / count);
     return s;
+  }
+
+  // At a probe that was not timed: dense grows with the tokens, a row as the model says.
+  double expected_ratio(std::size_t c, std::size_t timed, std::size_t p) const {
+    const auto& model = evidence_.candidates[c].model;
+    if (model[timed] <= 0.0) return ratio(c, timed);
+    const double tokens = static_cast<double>(evidence_.probes[p].tokens) /
+                          static_cast<double>(evidence_.probes[timed].tokens);
+    return ratio(c, timed) * tokens * model[timed] / model[p];
   }
 
   // A row that is nowhere slower than dense goes before one that is faster on average.
@@ -100,7 +119,7 @@ class Decider {
     const bool a_safe = a.worst >= kNotSlowerRatio;
     const bool b_safe = b.worst >= kNotSlowerRatio;
     if (a_safe != b_safe) return a_safe;
-    return a_safe ? a.mean > b.mean : a.worst > b.worst;
+    return a_safe ? a.expected > b.expected : a.worst > b.worst;
   }
 
   bool bucket_probed(int bucket) const {
@@ -229,6 +248,39 @@ class Decider {
     return with_limit(std::move(reason));
   }
 
+  // How far the model is off: measured over predicted seconds where the row was last timed; nothing
+  // where it never was.
+  std::optional<double> model_error(const Candidate& row) const {
+    for (std::size_t p = kProbeCount; p-- > 0;) {
+      if (row.at[p].known && row.model[p] > 0.0) return row.at[p].seconds / row.model[p];
+    }
+    return std::nullopt;
+  }
+
+  // The row for a bucket where nothing was timed: the model's best of the layout, its prediction
+  // corrected by what it was off by at fewer tokens. Rows that were never timed are off by as much
+  // as the row that was chosen there.
+  std::size_t extrapolated(const LayoutScore& s, int bucket) const {
+    const BucketScore& last = s.buckets.back();
+    const std::optional<double> usual = model_error(candidate(last));
+    if (!usual) return last.candidate;
+    const auto probe =
+        static_cast<std::size_t>(std::find_if(evidence_.probes.begin(), evidence_.probes.end(),
+                                              [&](const Probe& p) { return p.bucket > bucket; }) -
+                                 evidence_.probes.begin() - 1);
+    const auto expected = [&](std::size_t c) {
+      const Candidate& row = evidence_.candidates[c];
+      return row.model[probe] * model_error(row).value_or(*usual);
+    };
+    std::size_t best = last.candidate;
+    for (std::size_t c = 0; c < evidence_.candidates.size(); ++c) {
+      const Candidate& row = evidence_.candidates[c];
+      if (row.layout != s.layout || row.model[probe] <= 0.0) continue;
+      if (expected(c) < expected(best)) best = c;
+    }
+    return best;
+  }
+
   PlanChoice choice(const LayoutScore& s, int bucket, bool sparse) const {
     const std::size_t last = s.buckets.size() - 1;
     const std::size_t index = std::min(static_cast<std::size_t>(bucket), last);
@@ -241,9 +293,13 @@ class Decider {
     c.milliseconds = (dense ? t.dense_seconds : t.seconds) * 1e3;
     c.dense_milliseconds = t.dense_seconds * 1e3;
     c.reason = beside_dense(b, dense ? "best sparse " : "");
-    if (static_cast<std::size_t>(bucket) > last) {
-      c.reason = fmt::format("taken from {}, the most that was timed: {}", format_tokens(c.tokens),
-                             c.reason);
+    if (static_cast<std::size_t>(bucket) <= last) return c;
+    const std::size_t row = dense ? b.candidate : extrapolated(s, bucket);
+    c.reason = fmt::format("taken from {}, the most that was timed: {}", format_tokens(c.tokens),
+                           c.reason);
+    if (row != b.candidate) {
+      c.kernel = evidence_.candidates[row].name;
+      c.reason += fmt::format("; the model expects {} to be faster with more", c.kernel);
     }
     return c;
   }

@@ -34,6 +34,7 @@ struct Candidate {
   std::string_view name;
   Layout layout = Layout::kBitmask;
   std::array<Timing, kProbeCount> at{};
+  std::array<double, kProbeCount> model{};  ///< predicted seconds; 0 where no model is at hand
 };
 
 struct Evidence {
@@ -56,6 +57,7 @@ struct Contested {
 struct Verdict {
   Plan plan;
   std::vector<Contested> contested;
+  bool disturbed = false;  ///< other work held the processors: not a verdict to keep for long
 };
 
 /// `forced`: who forced the single candidate ("GOSSAMER_KERNEL", "kernel"), empty for a free

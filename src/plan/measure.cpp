@@ -28,6 +28,7 @@ class Measurer {
         machine_(machine),
         dense_(dense),
         options_(options),
+        budget_(options.seconds_budget),
         inputs_(desc, options.parallel),
         entrants_(promising(rows)) {
     convert_layouts(weight);
@@ -36,7 +37,8 @@ class Measurer {
     evidence_.dense_modelled = !dense.run;
     for (const Entrant& entrant : entrants_) {
       const LinearKernel& row = *entrant.model.row;
-      evidence_.candidates.push_back({.name = row.name, .layout = row.layout, .at = {}});
+      evidence_.candidates.push_back(
+          {.name = row.name, .layout = row.layout, .at = {}, .model = entrant.model.seconds});
       complete_layouts_.insert(row.layout);
     }
   }
@@ -47,7 +49,7 @@ class Measurer {
     }
     Verdict verdict = decide(evidence_, options_.memory, forced);
     for (int pass = 0; pass < kMaxPasses && !verdict.contested.empty(); ++pass) {
-      if (clock_.seconds() > options_.seconds_budget) break;
+      if (budget_.left() < 0.0) break;
       measure_again(verdict.contested);
       verdict = decide(evidence_, options_.memory, forced);
     }
@@ -57,6 +59,7 @@ class Measurer {
       }
       verdict = decide(evidence_, options_.memory, forced);
     }
+    verdict.disturbed = budget_.disturbed();
     return verdict;
   }
 
@@ -76,7 +79,7 @@ class Measurer {
     for (const Entrant& entrant : entrants_) {
       const Layout layout = entrant.model.row->layout;
       if (!weights_.contains(layout) && layout != weight.layout()) {
-        if (!kept.empty() && clock_.seconds() > 0.5 * options_.seconds_budget) continue;
+        if (!kept.empty() && budget_.left(0.5) < 0.0) continue;
         try {
           weights_.emplace(layout, convert(weight, layout));
         } catch (const Error&) {
@@ -96,7 +99,7 @@ class Measurer {
     entrants_ = std::move(kept);
   }
 
-  double left() const { return kFirstPass * options_.seconds_budget - clock_.seconds(); }
+  double left() const { return budget_.left(kFirstPass); }
 
   double run_dense(std::int64_t tokens) const {
     if (!dense_.run) return dense_.seconds ? dense_.seconds(tokens) : 0.0;
@@ -105,9 +108,12 @@ class Measurer {
     return watch.seconds();
   }
 
-  static double run_row(const LinearKernel& row, const LinearArgs& args, int calls) {
+  double run_row(const LinearKernel& row, const LinearArgs& args, int calls) {
     const Stopwatch watch;
-    for (int i = 0; i < calls; ++i) row.run(args);
+    for (int i = 0; i < calls; ++i) {
+      if (desc_.epilogue.quantized) inputs_.quantize(args.tokens);
+      row.run(args);
+    }
     return watch.seconds() / calls;
   }
 
@@ -118,12 +124,13 @@ class Measurer {
       return modelled_dense_seconds(desc_, machine_, kProbes[probe].tokens,
                                     options_.parallel.threads);
     };
-    return dense_seconds_[p - 1] * model(p) / model(p - 1);
+    return p == 0 ? model(p) : dense_seconds_[p - 1] * model(p) / model(p - 1);
   }
 
   double expected_row(std::size_t entrant, std::size_t p) const {
-    const Timing& before = evidence_.candidates[entrant].at[p - 1];
     const auto& model = entrants_[entrant].model.seconds;
+    if (p == 0) return model[p];
+    const Timing& before = evidence_.candidates[entrant].at[p - 1];
     return before.known ? before.seconds * model[p] / model[p - 1] : model[p];
   }
 
@@ -195,15 +202,16 @@ class Measurer {
     if (!evidence_.limit.empty() && p > 0) return false;
     const std::int64_t tokens = kProbes[p].tokens;
     const double allowed = quota(p);
-    const Stopwatch watch;
+    const double end = budget_.spent() + allowed;
+    const double wall_end =
+        budget_.wall() + allowed;  // rounds beyond the least are charged in full
 
-    dense_seconds_[p] = run_dense(tokens);
-    if (dense_seconds_[p] < 1e-3) {
-      dense_seconds_[p] = std::min(dense_seconds_[p], run_dense(tokens));
-    }
-    std::vector<Contender> contenders = warm_up(p, watch, allowed);
+    dense_seconds_[p] =
+        dense_.run ? warmed_seconds(budget_, expected_dense(p), [&] { return run_dense(tokens); })
+                   : run_dense(tokens);
+    std::vector<Contender> contenders = warm_up(p, end, allowed);
     // The slowest wait outside until enough rounds of the others fit.
-    const double rest = allowed - watch.seconds();
+    const double rest = end - budget_.spent();
     while (contenders.size() > 1 && round_seconds(p, contenders) * kShortMinRounds > rest) {
       contenders.pop_back();
     }
@@ -211,7 +219,7 @@ class Measurer {
     int least = round < 1e-3 ? kShortMinRounds : kMinRounds;
     if (round * least > std::max(left(), kDenseShare * options_.seconds_budget)) least = 1;
     for (const Contender& c : contenders) series_[c.entrant][p] = {};
-    for (int i = 0; i < kMaxRounds && (i < least || watch.seconds() < allowed); ++i) {
+    for (int i = 0; i < kMaxRounds && (i < least || budget_.wall() < wall_end); ++i) {
       run_round(p, contenders, i);
     }
     for (const Contender& c : contenders) note(c.entrant, p);
@@ -221,21 +229,21 @@ class Measurer {
 
   // Calls each row once or twice, the most promising first, in at most half of the probe's time.
   // Those near their layout's best go on, fastest first; the others keep the time of their warm-up.
-  std::vector<Contender> warm_up(std::size_t p, const Stopwatch& watch, double allowed) {
+  std::vector<Contender> warm_up(std::size_t p, double end, double allowed) {
     std::vector<Contender> all;
     std::map<Layout, double> best;
-    double calls = 0.0;  // without the time that other work took from this process
     for (const std::size_t e : fastest_first(p)) {
       const LinearKernel& row = *entrants_[e].model.row;
       // A layout stays in the race only with a time at every probe, so each gets one.
-      if (best.contains(row.layout)) {
-        if (calls > 0.5 * allowed || watch.seconds() > 4.0 * allowed) continue;
-        if (p > 0 && expected_row(e, p) * kMinRounds > left()) continue;
+      if (const auto timed = best.find(row.layout); timed != best.end()) {
+        // What was timed may have been slower than expected: then the next may well be faster.
+        const double expected = expected_row(e, p);
+        if (budget_.spent() > end - 0.5 * allowed && expected > timed->second) continue;
+        if (p > 0 && expected * kMinRounds > left()) continue;
       }
       const LinearArgs args = inputs_.args(views_.at(row.layout), kProbes[p].tokens);
-      double seconds = run_row(row, args, 1);
-      if (seconds < 1e-3) seconds = std::min(seconds, run_row(row, args, 1));
-      calls += 2.0 * seconds;
+      const double seconds =
+          warmed_seconds(budget_, expected_row(e, p), [&] { return run_row(row, args, 1); });
       Series& series = series_[e][p];
       series.sparse = {seconds + options_.call_overhead};
       if (evidence_.has_dense) series.dense = {dense_seconds_[p]};
@@ -263,8 +271,10 @@ class Measurer {
       const std::size_t at = forwards ? i : contenders.size() - 1 - i;
       const Contender& c = contenders[at];
       const LinearKernel& row = *entrants_[c.entrant].model.row;
-      if (c.seconds < kWarmedSeconds) row.run(c.args);
-      sparse[at] = run_row(row, c.args, c.calls) + options_.call_overhead;
+      if (c.seconds < kWarmedSeconds) budget_.note(run_row(row, c.args, 1), c.seconds);
+      const double seconds = run_row(row, c.args, c.calls);
+      budget_.note(seconds, c.seconds, c.calls);
+      sparse[at] = seconds + options_.call_overhead;
     }
     const double dense = forwards ? first_dense : sample_dense(p);
     for (std::size_t i = 0; i < contenders.size(); ++i) {
@@ -274,15 +284,17 @@ class Measurer {
     }
   }
 
-  double sample_dense(std::size_t p) const {
+  double sample_dense(std::size_t p) {
     const std::int64_t tokens = kProbes[p].tokens;
     if (!dense_.run) return run_dense(tokens);
     const double once = dense_seconds_[p];
-    if (once < kWarmedSeconds) dense_.run(tokens);
+    if (once < kWarmedSeconds) budget_.note(run_dense(tokens), once);
     const int calls = calls_per_sample(once);
     const Stopwatch watch;
     for (int i = 0; i < calls; ++i) dense_.run(tokens);
-    return watch.seconds() / calls;
+    const double seconds = watch.seconds() / calls;
+    budget_.note(seconds, once, calls);
+    return seconds;
   }
 
   void note(std::size_t entrant, std::size_t p) {
@@ -291,29 +303,27 @@ class Measurer {
 
   // Twice the rounds so far for each contested time, as far as the budget goes.
   void measure_again(const std::vector<Contested>& contested) {
-    const double share = std::max(options_.seconds_budget - clock_.seconds(), 0.0) /
-                         static_cast<double>(contested.size());
+    const double share = std::max(budget_.left(), 0.0) / static_cast<double>(contested.size());
     for (const Contested& place : contested) {
       const LinearKernel& row = *entrants_[place.candidate].model.row;
-      const Timing& before = evidence_.candidates[place.candidate].at[place.probe];
+      const Timing before = series_[place.candidate][place.probe].least();
       const std::vector<Contender> one{
           {place.candidate, inputs_.args(views_.at(row.layout), kProbes[place.probe].tokens),
            calls_per_sample(before.seconds), before.seconds}};
       const auto rounds = 2 * static_cast<int>(series_[place.candidate][place.probe].sparse.size());
-      const Stopwatch watch;
-      for (int i = 0; i < rounds && watch.seconds() + before.seconds + before.dense_seconds < share;
-           ++i) {
+      const double end = budget_.spent() + share - before.seconds - before.dense_seconds;
+      for (int i = 0; i < rounds && budget_.spent() < end; ++i) {
         run_round(place.probe, one, i);
       }
       note(place.candidate, place.probe);
     }
   }
 
-  Stopwatch clock_;
   const LinearDesc& desc_;
   const Machine& machine_;
   const DensePeer& dense_;
   const PlanOptions& options_;
+  Budget budget_;
   CallInputs inputs_;
   std::vector<Entrant> entrants_;
   std::vector<std::array<Series, kProbeCount>> series_;  ///< of each entrant

@@ -18,7 +18,8 @@ namespace gossamer::plan {
 ///
 /// Stays within options.seconds_budget, converting and generating inputs included, but for the
 /// first token count and layout, which are always measured: for a weight whose single dense call
-/// takes longer than the budget, a small multiple of that call.
+/// takes longer than the budget, a small multiple of that call. Waits for other work are not
+/// charged (series.h); a verdict that they cut short says so in `disturbed` and is not to be kept.
 Verdict measure_rows(const std::vector<ModelledRow>& rows, const PackedView& weight,
                      const LinearDesc& desc, const Machine& machine, const DensePeer& dense,
                      const PlanOptions& options, const std::string& forced);

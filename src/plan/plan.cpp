@@ -60,6 +60,13 @@ std::string refusal(const LinearKernel& row, const LinearDesc& desc, const Machi
   return why_not(row, desc, host_machine());
 }
 
+/// Of making X int8 before the product.
+double quantization_seconds(const LinearDesc& desc, std::int64_t tokens, int threads) {
+  constexpr double kElementsPerSecond = 5.0e9;
+  if (!desc.epilogue.quantized) return 0.0;
+  return static_cast<double>(desc.batch * tokens * desc.in) / (kElementsPerSecond * threads);
+}
+
 std::vector<ModelledRow> runnable_rows(const LinearDesc& desc, const Machine& machine,
                                        const PlanOptions& options, const Forced& forced) {
   const int threads = std::max(options.parallel.threads, 1);
@@ -71,8 +78,9 @@ std::vector<ModelledRow> runnable_rows(const LinearDesc& desc, const Machine& ma
     modelled.row = &row;
     bool sound = true;
     for (std::size_t p = 0; p < kProbeCount; ++p) {
-      modelled.seconds[p] =
-          row.seconds(desc, machine, kProbes[p].tokens, threads) + options.call_overhead;
+      modelled.seconds[p] = row.seconds(desc, machine, kProbes[p].tokens, threads) +
+                            quantization_seconds(desc, kProbes[p].tokens, threads) +
+                            options.call_overhead;
       sound &= std::isfinite(modelled.seconds[p]) && modelled.seconds[p] > 0.0;
     }
     if (sound) rows.push_back(modelled);
@@ -127,10 +135,10 @@ Plan plan_linear(const PackedView& weight, const Epilogue& epilogue, const Machi
       return in_own_layout(std::move(*kept));
     }
   }
-  const Plan result =
-      plan::measure_rows(rows, weight, desc, machine, dense, options, forced.source).plan;
-  if (!file.empty()) plan::write_cached_plan(file, key, result);
-  return in_own_layout(result);
+  const plan::Verdict verdict =
+      plan::measure_rows(rows, weight, desc, machine, dense, options, forced.source);
+  if (!file.empty() && !verdict.disturbed) plan::write_cached_plan(file, key, verdict.plan);
+  return in_own_layout(verdict.plan);
 }
 
 void store_plan(PackedWeight& weight, const Plan& plan) {

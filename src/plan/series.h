@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstddef>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -21,7 +22,10 @@ inline constexpr double kWarmedSeconds = 500e-6;  ///< shorter calls follow an u
 inline constexpr int kMinRounds = 3;
 inline constexpr int kShortMinRounds = 5;
 inline constexpr int kMaxRounds = 21;
-inline constexpr int kMaxPasses = 3;  ///< over contested times
+inline constexpr int kMaxPasses = 3;     ///< over contested times
+inline constexpr double kStalled = 4.0;  ///< times what a call should take: other work is suspected
+inline constexpr std::size_t kTrials = 4;      ///< of a call that may have stalled
+inline constexpr double kTurnSeconds = 20e-3;  ///< about what a scheduler gives to other work
 
 inline int calls_per_sample(double seconds) {
   return std::clamp(static_cast<int>(kSampleSeconds / std::max(seconds, 1e-9)), 1,
@@ -43,6 +47,51 @@ class Stopwatch {
  private:
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
+
+/// What measuring has cost so far. Where other work holds a processor, one of a call's threads
+/// waits for it and a call of microseconds takes milliseconds; such waits are not charged, or a few
+/// of them would use up the budget before every token count was seen.
+class Budget {
+ public:
+  explicit Budget(double seconds) : budget_(seconds) {}
+
+  double spent() const { return watch_.seconds() - std::min(waited_, allowance()); }
+  double left(double share = 1.0) const { return share * budget_ - spent(); }
+  double wall() const { return watch_.seconds(); }
+
+  /// `calls` took `seconds` each and should have taken about `expected`.
+  void note(double seconds, double expected, int calls = 1) {
+    if (seconds > kStalled * expected) waited_ += (seconds - expected) * calls;
+  }
+
+  /// Waits took so much that they were charged in the end: what was timed may be too little.
+  bool disturbed() const { return waited_ > allowance(); }
+
+ private:
+  double allowance() const { return std::max(3.0 * budget_, 0.5); }
+
+  Stopwatch watch_;
+  double budget_;
+  double waited_ = 0.0;
+};
+
+/// The least of a few calls: two if they take less than a millisecond, up to kTrials while all have
+/// taken more than kStalled times `expected`. A call longer than a scheduler's turn is taken as is.
+template <typename Call>
+double warmed_seconds(Budget& budget, double expected, const Call& call) {
+  std::vector<double> trials;
+  double least = std::numeric_limits<double>::infinity();
+  const auto suspect = [&] {
+    return least < kTurnSeconds && (least > kStalled * expected || trials.size() < 2);
+  };
+  while (trials.size() < kTrials && (trials.empty() || suspect())) {
+    if (trials.size() == 1 && least >= 1e-3 && least <= kStalled * expected) break;
+    trials.push_back(call());
+    least = std::min(least, trials.back());
+  }
+  for (const double seconds : trials) budget.note(seconds, least);
+  return least;
+}
 
 /// The rounds of one row at one token count; dense[i] was timed beside sparse[i].
 struct Series {
@@ -78,9 +127,9 @@ struct Series {
  private:
   // Two standard errors of a median of normal noise: 2 · 1.2533 · (IQR / 1.349) / sqrt(n). Where
   // the quotient of the minima disagrees, the doubt grows by half of the difference. Fewer than
-  // three rounds say little.
+  // three rounds say nothing: any of them may have been disturbed.
   double spread(std::vector<double> ratios, double middle) const {
-    if (ratios.size() < 3) return 0.2 * middle;
+    if (ratios.size() < 3) return std::numeric_limits<double>::infinity();
     const double minima = *std::min_element(dense.begin(), dense.end()) /
                           *std::min_element(sparse.begin(), sparse.end());
     std::sort(ratios.begin(), ratios.end());

@@ -32,13 +32,15 @@ Tensor empty_on(const Tensor& like, std::span<const std::int64_t> sizes, DType d
 }
 
 void check_device(const Tensor& tensor, const char* name, const Tensor& weight) {
-  if (tensor.is_cuda() && tensor.get_device_index() == weight.get_device_index()) return;
-  const std::string where =
-      tensor.is_cuda() ? fmt::format("cuda:{}", tensor.get_device_index()) : "the CPU";
-  refuse(
-      fmt::format("{} is on {}, the packed weight on cuda:{}: both must be on one device; move {} "
-                  "with .to(\"cuda:{}\")",
-                  name, where, weight.get_device_index(), name, weight.get_device_index()));
+  if (tensor.is_cuda() && weight.is_cuda() &&
+      tensor.get_device_index() == weight.get_device_index())
+    return;
+  const auto place = [](const Tensor& t) {
+    return t.is_cuda() ? fmt::format("cuda:{}", t.get_device_index()) : std::string("the CPU");
+  };
+  refuse(fmt::format(
+      "{} is on {}, the packed weight on {}: both must be on one device; move {} with .to(\"{}\")",
+      name, place(tensor), place(weight), name, weight.is_cuda() ? place(weight) : "cpu"));
 }
 
 FormatInfo tiles_info(DType dtype, std::int64_t batch, std::int64_t out, std::int64_t in,

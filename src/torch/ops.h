@@ -3,6 +3,7 @@
 
 #include <array>
 #include <optional>
+#include <span>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -10,6 +11,7 @@
 #include "gossamer/conv.h"
 #include "gossamer/linear.h"
 #include "torch/bridge.h"
+#include "torch/dense.h"
 
 /// The operators of torch.ops.gossamer; their schemas are in registration.cpp, their shapes in
 /// python/gossamer/_ops.py.
@@ -24,18 +26,18 @@ Tensor linear(const Tensor& x, const Tensor& packed, std::int64_t layout, std::i
 /// given.
 Tensor linear_dx(const Tensor& grad, const Tensor& packed, std::int64_t layout, std::int64_t inputs,
                  const std::optional<Tensor>& dense);
-/// act(x·denseᵀ + bias + residual) by aten::linear: the dense row of the kernel table.
-Tensor dense_linear(const Tensor& x, const Tensor& dense, const std::optional<Tensor>& bias,
-                    Activation activation, const std::optional<Tensor>& residual);
+/// Refuse operands of another shape than the packed weight and the result demand.
+void check_linear_bias(const Tensor& bias, const PackedView& weight);
+void check_linear_residual(const Tensor& residual, std::span<const std::int64_t> y_shape);
 /// Refuses a dense copy whose shape is not the packed weight's.
 void check_dense(const Tensor& dense, const PackedView& weight);
-/// The number of an Activation; refuses any other.
-Activation checked_activation(std::int64_t activation);
 
-/// act(y) by torch's own operators.
-Tensor activated(Tensor y, Activation activation);
-/// a + b; the shim has no sum.
-Tensor add(const Tensor& a, const Tensor& b);
+// ops_quantized.cpp
+/// act(x·Wᵀ + bias + residual) with an int8 weight and its scales [out]: x is quantized a token at
+/// a time. x, bias, residual and the result have one floating dtype; sums and epilogue are float32.
+Tensor linear_quantized(const Tensor& x, const PackedView& weight, const Tensor& scale,
+                        const std::optional<Tensor>& bias, Activation activation,
+                        const std::optional<Tensor>& residual, const std::optional<Tensor>& dense);
 
 // ops_conv.cpp
 /// The numbers of a convolution beside its weight, as the operators take them.

@@ -23,6 +23,8 @@ std::string cuda_device_info(const torch::stable::Tensor& tensor) {
          std::to_string(info.compute_major) + ", " + std::to_string(info.compute_minor) +
          "], \"multiprocessors\": " + std::to_string(info.multiprocessors) +
          ", \"memory_bytes\": " + std::to_string(info.memory_bytes) +
+         ", \"memory_bytes_per_second\": " +
+         std::to_string(static_cast<std::int64_t>(info.memory_bytes_per_second)) +
          ", \"l2_bytes\": " + std::to_string(info.l2_bytes) +
          ", \"shared_memory_per_block_bytes\": " +
          std::to_string(info.shared_memory_per_block_bytes) + "}";
@@ -34,6 +36,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(gossamer, m) {
   m.def("cuda_device_info(Tensor tensor) -> str");
   m.def("cuda_kernel(Tensor x, int out) -> str");
   m.def("cuda_kernel_table(Tensor x, int out) -> str");
+  m.def(
+      "linear_quantized(Tensor x, Tensor? x_scale, Tensor packed, int layout, int out, Tensor? "
+      "weight_scale, Tensor? bias, int activation, Tensor? residual, ScalarType dtype, bool "
+      "accurate) -> Tensor");
+  m.def("quantize_rows(Tensor x, ScalarType dtype) -> (Tensor, Tensor)");
   m.def("prune_pack_24(Tensor values, bool transposed=False) -> Tensor");
 }
 
@@ -44,6 +51,8 @@ STABLE_TORCH_LIBRARY_IMPL(gossamer, CUDA, m) {
   m.impl("cuda_kernel_table", TORCH_BOX(&ops::cuda_kernel_table));
   m.impl("linear", TORCH_BOX(&ops::linear));
   m.impl("linear_autograd", TORCH_BOX(&ops::linear));
+  m.impl("linear_quantized", TORCH_BOX(&ops::linear_quantized));
+  m.impl("quantize_rows", TORCH_BOX(&ops::quantize_rows));
   m.impl("linear_dx", TORCH_BOX(&ops::linear_dx));
   m.impl("pack", TORCH_BOX(&ops::pack));
   m.impl("prune_pack_24", TORCH_BOX(&ops::prune_pack_24));

@@ -3,6 +3,7 @@
 
 #include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "torch/cuda_bridge.h"
@@ -17,12 +18,22 @@ Tensor linear(const Tensor& x, const Tensor& packed, std::int64_t layout, std::i
               const std::optional<Tensor>& scale, const std::optional<Tensor>& bias,
               std::int64_t activation, const std::optional<Tensor>& residual,
               const std::optional<Tensor>& dense);
+/// The product of a quantized X and a quantized weight (LinearSp24Args says of what dtypes).
+Tensor linear_quantized(const Tensor& x, const std::optional<Tensor>& x_scale, const Tensor& packed,
+                        std::int64_t layout, std::int64_t out,
+                        const std::optional<Tensor>& weight_scale,
+                        const std::optional<Tensor>& bias, std::int64_t activation,
+                        const std::optional<Tensor>& residual, ScalarType dtype, bool accurate);
 Tensor linear_dx(const Tensor& grad, const Tensor& packed, std::int64_t layout, std::int64_t inputs,
                  const std::optional<Tensor>& dense);
 /// The kernel that `linear` would run for x [tokens, in] and `out` outputs; "" where none does.
 std::string cuda_kernel(const Tensor& x, std::int64_t out);
 /// The rows of the GPU's kernel table, with the reason where one does not run this product.
 std::string cuda_kernel_table(const Tensor& x, std::int64_t out);
+
+// ops_cuda_quantize.cpp
+/// Rows of x divided by a scale each, as float8_e4m3fn or int8, and the scales.
+std::tuple<Tensor, Tensor> quantize_rows(const Tensor& x, ScalarType dtype);
 
 // ops_cuda_pack.cpp
 Tensor pack(const Tensor& values, const std::optional<Tensor>& mask, const std::string& pattern,

@@ -10,6 +10,7 @@
 #include "core/layouts.h"
 #include "core/nm24_tile.h"
 #include "cuda/linear_sp24.h"
+#include "torch/dense.h"
 #include "torch/ops_cuda.h"
 #include "torch/rows.h"
 
@@ -32,34 +33,58 @@ struct Weight {
   std::int64_t matrix_bytes;  ///< of one matrix of a stack
 };
 
-// The argument `layout` may carry the weight's inputs above the layout's number: tiles are padded,
-// so that the bytes alone do not tell 60 inputs from 64.
+// The argument `layout` carries more than the layout's number, because the header is on the GPU: a
+// bit for each token bucket that the plan runs dense, and the weight's inputs (tiles are padded, so
+// that the bytes alone do not tell 60 inputs from 64). Zeros where the caller knows neither.
+constexpr int kDenseShift = 8;
 constexpr int kInputsShift = 16;
+static_assert(kDenseShift + kTokenBuckets <= kInputsShift);
+
+bool runs_dense(std::int64_t argument, std::int64_t tokens) {
+  std::size_t bucket = 0;
+  while (bucket < kTokenBucketEnds.size() && tokens > kTokenBucketEnds[bucket]) ++bucket;
+  return (argument >> (kDenseShift + static_cast<int>(bucket)) & 1) != 0;
+}
 
 void check_layout(std::int64_t argument) {
-  const std::int64_t layout = argument & ((std::int64_t{1} << kInputsShift) - 1);
+  const std::int64_t layout = argument & ((std::int64_t{1} << kDenseShift) - 1);
   if (layout == static_cast<std::int64_t>(Layout::kNm24Tiles)) return;
-  refuse(fmt::format(
-      "layout {} is not computed on a GPU; layout {} (nm24_tiles, 2:4 weights in float16 or "
-      "bfloat16) is: torch.ops.gossamer.convert(packed, \"nm24_tiles\")",
-      layout, static_cast<int>(Layout::kNm24Tiles)));
+  refuse(
+      fmt::format("layout {} is not computed on a GPU; layout {} (nm24_tiles, 2:4 weights) is: "
+                  "torch.ops.gossamer.convert(packed, \"nm24_tiles\")",
+                  layout, static_cast<int>(Layout::kNm24Tiles)));
+}
+
+bool has_16_bits(DType dtype) { return dtype == DType::kBFloat16 || dtype == DType::kFloat16; }
+
+void check_16_bits(const Tensor& tensor, const char* name) {
+  const DType dtype = dtype_of(tensor, name);
+  if (has_16_bits(dtype)) return;
+  refuse(
+      fmt::format("{} is {}: float16 and bfloat16 are multiplied on a GPU; convert the model "
+                  "with .to(torch.bfloat16)",
+                  name, dtype_name(dtype)));
+}
+
+void check_8_bits(const Tensor& tensor, const char* name) {
+  const DType dtype = dtype_of(tensor, name);
+  if (dtype == DType::kFloat8E4M3 || dtype == DType::kInt8) return;
+  refuse(
+      fmt::format("{} is {}: quantized products take float8_e4m3fn and int8; "
+                  "torch.ops.gossamer.quantize_rows makes either",
+                  name, dtype_name(dtype)));
 }
 
 /// `x`: what is multiplied, [..., features]; finds whether `packed` is one matrix or a stack.
 Weight describe_weight(const Tensor& x, const char* name, const Tensor& packed, std::int64_t out,
                        std::int64_t in) {
   Weight weight{dtype_of(x, name), 1, out, in, 0};
-  if (weight.dtype != DType::kBFloat16 && weight.dtype != DType::kFloat16) {
-    refuse(
-        fmt::format("{} is {}: float16 and bfloat16 are multiplied on a GPU; convert the model "
-                    "with .to(torch.bfloat16)",
-                    name, dtype_name(weight.dtype)));
-  }
   const auto bytes_for = [&](std::int64_t batch) {
     return detail::layout_spec(tiles_info(weight.dtype, batch, out, in, false), 0).total_bytes;
   };
-  weight.matrix_bytes =
-      detail::nm24_row_tiles(out) * detail::nm24_input_tiles(in, 2) * detail::nm24_tile_bytes(2);
+  const auto element = static_cast<int>(dtype_bytes(weight.dtype));
+  weight.matrix_bytes = detail::nm24_row_tiles(out) * detail::nm24_input_tiles(in, element) *
+                        detail::nm24_tile_bytes(element);
   const std::int64_t bytes = packed.numel();
   if (bytes == bytes_for(1)) return weight;
   const auto sizes = sizes_of(x);
@@ -96,10 +121,14 @@ const LinearSp24Kernel& choose(const LinearSp24Args& args, const cuda::DeviceInf
   }
   const LinearSp24Kernel* const row = cuda::choose_linear_sp24(args, device);
   if (row != nullptr) return *row;
-  throw Error(ErrorCode::kUnsupported,
-              fmt::format("no kernel multiplies 2:4 weights on {} (compute capability {}.{}); "
-                          "kernels need 9.x: unpack the model with gossamer.desparsify_(model)",
-                          device.name, device.compute_major, device.compute_minor));
+  throw Error(
+      ErrorCode::kUnsupported,
+      fmt::format("no kernel multiplies 2:4 weights on {} (compute capability {}.{}); "
+                  "kernels need 9.x{}: unpack the model with gossamer.desparsify_(model)",
+                  device.name, device.compute_major, device.compute_minor,
+                  has_16_bits(args.dtype) ? ""
+                                          : ", and those of 8-bit weights have not run on hardware "
+                                            "yet: GOSSAMER_EXPERIMENTAL=sm90-8bit allows them"));
 }
 
 /// Sizes that kernels count in 32 bits.
@@ -129,11 +158,115 @@ bool is_aligned(const Tensor& tensor) {
 LinearSp24Args args_of(const Weight& weight, const Tensor& x, std::int64_t tokens) {
   LinearSp24Args args;
   args.dtype = weight.dtype;
+  args.y_dtype = has_16_bits(weight.dtype) ? weight.dtype : DType::kBFloat16;
   args.out = weight.out;
   args.in = weight.in;
   args.tokens = tokens;
   args.x = x.const_data_ptr();
   return args;
+}
+
+}  // namespace
+
+namespace {
+
+/// What both products are given; see LinearSp24Args.
+struct Call {
+  const Tensor& x;
+  const Tensor& packed;
+  std::int64_t layout;
+  std::int64_t out;
+  const std::optional<Tensor>& bias;
+  std::int64_t activation;
+  const std::optional<Tensor>& residual;
+  const std::optional<Tensor>& x_scale;
+  const std::optional<Tensor>& weight_scale;
+  DType y_dtype;
+  bool accurate;
+};
+
+/// A scale for each of `count` tokens or outputs, contiguous.
+const float* scale_of(const std::optional<Tensor>& scale, const char* name, const Tensor& packed,
+                      std::int64_t count) {
+  if (!scale) return nullptr;
+  check_device(*scale, name, packed);
+  if (dtype_of(*scale, name) != DType::kFloat32 || scale->numel() != count ||
+      !scale->is_contiguous()) {
+    refuse(fmt::format("{} is {} {}; expected {} float32 numbers, contiguous", name,
+                       dtype_name(dtype_of(*scale, name)), shape_text(sizes_of(*scale)), count));
+  }
+  return static_cast<const float*>(scale->const_data_ptr());
+}
+
+Tensor multiply(const Call& call) {
+  const OnDevice device(call.packed);
+  const Tensor& x = call.x;
+  const Tensor& packed = call.packed;
+  const std::int64_t out = call.out;
+  check_layout(call.layout);
+  const auto x_sizes = sizes_of(x);
+  if (x_sizes.empty()) refuse("x has no dimensions; [..., in] is accepted");
+  check_inputs(call.layout, x_sizes, out);
+  const Weight weight = describe_weight(x, "x", packed, out, x_sizes.back());
+  const Activation activation = checked_activation(call.activation);
+  const bool batched = weight.batch != 1;
+  const Shape y_shape(x_sizes, out);
+  Tensor y = empty_on(packed, y_shape.span(), call.y_dtype);
+
+  std::int64_t tokens = 1;
+  for (std::size_t i = batched ? 1 : 0; i + 1 < x_sizes.size(); ++i) tokens *= x_sizes[i];
+  const Rows x_rows = as_rows(x, batched);
+  LinearSp24Args args = args_of(weight, x_rows.tensor, tokens);
+  check_sizes(args);
+  args.y_dtype = call.y_dtype;
+  args.x_stride = x_rows.stride;
+  args.y_stride = out;
+  const bool fuses = activation == Activation::kRelu;
+  args.activation = fuses ? activation : Activation::kNone;
+  args.accurate_sums = call.accurate;
+  args.stream = device.stream();
+  // Whatever writes a packed weight ends with a kernel of its own (ops_cuda_pack.cpp).
+  args.weight_is_constant = true;
+
+  std::optional<Tensor> bias_rows;
+  if (call.bias) {
+    const std::array<std::int64_t, 2> shape{weight.batch, out};
+    check_operand(*call.bias, "bias", packed, call.y_dtype,
+                  std::span(shape).subspan(batched ? 0 : 1));
+    bias_rows = call.bias->is_contiguous() ? *call.bias : as_contiguous(*call.bias);
+  }
+  std::optional<Rows> residual_rows;
+  if (call.residual) {
+    check_operand(*call.residual, "residual", packed, call.y_dtype, y_shape.span());
+    residual_rows = as_rows(*call.residual, batched);
+    args.residual_stride = residual_rows->stride;
+  }
+  const float* const x_scale = scale_of(call.x_scale, "x_scale", packed, weight.batch * tokens);
+  const float* const weight_scale =
+      scale_of(call.weight_scale, "weight_scale", packed, weight.batch * out);
+  if (tokens == 0 || out == 0) return y;
+
+  const Tensor tiles = is_aligned(packed) ? packed : torch::stable::clone(packed);
+  constexpr std::int64_t kResultBytes = 2;
+  const auto at = [](const Tensor& tensor, std::int64_t byte) {
+    return static_cast<const std::byte*>(tensor.const_data_ptr()) + byte;
+  };
+  const cuda::DeviceInfo& info = cuda::known_device(device.index());
+  for (std::int64_t b = 0; b < weight.batch; ++b) {
+    args.tiles = static_cast<const std::byte*>(tiles.const_data_ptr()) + sizeof(PackedHeader) +
+                 b * weight.matrix_bytes;
+    args.x = at(x_rows.tensor, b * x_rows.batch_stride * dtype_bytes(weight.dtype));
+    args.y = static_cast<std::byte*>(y.mutable_data_ptr()) + kResultBytes * b * tokens * out;
+    if (x_scale != nullptr) args.x_scale = x_scale + b * tokens;
+    if (weight_scale != nullptr) args.weight_scale = weight_scale + b * out;
+    if (bias_rows) args.bias = at(*bias_rows, kResultBytes * b * out);
+    if (residual_rows) {
+      args.residual = at(residual_rows->tensor, kResultBytes * b * residual_rows->batch_stride);
+    }
+    const LinearSp24Kernel& row = choose(args, info);
+    row.launch(row, args, info);
+  }
+  return fuses ? y : activated(y, activation);
 }
 
 }  // namespace
@@ -144,67 +277,35 @@ Tensor linear(const Tensor& x, const Tensor& packed, std::int64_t layout, std::i
               const std::optional<Tensor>& dense) {
   return guarded([&] {
     check_device(x, "x", packed);
-    const OnDevice device(packed);
-    check_layout(layout);
+    check_16_bits(x, "x");
+    if (scale) {
+      refuse("scale belongs to quantized weights: call torch.ops.gossamer.linear_quantized");
+    }
     const auto x_sizes = sizes_of(x);
-    if (x_sizes.empty()) refuse("x has no dimensions; [..., in] is accepted");
-    check_inputs(layout, x_sizes, out);
-    const Weight weight = describe_weight(x, "x", packed, out, x_sizes.back());
-    if (scale) refuse("scale is reserved for quantized weights; pass None");
-    if (dense) {
-      refuse("a dense copy beside a packed weight is not used on a GPU; pass None");
+    if (dense && !x_sizes.empty() && x_sizes.back() != 0 &&
+        runs_dense(layout, x.numel() / x_sizes.back())) {
+      check_inputs(layout, x_sizes, out);
+      return dense_linear(x, *dense, bias, checked_activation(activation), residual);
     }
-    if (activation != 0 && activation != 1) {
-      refuse(fmt::format("activation {}: 0 (none) and 1 (relu) are accepted", activation));
-    }
-    const bool batched = weight.batch != 1;
-    const Shape y_shape(x_sizes, out);
-    Tensor y = empty_on(packed, y_shape.span(), weight.dtype);
+    return multiply({x, packed, layout, out, bias, activation, residual, scale, scale,
+                     dtype_of(x, "x"), false});
+  });
+}
 
-    std::int64_t tokens = 1;
-    for (std::size_t i = batched ? 1 : 0; i + 1 < x_sizes.size(); ++i) tokens *= x_sizes[i];
-    const Rows x_rows = as_rows(x, batched);
-    LinearSp24Args args = args_of(weight, x_rows.tensor, tokens);
-    check_sizes(args);
-    args.x_stride = x_rows.stride;
-    args.y_stride = out;
-    args.activation = static_cast<Activation>(activation);
-    args.stream = device.stream();
-    // Whatever writes a packed weight ends with a kernel of its own (ops_cuda_pack.cpp).
-    args.weight_is_constant = true;
-
-    std::optional<Tensor> bias_rows;
-    if (bias) {
-      const std::array<std::int64_t, 2> shape{weight.batch, out};
-      check_operand(*bias, "bias", packed, weight.dtype, std::span(shape).subspan(batched ? 0 : 1));
-      bias_rows = bias->is_contiguous() ? *bias : as_contiguous(*bias);
+Tensor linear_quantized(const Tensor& x, const std::optional<Tensor>& x_scale, const Tensor& packed,
+                        std::int64_t layout, std::int64_t out,
+                        const std::optional<Tensor>& weight_scale,
+                        const std::optional<Tensor>& bias, std::int64_t activation,
+                        const std::optional<Tensor>& residual, ScalarType dtype, bool accurate) {
+  return guarded([&] {
+    check_device(x, "x", packed);
+    check_8_bits(x, "x");
+    const DType y_dtype = from_scalar_type(dtype);
+    if (!has_16_bits(y_dtype)) {
+      refuse(fmt::format("dtype {}: the result is float16 or bfloat16", dtype_name(y_dtype)));
     }
-    std::optional<Rows> residual_rows;
-    if (residual) {
-      check_operand(*residual, "residual", packed, weight.dtype, y_shape.span());
-      residual_rows = as_rows(*residual, batched);
-      args.residual_stride = residual_rows->stride;
-    }
-    if (tokens == 0 || out == 0) return y;
-
-    const Tensor tiles = is_aligned(packed) ? packed : torch::stable::clone(packed);
-    const auto at = [](const Tensor& tensor, std::int64_t element) {
-      return static_cast<const std::byte*>(tensor.const_data_ptr()) + 2 * element;
-    };
-    const cuda::DeviceInfo& info = cuda::known_device(device.index());
-    for (std::int64_t b = 0; b < weight.batch; ++b) {
-      args.tiles = static_cast<const std::byte*>(tiles.const_data_ptr()) + sizeof(PackedHeader) +
-                   b * weight.matrix_bytes;
-      args.x = at(x_rows.tensor, b * x_rows.batch_stride);
-      args.y = static_cast<std::byte*>(y.mutable_data_ptr()) + 2 * b * tokens * out;
-      if (bias_rows) args.bias = at(*bias_rows, b * out);
-      if (residual_rows) {
-        args.residual = at(residual_rows->tensor, b * residual_rows->batch_stride);
-      }
-      const LinearSp24Kernel& row = choose(args, info);
-      row.launch(row, args, info);
-    }
-    return y;
+    return multiply({x, packed, layout, out, bias, activation, residual, x_scale, weight_scale,
+                     y_dtype, accurate});
   });
 }
 
@@ -213,16 +314,14 @@ Tensor linear_dx(const Tensor& grad, const Tensor& packed, std::int64_t layout, 
   return guarded([&] {
     check_device(grad, "grad", packed);
     check_layout(layout);
-    if (dense) {
-      refuse("a dense copy beside a packed weight is not used on a GPU; pass None");
-    }
     const auto sizes = sizes_of(grad);
     if (sizes.empty()) refuse("grad has no dimensions; [..., out] is accepted");
+    check_16_bits(grad, "grad");
     const Weight weight = describe_weight(grad, "grad", packed, sizes.back(), inputs);
     std::vector<std::int64_t> shape{weight.out, weight.in};
     if (weight.batch != 1) shape.insert(shape.begin(), weight.batch);
     const auto dtype = weight.dtype == DType::kFloat16 ? ScalarType::Half : ScalarType::BFloat16;
-    return torch::stable::matmul(grad, unpack(packed, shape, dtype));
+    return torch::stable::matmul(grad, dense ? *dense : unpack(packed, shape, dtype));
   });
 }
 

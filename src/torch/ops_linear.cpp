@@ -59,18 +59,6 @@ void check_matrix(const PackedView& weight) {
       weight.header().kernel_h, weight.header().kernel_w));
 }
 
-void check_bias(const Tensor& bias, const PackedView& weight) {
-  const auto sizes = sizes_of(bias);
-  const bool fits = weight.batch() == 1 ? sizes.size() == 1 && sizes[0] == weight.out()
-                                        : sizes.size() == 2 && sizes[0] == weight.batch() &&
-                                              sizes[1] == weight.out();
-  if (fits) return;
-  refuse(fmt::format(
-      "bias has shape {}, the packed weight has {} outputs and batch {}: [out] is accepted, "
-      "[batch, out] for a stack",
-      shape_text(sizes), weight.out(), weight.batch()));
-}
-
 bool equal(std::span<const std::int64_t> a, std::span<const std::int64_t> b) {
   return a.size() == b.size() && std::equal(a.begin(), a.end(), b.begin());
 }
@@ -84,18 +72,25 @@ void check_operand(const Tensor& tensor, const char* name, const PackedView& wei
   check_dtype(tensor, name, weight.dtype());
 }
 
-void check_residual(const Tensor& residual, std::span<const std::int64_t> y_shape) {
+}  // namespace
+
+void check_linear_bias(const Tensor& bias, const PackedView& weight) {
+  const auto sizes = sizes_of(bias);
+  const bool fits = weight.batch() == 1 ? sizes.size() == 1 && sizes[0] == weight.out()
+                                        : sizes.size() == 2 && sizes[0] == weight.batch() &&
+                                              sizes[1] == weight.out();
+  if (fits) return;
+  refuse(fmt::format(
+      "bias has shape {}, the packed weight has {} outputs and batch {}: [out] is accepted, "
+      "[batch, out] for a stack",
+      shape_text(sizes), weight.out(), weight.batch()));
+}
+
+void check_linear_residual(const Tensor& residual, std::span<const std::int64_t> y_shape) {
   if (equal(sizes_of(residual), y_shape)) return;
   refuse(fmt::format("residual has shape {}, the result {}: both must be the same; expand it first",
                      shape_text(sizes_of(residual)), shape_text(y_shape)));
 }
-
-Tensor call(const char* op, StableIValue* stack) {
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, "", stack, TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
-}
-
-}  // namespace
 
 void check_dense(const Tensor& dense, const PackedView& weight) {
   const auto sizes = sizes_of(dense);
@@ -110,53 +105,6 @@ void check_dense(const Tensor& dense, const PackedView& weight) {
       shape_text(sizes), weight.batch(), weight.out(), weight.in()));
 }
 
-Activation checked_activation(std::int64_t activation) {
-  if (activation >= 0 && activation < kActivationCount) return static_cast<Activation>(activation);
-  refuse(
-      fmt::format("activation {}: 0 (none), 1 (relu), 2 (gelu), 3 (gelu by tanh) and 4 (silu) are "
-                  "accepted",
-                  activation));
-}
-
-// The shim has a - c·b, but no sum.
-Tensor add(const Tensor& a, const Tensor& b) { return torch::stable::subtract(a, b, -1.0); }
-
-Tensor activated(Tensor y, Activation activation) {
-  using torch::stable::detail::from;
-  switch (activation) {
-    case Activation::kNone:
-      return y;
-    case Activation::kRelu:
-    case Activation::kSilu: {
-      StableIValue stack = from(y);
-      return call(activation == Activation::kRelu ? "aten::relu" : "aten::silu", &stack);
-    }
-    case Activation::kGelu:
-    case Activation::kGeluTanh: {
-      const std::string approximate = activation == Activation::kGelu ? "none" : "tanh";
-      std::array<StableIValue, 2> stack{from(y), from(approximate)};
-      return call("aten::gelu", stack.data());
-    }
-  }
-  refuse(fmt::format("activation {} is not known", static_cast<int>(activation)));
-}
-
-Tensor dense_linear(const Tensor& x, const Tensor& dense, const std::optional<Tensor>& bias,
-                    Activation activation, const std::optional<Tensor>& residual) {
-  using torch::stable::detail::from;
-  Tensor y;
-  if (dense.dim() == 2) {
-    std::array<StableIValue, 3> stack{from(x), from(dense), from(bias)};
-    y = call("aten::linear", stack.data());
-  } else {
-    y = torch::stable::matmul(x, torch::stable::transpose(dense, 1, 2));
-    if (bias) y = add(y, torch::stable::unsqueeze(*bias, 1));
-  }
-  if (residual) y = add(y, *residual);
-  y = activated(std::move(y), activation);
-  return y.is_contiguous() ? y : as_contiguous(y);
-}
-
 Tensor linear(const Tensor& x, const Tensor& packed, std::int64_t layout, std::int64_t out,
               const std::optional<Tensor>& scale, const std::optional<Tensor>& bias,
               std::int64_t activation, const std::optional<Tensor>& residual,
@@ -168,12 +116,11 @@ Tensor linear(const Tensor& x, const Tensor& packed, std::int64_t layout, std::i
     check_matrix(weight);
     check_rows(x, "x", weight, weight.in());
     check_record(weight, layout, "out", out, weight.out());
-    check_dtype(x, "x", weight.dtype());
     if (scale) {
-      refuse(
-          "scale is reserved for quantized weights, which no kernel of this build takes; pass "
-          "None");
+      return linear_quantized(x, weight, *scale, bias, checked_activation(activation), residual,
+                              dense);
     }
+    check_dtype(x, "x", weight.dtype());
     const auto x_sizes = sizes_of(x);
     const Shape y_shape(x_sizes, out);
 
@@ -185,14 +132,14 @@ Tensor linear(const Tensor& x, const Tensor& packed, std::int64_t layout, std::i
     std::optional<Tensor> bias_rows;
     if (bias) {
       check_operand(*bias, "bias", weight);
-      check_bias(*bias, weight);
+      check_linear_bias(*bias, weight);
       bias_rows = bias->is_contiguous() ? *bias : as_contiguous(*bias);
       args.bias = bias_rows->const_data_ptr();
     }
     std::optional<Rows> residual_rows;
     if (residual) {
       check_operand(*residual, "residual", weight);
-      check_residual(*residual, y_shape.span());
+      check_linear_residual(*residual, y_shape.span());
       residual_rows = as_rows(*residual, batched);
       args.residual = residual_rows->tensor.const_data_ptr();
       args.residual_stride = residual_rows->stride;

@@ -23,6 +23,16 @@ using nlohmann::json;
 /// boxing. 1.8 µs on a Zen 5 with torch 2.13; tests/python/test_ops_overhead.py holds it below 3.
 constexpr double kCallOverheadSeconds = 1.8e-6;
 
+/// Seconds that measuring may take: half a second, and more for a weight whose single calls are
+/// long, or only small token counts would be timed.
+double seconds_budget(const PackedView& weight) {
+  constexpr double kLeast = 0.5;
+  constexpr double kMost = 2.0;
+  constexpr double kOfPosition = 60e-9;
+  const auto positions = static_cast<double>(weight.batch() * weight.out() * weight.in());
+  return std::min(kLeast + kOfPosition * positions / torch_threads().threads, kMost);
+}
+
 PlanMode parse_mode(const std::string& mode) {
   if (mode == "measure") return PlanMode::kMeasure;
   if (mode == "model") return PlanMode::kModel;
@@ -72,17 +82,20 @@ Tensor noise(std::span<const std::int64_t> sizes, DType dtype) {
 class DenseLayer {
  public:
   DenseLayer(const Tensor& dense, const PackedView& weight, bool bias, Activation activation)
-      : dense_(detach(dense)), weight_(weight), activation_(activation) {
+      : dense_(detach(dense)),
+        dtype_(dtype_of(dense, "dense")),
+        weight_(weight),
+        activation_(activation) {
     if (!bias) return;
     std::array<std::int64_t, 2> sizes{weight.batch(), weight.out()};
-    bias_ = noise(std::span(sizes).subspan(weight.batch() == 1 ? 1 : 0), weight.dtype());
+    bias_ = noise(std::span(sizes).subspan(weight.batch() == 1 ? 1 : 0), dtype_);
   }
 
   void run(std::int64_t tokens) {
     auto found = inputs_.find(tokens);
     if (found == inputs_.end()) {
       std::array<std::int64_t, 3> sizes{weight_.batch(), tokens, weight_.in()};
-      Tensor x = noise(std::span(sizes).subspan(weight_.batch() == 1 ? 1 : 0), weight_.dtype());
+      Tensor x = noise(std::span(sizes).subspan(weight_.batch() == 1 ? 1 : 0), dtype_);
       found = inputs_.emplace(tokens, std::move(x)).first;
     }
     dense_linear(found->second, dense_, bias_, activation_, std::nullopt);
@@ -90,6 +103,7 @@ class DenseLayer {
 
  private:
   Tensor dense_;
+  DType dtype_;  ///< of a quantized weight's opponent it is a floating one
   PackedView weight_;
   Activation activation_;
   std::optional<Tensor> bias_;
@@ -151,9 +165,11 @@ json to_json(const Plan& plan) {
           {"bucket_ends", kTokenBucketEnds}, {"choices", std::move(choices)}};
 }
 
-PlanOptions plan_options(const std::string& mode, const std::string& memory,
-                         const std::string& kernel, const std::string& cache) {
+PlanOptions plan_options(const PackedView& weight, const std::string& mode,
+                         const std::string& memory, const std::string& kernel,
+                         const std::string& cache) {
   PlanOptions options;
+  options.seconds_budget = seconds_budget(weight);
   options.mode = parse_mode(mode);
   options.memory = parse_memory(memory);
   options.parallel = torch_threads();
@@ -204,14 +220,22 @@ std::tuple<Tensor, std::string> plan(const Tensor& packed, const Tensor& dense, 
   return guarded([&] {
     const PackedTensor packed_tensor(packed);
     const PackedView& weight = packed_tensor.view();
-    const Epilogue epilogue{.bias = bias, .activation = checked_activation(activation)};
-    PlanOptions options = plan_options(mode, memory, kernel, cache);
+    // An int8 weight beside floating values is the quantized form of them.
+    const bool quantized =
+        weight.dtype() == DType::kInt8 && dtype_of(dense, "dense") != DType::kInt8;
+    const Epilogue epilogue{.bias = bias,
+                            .residual = false,
+                            .activation = checked_activation(activation),
+                            .quantized = quantized};
+    PlanOptions options = plan_options(weight, mode, memory, kernel, cache);
     options.call_overhead = kCallOverheadSeconds;
     if (options.mode == PlanMode::kMeasure) options.call_overhead += dense_call_seconds();
     check_dense(dense, weight);
     DenseLayer layer(dense, weight, bias, epilogue.activation);
     DensePeer peer;
     peer.run = [&layer](std::int64_t tokens) { layer.run(tokens); };
+    // Otherwise the opponent has the weight's own dtype, which verdicts are kept under anyway.
+    if (quantized) peer.name = dtype_name(dtype_of(dense, "dense"));
 
     const Plan found = plan_linear(weight, epilogue, host_machine(), peer, options);
     PackedWeight planned = found.sparse && found.layout != weight.layout()
@@ -235,7 +259,7 @@ std::tuple<Tensor, std::string> plan_conv2d(const Tensor& packed, const Tensor& 
     Conv2dLayer layer = checked_layer({stride, padding, dilation});
     layer.channels_last = channels_last;
     const Epilogue epilogue{.bias = bias, .activation = checked_activation(activation)};
-    PlanOptions options = plan_options(mode, memory, kernel, cache);
+    PlanOptions options = plan_options(weight, mode, memory, kernel, cache);
     if (options.mode == PlanMode::kMeasure) options.call_overhead = dense_conv_call_seconds();
     check_dense_conv2d(dense, weight);
     DenseConvolution convolution(dense, layer, bias, epilogue.activation);
@@ -299,10 +323,20 @@ std::string kernel_table() {
     json rows = json::array();
     for (const LinearKernel& kernel : linear_kernels()) {
       rows.push_back({{"name", kernel.name},
+                      {"operation", "linear"},
                       {"needs", isa_list(kernel.needs)},
                       {"layout", layout_name(kernel.layout)},
                       {"weight_dtype", dtype_name(kernel.weight_dtype)},
                       {"activation_dtype", dtype_name(kernel.activation_dtype)},
+                      {"runs_here", host_machine().has(kernel.needs)}});
+    }
+    for (const Conv2dKernel& kernel : conv2d_kernels()) {
+      rows.push_back({{"name", kernel.name},
+                      {"operation", "conv2d"},
+                      {"needs", isa_list(kernel.needs)},
+                      {"layout", layout_name(kernel.layout)},
+                      {"weight_dtype", dtype_name(kernel.dtype)},
+                      {"activation_dtype", dtype_name(kernel.dtype)},
                       {"runs_here", host_machine().has(kernel.needs)}});
     }
     return rows.dump();

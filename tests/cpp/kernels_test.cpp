@@ -10,8 +10,10 @@
 #include <utility>
 #include <vector>
 
+#include "cpu/tile_rows.h"
 #include "gossamer/linear.h"
 #include "gossamer/openmp.h"
+#include "model_tiles.h"
 #include "testing.h"
 
 namespace gossamer::test {
@@ -269,9 +271,10 @@ std::vector<Pattern> layout_patterns(const LinearKernel& kernel) {
     case Layout::kNm24Tiles:
       return {Pattern::nm(2, 4)};
     case Layout::kBsr:
-      return {Pattern::block(4, 4, 0.5),  Pattern::block(1, 2, 0.5),  Pattern::block(1, 4, 0.5),
-              Pattern::block(6, 32, 0.4), Pattern::block(32, 2, 0.7), Pattern::block(4, 1, 0.6),
-              Pattern::block(16, 1, 0.7)};
+      return {Pattern::block(4, 4, 0.5),  Pattern::block(1, 2, 0.5),   Pattern::block(1, 4, 0.5),
+              Pattern::block(6, 32, 0.4), Pattern::block(32, 2, 0.7),  Pattern::block(4, 1, 0.6),
+              Pattern::block(16, 1, 0.7), Pattern::block(32, 32, 0.5), Pattern::block(16, 64, 0.5),
+              Pattern::block(64, 64, 0.4)};
     case Layout::kFanIn:
       return {Pattern::fan_in(0.75), Pattern::fan_in(0.0)};
     default:
@@ -376,7 +379,8 @@ TEST_P(KernelTest, ActivationsAreRightOverTheWholeRange) {
   Matrix weight = zeros(kernel().weight_dtype, kOut, kIn);
   for (std::int64_t r = 0; r < kOut; ++r) set_element(weight, r * kIn, 1.0);
   const auto patterns = patterns_of(kernel());
-  const Pattern& roomy = kernel().layout == Layout::kFanIn ? patterns.back() : patterns.front();
+  Pattern roomy = kernel().layout == Layout::kFanIn ? patterns.back() : patterns.front();
+  if (kernel().layout == Layout::kBsr) roomy.sparsity = 0.0;  // one block may be all there is
   const PackedWeight packed = pack_matrix(weight, roomy, kernel().layout);
   const DType dtype = result_dtype(kernel());
   const bool quantized = kernel().activation_dtype == DType::kInt8;
@@ -528,7 +532,34 @@ TEST_P(KernelTest, ReluKeepsNan) {
   }
 }
 
+#if defined(__x86_64__)
+/// The drivers of AMX on a model of the tile registers, rows like any other.
+void register_model_tiles() {
+  using namespace cpu;
+  using enum DType;
+  constexpr std::uint32_t kNeeds = kIsaAvx512 | kIsaAvx512Vbmi2 | kIsaAvx512Bf16 | kIsaAvx512Vnni;
+  constexpr auto count = model_count_kept;
+  add_bitmask_tile_row<model_bitmask_bf16, count, 0, 3>("model_linear_bitmask_bf16", kNeeds,
+                                                        kBFloat16);
+  add_bitmask_tile_row<model_bitmask_bf16, count, 128, 8>("model_spmm_bitmask128_bf16_nv8", kNeeds,
+                                                          kBFloat16);
+  add_bitmask_tile_row<model_bitmask_bf16, count, 256, 4>("model_spmm_bitmask256_bf16_nv4", kNeeds,
+                                                          kBFloat16);
+  add_bitmask_tile_row<model_bitmask_int8, count, 0, 3>("model_linear_bitmask_int8", kNeeds, kInt8);
+  add_bitmask_tile_row<model_bitmask_int8, count, 256, 8>("model_spmm_bitmask256_int8_nv8", kNeeds,
+                                                          kInt8);
+  add_block_tile_row<model_blocks_bf16, 0, 6>("model_spmm_bsr_bf16", kNeeds, kBFloat16);
+  add_block_tile_row<model_blocks_bf16, 256, 4>("model_spmm_bsr256_bf16", kNeeds, kBFloat16);
+  add_block_tile_row<model_blocks_int8, 0, 6>("model_spmm_bsr_int8", kNeeds, kInt8);
+  add_block_tile_row<model_blocks_int8, 512, 4>("model_spmm_bsr512_int8", kNeeds, kInt8);
+}
+#else
+void register_model_tiles() {}
+#endif
+
 std::vector<const LinearKernel*> all_kernels() {
+  static const bool once = (register_model_tiles(), true);
+  static_cast<void>(once);
   std::vector<const LinearKernel*> all;
   for (const LinearKernel& kernel : linear_kernels()) all.push_back(&kernel);
   return all;

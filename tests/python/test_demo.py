@@ -75,7 +75,7 @@ def test_results_say_what_was_run(outcome) -> None:
 
 
 def test_report_is_whole_and_self_contained(outcome) -> None:
-    from test_report import Outline, external
+    from test_pages import Outline, external
 
     text = (outcome[0] / "report.html").read_text(encoding="utf-8")
     outline = Outline(text)

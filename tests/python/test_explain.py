@@ -87,6 +87,16 @@ def test_figures_of_other_values_are_not_shown(pack_first: bool) -> None:
     assert "sparsify_ plan it again" in report.reason
 
 
+def test_an_unpruned_state_dict_runs_dense() -> None:
+    model, dense = planned(), mlp("unstructured:0.0", sizes=(512, 512))
+    model.load_state_dict(dense.state_dict())
+    assert set(model[0].weight.plan) == {"dense"}
+    assert "so a dense copy runs" in gs.explain(model)["0"].reason
+    for tokens in (1, 70):
+        x = torch.randn(tokens, 512)
+        torch.testing.assert_close(model(x), dense(x))
+
+
 def test_equally_many_other_values_keep_their_figures() -> None:
     model = planned()
     before = gs.explain(model)["0"]
@@ -111,8 +121,11 @@ def test_a_cast_is_planned_anew_or_said_to_be_unplanned(dtype: torch.dtype) -> N
         assert model[0].weight.plan == [bucket.kernel for bucket in wanted.plan]
         assert report.kernel == wanted.kernel
     else:
-        assert not any(model[0].weight.plan)
-        assert "found faster than dense, and it runs unplanned in layout bitmask" in report.reason
+        assert set(model[0].weight.plan) == {"dense"}
+        assert "to be faster than dense, so a dense copy runs" in report.reason
+    x = torch.randn(3, 512, dtype=dtype)
+    expected = plain(x)
+    torch.testing.assert_close(model(x), expected)
 
 
 def test_a_layout_that_was_asked_for_and_is_gone_is_named() -> None:

@@ -208,7 +208,10 @@ def test_measured_plan_of_a_forced_kernel_is_stored() -> None:
     kernel = next(
         row["name"]
         for row in table
-        if row["layout"] == "kcsr64" and row["runs_here"] and row["weight_dtype"] == "float32"
+        if row["operation"] == "linear"
+        and row["layout"] == "kcsr64"
+        and row["runs_here"]
+        and row["weight_dtype"] == "float32"
     )
     planned, text = ops.plan(packed, w, True, 1, "measure", "default", kernel, "off")
     assert json.loads(text)["sparse"]
@@ -226,7 +229,10 @@ REFUSALS = [
     (dict(bias=torch.zeros(16, dtype=torch.float64)), r"bias is float64"),
     (dict(residual=torch.zeros(1, 16)), r"residual has shape \[1, 16\].*\[2, 16\]"),
     (dict(activation=9), r"activation 9"),
-    (dict(scale=torch.ones(16)), r"scale is reserved"),
+    (
+        dict(scale=torch.ones(16)),
+        r"scale is given, and the packed weight is a batch of 1 in float32",
+    ),
     (dict(dense=torch.zeros(24, 16)), r"dense has shape \[24, 16\]"),
     (dict(out=15), r"out 15"),
     (dict(layout=16), r"layout 16"),

@@ -8,9 +8,7 @@ them from memory. cuSPARSELt runs the best of its own algorithms, searched for e
 
 from __future__ import annotations
 
-import itertools
 import math
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import gossamer as gs
+from gossamer._cuda_timing import contest
 from gossamer.bench.record import Record
 from gossamer.bench.suite import Options, now
 from gossamer.weight import SparseWeight
@@ -43,7 +42,6 @@ QUICK_SHAPES = ("llama8b.qkv", "llama8b.up", "llama8b.down", "llama70b.o")
 QUICK_TOKENS = (1, 16, 64, 128, 512, 2048, 8192)
 
 _DTYPE = torch.bfloat16
-_GRAPH_SECONDS = 2e-3
 _L2_TIMES = 4
 _CHECKED_OUTPUTS = 64
 
@@ -127,7 +125,7 @@ def _measure(
             pass  # it takes no such number of tokens
         else:
             rivals["cusparselt"] = [lambda: torch._cslt_sparse_mm(compressed, x.t(), alg_id=best)]
-    times = _contest(rivals, options.rounds)
+    times = contest(rivals, options.rounds)
     ms, dense_ms = times.pop("gossamer"), times["cublas"]
     kernel = torch.ops.gossamer.cuda_kernel(x, layer.out)
     packed_bytes = layer.packed[0].packed_bytes
@@ -177,51 +175,12 @@ def _check(layer: _Layer, x: Tensor) -> None:
         raise AssertionError(f"{x.shape[0]} tokens: the product is wrong, nothing was timed")
 
 
-def _contest(rivals: dict[str, list[Callable[[], Any]]], rounds: int) -> dict[str, float]:
-    """Median milliseconds of one call of each, replayed as graphs in turn."""
-    graphs = {name: _captured(calls) for name, calls in rivals.items()}
-    times: dict[str, list[float]] = {name: [] for name in rivals}
-    for _, (graph, _count) in graphs.items():
-        graph.replay()
-    for _, (name, (graph, count)) in itertools.product(range(rounds), graphs.items()):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times[name].append(start.elapsed_time(end) / count)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def _captured(calls: list[Callable[[], Any]]) -> tuple[torch.cuda.CUDAGraph, int]:
-    """A graph of enough calls to fill a few milliseconds, and how many they are."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for call in calls:
-            call()
-        stream.synchronize()
-        start = time.perf_counter()
-        for call in calls:
-            call()
-        stream.synchronize()
-        seconds = (time.perf_counter() - start) / len(calls)
-        turns = max(1, math.ceil(_GRAPH_SECONDS / (seconds * len(calls))))
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
-            for _ in range(turns):
-                for call in calls:
-                    call()
-    torch.cuda.current_stream().wait_stream(stream)
-    return graph, turns * len(calls)
-
-
 def _ceilings() -> _Ceilings:
     side, size = 8192, 1 << 30
     a = torch.randn(side, side, device="cuda", dtype=_DTYPE)
     source = torch.ones(size, device="cuda", dtype=torch.uint8)
     target = torch.empty_like(source)
-    times = _contest(
+    times = contest(
         {"product": [lambda: a @ a], "copy": [lambda: target.copy_(source)]},
         rounds=5,
     )

@@ -180,7 +180,8 @@ constinit const KcsrFunctions avx2_spmm_int8_pairs = {
     store_pairs,
     nullptr,
     nullptr,
-    {}};
+    {},
+    2};
 
 void avx2_bitmask_int8_pairs(const BitmaskUnitTask& task) {
   const std::int64_t row_bytes = (task.in + 7) / 8;

@@ -8,8 +8,10 @@ inline void dequantize(const gossamer::cpu::DequantizeTask& task) {
     for (std::int64_t row = 0; row < task.rows; row += kLanes) {
       const std::int64_t rows = task.rows - row;
       const __mmask16 live = first_lanes(rows);
-      const __m512i sum = _mm512_sub_epi32(_mm512_maskz_loadu_epi32(live, sums + row),
-                                           _mm512_maskz_loadu_epi32(live, task.corrections + row));
+      __m512i sum = _mm512_maskz_loadu_epi32(live, sums + row);
+      if (task.corrections != nullptr) {
+        sum = _mm512_sub_epi32(sum, _mm512_maskz_loadu_epi32(live, task.corrections + row));
+      }
       Vector result = times(_mm512_cvtepi32_ps(sum), x_scale);
       if (task.weight_scale != nullptr) {
         result = times(result, Float32::load_first(task.weight_scale + row, rows));

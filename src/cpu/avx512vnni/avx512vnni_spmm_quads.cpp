@@ -52,42 +52,10 @@ struct QuadUnit {
   }
 };
 
-/// 16 fours of a row of X, zeros behind the last of `columns` inputs, all plus 128.
-inline Vector load_sixteen_quads(const std::int8_t* x, std::int64_t columns) {
-  const __mmask64 live =
-      columns >= 64 ? ~__mmask64{0} : (__mmask64{1} << static_cast<unsigned>(columns)) - 1u;
-  const __m512i inputs = _mm512_maskz_loadu_epi8(live, x);
-  return _mm512_castsi512_ps(_mm512_xor_si512(inputs, _mm512_set1_epi8(-128)));
-}
+#include "cpu/avx512/pack_quads.inl"
 
-bool pack_quads(const gossamer::cpu::KcsrPackTask& task) {
-  const auto* x = static_cast<const std::int8_t*>(task.x);
-  for (std::int64_t t = 0; t < task.lanes; t += 16) {
-    const std::int64_t tokens = task.tokens - t;
-    for (std::int64_t k = 0; 4 * k < task.columns; k += 16) {
-      __m512 r[16];
-      for (int j = 0; j < 16; ++j) {
-        r[j] = j < tokens
-                   ? load_sixteen_quads(x + (t + j) * task.x_stride + 4 * k, task.columns - 4 * k)
-                   : zero();
-      }
-      transpose_16x16(r);
-      for (int j = 0; j < 16; ++j) store(task.tile + (k + j) * task.lanes + t, r[j]);
-    }
-  }
-  return true;
-}
-
-void store_quads(const gossamer::cpu::KcsrStoreTask& task) {
-  store_transposed(task, [&](float* sums, std::int64_t stride, std::int64_t row, std::int64_t rows,
-                             std::int64_t token) {
-    const std::int64_t left = task.out.tokens - token;
-    dequantize({sums, stride, left < 16 ? left : 16, rows, task.corrections + row,
-                task.x_scale + token,
-                task.weight_scale == nullptr ? nullptr : task.weight_scale + row});
-    finish<Float32>(part_of<Float32>(task.out, sums, stride, row, rows, token, 16));
-  });
-}
+/// What makes a signed byte an unsigned one, 128 too large.
+constexpr int kUnsigned = 0x80;
 
 /// 128 times the sum of `count` weights is added to the lanes of `sum`.
 inline __m512i add_weights(__m512i sum, const std::int8_t* weights, std::int64_t count) {
@@ -107,23 +75,25 @@ namespace gossamer::cpu {
 
 constinit const KcsrFunctions avx512vnni_spmm_quads = {
     kLanes,
-    pack_quads,
+    pack_quads<kUnsigned>,
     {add_units<QuadUnit, 1>, add_units<QuadUnit, 2>, add_units<QuadUnit, 3>, add_units<QuadUnit, 4>,
      add_units<QuadUnit, 6>, add_units<QuadUnit, 8>},
     store_quads,
     nullptr,
     nullptr,
-    {}};
+    {},
+    4};
 
 constinit const KcsrFunctions avx512vnni_spmm_block_quads = {
     kLanes,
-    pack_quads,
+    pack_quads<kUnsigned>,
     {add_blocks<QuadUnit, 1>, add_blocks<QuadUnit, 2>, add_blocks<QuadUnit, 3>,
      add_blocks<QuadUnit, 4>, add_blocks<QuadUnit, 6>, add_blocks<QuadUnit, 8>},
     store_quads,
     nullptr,
     nullptr,
-    {}};
+    {},
+    4};
 
 void avx512vnni_bitmask_quads(const BitmaskUnitTask& task) {
   constexpr std::uint64_t kFirstOfFour = 0x1111111111111111u;

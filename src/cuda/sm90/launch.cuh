@@ -3,12 +3,11 @@
 
 #include <cuda_runtime.h>
 
-#include <limits>
 #include <string>
 
+#include "cuda/common/epilogue_args.cuh"
 #include "cuda/common/runtime.h"
 #include "cuda/linear_sp24.h"
-#include "cuda/sm90/epilogue.cuh"
 
 namespace gossamer::cuda::sm90 {
 
@@ -73,22 +72,11 @@ int active_clusters(const Kernel& kernel, const LaunchShape& shape) {
   return clusters;
 }
 
-template <typename T>
-Epilogue<T> epilogue_of(const LinearSp24Args& args) {
-  Epilogue<T> epilogue;
-  epilogue.bias = static_cast<const T*>(args.bias);
-  epilogue.residual = static_cast<const T*>(args.residual);
-  epilogue.residual_stride = args.residual_stride;
-  epilogue.out = static_cast<int>(args.out);
-  epilogue.tokens = static_cast<int>(args.tokens);
-  epilogue.least =
-      args.activation == Activation::kRelu ? 0.0f : -std::numeric_limits<float>::infinity();
-  return epilogue;
-}
-
 /// The sentence with which a kernel of this folder refuses a device; empty where it runs there.
-inline std::string refuse_device(const DeviceInfo& device) {
-  if (device.compute_major == 9) return {};
+inline std::string refuse_device(const DeviceInfo& device, DType dtype) {
+  if (device.compute_major == 9) {
+    return dtype_bytes(dtype) == 2 ? std::string() : refuse_experiment(kExperiment8Bit);
+  }
   return "needs compute capability 9.x, " + device.name + " has " +
          std::to_string(device.compute_major) + "." + std::to_string(device.compute_minor);
 }

@@ -11,5 +11,7 @@ namespace gossamer::cuda::sm90 {
 void add_decode_rows(std::vector<LinearSp24Kernel>& rows);
 void add_gemm_bf16_rows(std::vector<LinearSp24Kernel>& rows);
 void add_gemm_f16_rows(std::vector<LinearSp24Kernel>& rows);
+void add_gemm_f8_rows(std::vector<LinearSp24Kernel>& rows);
+void add_gemm_i8_rows(std::vector<LinearSp24Kernel>& rows);
 
 }  // namespace gossamer::cuda::sm90

@@ -47,30 +47,31 @@ int row_tiles(const LinearSp24Args& args) {
   return static_cast<int>(detail::nm24_row_tiles(args.out));
 }
 int input_tiles(const LinearSp24Args& args) {
-  return static_cast<int>(detail::nm24_input_tiles(args.in, 2));
+  return static_cast<int>(detail::nm24_input_tiles(args.in, dtype_bytes(args.dtype)));
 }
 
 /// Stages and the place of X for one split; no stages where nothing fits.
+template <typename T>
 void fit(Cut& cut, const LinearSp24Args& args, int tokens) {
   const int slice = (input_tiles(args) + cut.split - 1) / cut.split;
   const auto stages_in = [&](int bytes, int x_tiles, int stage_bytes) {
-    return std::min(kMostStages,
-                    (bytes - DecodeShape::shared_bytes(tokens, 0, x_tiles)) / (stage_bytes + 16));
+    return std::min(kMostStages, (bytes - DecodeShape<T>::shared_bytes(tokens, 0, x_tiles)) /
+                                     (stage_bytes + 16));
   };
   for (const int bytes : {kHalfShared, kWholeShared}) {
-    const int stages = stages_in(bytes, slice, DecodeShape::kStage);
+    const int stages = stages_in(bytes, slice, DecodeShape<T>::kStage);
     if (stages < kLeastStages) continue;
     cut.stages = stages;
     cut.x_resident = true;
     cut.half = bytes == kHalfShared;
-    cut.shared_bytes = DecodeShape::shared_bytes(tokens, stages, slice);
+    cut.shared_bytes = DecodeShape<T>::shared_bytes(tokens, stages, slice);
     return;
   }
-  const int x_stage = DecodeShape::kUnits * DecodeShape::x_tile(tokens);
-  cut.stages = stages_in(kWholeShared, 0, DecodeShape::kStage + x_stage);
+  const int x_stage = DecodeShape<T>::kUnits * DecodeShape<T>::x_tile(tokens);
+  cut.stages = stages_in(kWholeShared, 0, DecodeShape<T>::kStage + x_stage);
   cut.x_resident = false;
   cut.shared_bytes =
-      DecodeShape::shared_bytes(tokens, cut.stages, cut.stages * DecodeShape::kUnits);
+      DecodeShape<T>::shared_bytes(tokens, cut.stages, cut.stages * DecodeShape<T>::kUnits);
 }
 
 /// Clusters that are on the machine at once. Fewer than the multiprocessors would hold: a cluster
@@ -83,7 +84,7 @@ int most_clusters(int split_index, bool half, const DeviceInfo& device) {
   const int split = kSplits[split_index];
   return found[static_cast<std::size_t>(split_index)][half ? 1 : 0].get(device.index, [&] {
     allow_shared_memory(kernel, prepared, device.index);
-    const int clusters = active_clusters(kernel, {.threads = DecodeShape::kThreads,
+    const int clusters = active_clusters(kernel, {.threads = DecodeShape<T>::kThreads,
                                                   .shared_bytes = half ? kHalfShared : kWholeShared,
                                                   .cluster = split});
     return std::min(clusters, device.multiprocessors / split);
@@ -94,13 +95,13 @@ template <typename T, int kTokens>
 Cut best_cut(const LinearSp24Args& args, const DeviceInfo& device) {
   const int rows = row_tiles(args);
   const int inputs = input_tiles(args);
-  const double bytes = static_cast<double>(rows) * inputs * DecodeShape::kTile;
+  const double bytes = static_cast<double>(rows) * inputs * DecodeShape<T>::kTile;
   Cut best;
   for (int i = 0; i < static_cast<int>(std::size(kSplits)); ++i) {
     Cut cut;
     cut.split = kSplits[i];
     if (cut.split > inputs) break;
-    fit(cut, args, kTokens);
+    fit<T>(cut, args, kTokens);
     if (cut.stages < 2) continue;
     cut.clusters = std::min(rows, most_clusters<T, kTokens>(i, cut.half, device));
     const int rounds = (rows + cut.clusters - 1) / cut.clusters;
@@ -108,9 +109,9 @@ Cut best_cut(const LinearSp24Args& args, const DeviceInfo& device) {
     const double tiles = static_cast<double>(rounds) * slice;
     const double x_boxes = cut.x_resident ? slice : tiles;
     const double blocks = static_cast<double>(cut.clusters) * cut.split;
-    const double x_bytes = x_boxes * blocks * DecodeShape::x_tile(kTokens);
+    const double x_bytes = x_boxes * blocks * DecodeShape<T>::x_tile(kTokens);
     const double stream = std::max({bytes / device.memory_bytes_per_second,
-                                    tiles * DecodeShape::kTile / kBlockBytesPerSecond,
+                                    tiles * DecodeShape<T>::kTile / kBlockBytesPerSecond,
                                     (bytes + x_bytes) / kL2BytesPerSecond});
     cut.seconds = kLaunchSeconds + stream * (cut.split > 2 ? kLargeCluster : 1.0) +
                   (cut.x_resident ? x_boxes * kXBoxSeconds : 0.0) + rounds * kTileSeconds;
@@ -121,7 +122,7 @@ Cut best_cut(const LinearSp24Args& args, const DeviceInfo& device) {
 
 std::string refuses(const LinearSp24Kernel& row, const LinearSp24Args& args,
                     const DeviceInfo& device) {
-  if (std::string why = refuse_device(device); !why.empty()) return why;
+  if (std::string why = refuse_device(device, args.dtype); !why.empty()) return why;
   if (args.tokens > row.tile.tokens) {
     return "takes up to " + std::to_string(row.tile.tokens) + " tokens, not " +
            std::to_string(args.tokens);
@@ -146,7 +147,7 @@ void launch_decode(const LinearSp24Kernel& row, const LinearSp24Args& args,
   DecodeParams<T> params{};
   params.tiles = reinterpret_cast<const unsigned char*>(args.tiles);
   params.x = static_cast<const T*>(args.x);
-  params.y = static_cast<T*>(args.y);
+  params.y = static_cast<std::uint16_t*>(args.y);
   params.x_stride = args.x_stride;
   params.y_stride = args.y_stride;
   params.epilogue = epilogue_of<T>(args);
@@ -155,7 +156,7 @@ void launch_decode(const LinearSp24Kernel& row, const LinearSp24Args& args,
   params.input_tiles = input_tiles(args);
   params.stages = cut.stages;
   params.x_resident = cut.x_resident;
-  params.x_by_tma = tma_can_reach(args.x, args.in, args.x_stride);
+  params.x_by_tma = tma_can_reach(args.x, args.dtype, args.in, args.x_stride);
   params.weight_is_constant = args.weight_is_constant;
 
   CUtensorMap x_map{};
@@ -168,7 +169,7 @@ void launch_decode(const LinearSp24Kernel& row, const LinearSp24Args& args,
                              .box_rows = kTokens});
   }
   const LaunchShape shape{.blocks = cut.clusters * cut.split,
-                          .threads = DecodeShape::kThreads,
+                          .threads = DecodeShape<T>::kThreads,
                           .shared_bytes = cut.shared_bytes,
                           .cluster = cut.split,
                           .overlaps_predecessor = true,
@@ -199,6 +200,16 @@ void add_decode_rows(std::vector<LinearSp24Kernel>& rows) {
   rows.push_back(decode_row<H, 16>("sm90_decode_sp24_f16_16", DType::kFloat16));
   rows.push_back(decode_row<H, 32>("sm90_decode_sp24_f16_32", DType::kFloat16));
   rows.push_back(decode_row<H, 64>("sm90_decode_sp24_f16_64", DType::kFloat16));
+  using E = __nv_fp8_e4m3;
+  rows.push_back(decode_row<E, 8>("sm90_decode_sp24_f8e4m3_8", DType::kFloat8E4M3));
+  rows.push_back(decode_row<E, 16>("sm90_decode_sp24_f8e4m3_16", DType::kFloat8E4M3));
+  rows.push_back(decode_row<E, 32>("sm90_decode_sp24_f8e4m3_32", DType::kFloat8E4M3));
+  rows.push_back(decode_row<E, 64>("sm90_decode_sp24_f8e4m3_64", DType::kFloat8E4M3));
+  using I = signed char;
+  rows.push_back(decode_row<I, 8>("sm90_decode_sp24_i8_8", DType::kInt8));
+  rows.push_back(decode_row<I, 16>("sm90_decode_sp24_i8_16", DType::kInt8));
+  rows.push_back(decode_row<I, 32>("sm90_decode_sp24_i8_32", DType::kInt8));
+  rows.push_back(decode_row<I, 64>("sm90_decode_sp24_i8_64", DType::kInt8));
 }
 
 }  // namespace gossamer::cuda::sm90

@@ -1,13 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include <cstdint>
 
-#include "core/nm24_tile.h"
-#include "cuda/sm90/epilogue.cuh"
+#include "cuda/common/epilogue.cuh"
+#include "cuda/sm90/element.cuh"
 #include "cuda/sm90/ptx.cuh"
 #include "cuda/sm90/x_tile.cuh"
 
@@ -16,7 +13,7 @@
 //            inputs, divided among the blocks of a cluster
 //           ┌───────┬───────┬───────┬───────┐
 //   64 rows │ b0    │ b1    │ b2    │ b3    │ cluster 0       X slice of a block: loaded once, kept
-//           ├───────┼───────┼───────┼───────┤                 W: one bulk copy per 128 inputs
+//           ├───────┼───────┼───────┼───────┤                 W: one bulk copy per two tiles
 //           │ b0    │ b1    │ b2    │ b3    │ cluster 1
 //           └───────┴───────┴───────┴───────┘
 //
@@ -31,14 +28,12 @@
 // stream has ended (programmatic dependent launch); X is waited for.
 namespace gossamer::cuda::sm90 {
 
-#include "cuda/sm90/wgmma_sp.inl"
-
 /// What both sides of a launch know.
 template <typename T>
 struct DecodeParams {
   const unsigned char* tiles;
   const T* x;  // read where x_by_tma is false
-  T* y;
+  std::uint16_t* y;
   std::int64_t x_stride;
   std::int64_t y_stride;
   Epilogue<T> epilogue;
@@ -51,10 +46,11 @@ struct DecodeParams {
   bool weight_is_constant;  // may be read before the previous kernel has ended
 };
 
+template <typename T>
 struct DecodeShape {
   static constexpr int kThreads = 256;  // a warpgroup that multiplies, one that loads
-  static constexpr int kUnits = 2;      // tiles of 64 inputs in a stage
-  static constexpr int kTile = detail::Nm24Tile<2>::kBytes;
+  static constexpr int kUnits = 2;      // tiles in a stage
+  static constexpr int kTile = Element<T>::Tile::kBytes;
   static constexpr int kStage = kUnits * kTile;
 
   static constexpr int x_tile(int tokens) { return tokens * 128; }
@@ -67,10 +63,12 @@ struct DecodeShape {
 };
 
 template <typename T, int kTokens>
-__global__ void __launch_bounds__(DecodeShape::kThreads, 2)
+__global__ void __launch_bounds__(DecodeShape<T>::kThreads, 2)
     decode_sp24(const __grid_constant__ CUtensorMap x_map,
                 const __grid_constant__ DecodeParams<T> p) {
-  using Shape = DecodeShape;
+  using Shape = DecodeShape<T>;
+  using Sum = typename Element<T>::Sum;
+  constexpr int kInputs = Element<T>::kInputs;
   constexpr int kReceived = Shape::received(kTokens);
   constexpr int kXTile = Shape::x_tile(kTokens);
   constexpr int kOctets = kTokens / 8;
@@ -84,7 +82,7 @@ __global__ void __launch_bounds__(DecodeShape::kThreads, 2)
   const int cluster = static_cast<int>(blockIdx.x) / split;
   const int clusters = static_cast<int>(gridDim.x) / split;
 
-  // This block's part of the inputs, in tiles of 64 and in stages of two tiles.
+  // This block's part of the inputs, in tiles and in stages of two tiles.
   const int first = static_cast<int>(static_cast<long long>(p.input_tiles) * rank / split);
   const int count =
       static_cast<int>(static_cast<long long>(p.input_tiles) * (rank + 1) / split) - first;
@@ -153,20 +151,20 @@ __global__ void __launch_bounds__(DecodeShape::kThreads, 2)
       const std::uint32_t barrier = full + at.stage * 8;
       const bool wanted = !p.x_resident || at.is_first_tile;
       const int slot = (p.x_resident ? at.step : at.stage) * Shape::kUnits;
-      const int input = (first + at.step * Shape::kUnits) * 64;
+      const int input = (first + at.step * Shape::kUnits) * kInputs;
       if (p.x_by_tma) {
         if (!leader) return;
         barrier_arrive_expect(barrier, wanted ? units * kXTile : 0);
         if (!wanted) return;
         for (int u = 0; u < units; ++u) {
-          tensor_load(x_tile + (slot + u) * kXTile, &x_map, input + u * 64, 0, barrier);
+          tensor_load(x_tile + (slot + u) * kXTile, &x_map, input + u * kInputs, 0, barrier);
         }
         return;
       }
       if (wanted) {
         for (int u = 0; u < units; ++u) {
           fill_x_tile<T, kTokens>(shared + 2 * kReceived + (slot + u) * kXTile, p.x, p.x_stride, 0,
-                                  input + u * 64, p.epilogue.tokens, p.in, loader, kLoaders);
+                                  input + u * kInputs, p.epilogue.tokens, p.in, loader, kLoaders);
         }
         fence_async_proxy();
       }
@@ -211,7 +209,9 @@ __global__ void __launch_bounds__(DecodeShape::kThreads, 2)
   // Sixteen bytes of partial sums: octet of tokens j and thread t are entry 128·j + t; the entries
   // are divided evenly among the blocks of the cluster.
   const int share = kOctets * 128 / split;
-  float d[kTokens / 2];
+  // fp8 products are summed in fewer bits than float32 has: a stage at a time, then in float32.
+  constexpr bool kPromotes = __is_same(T, __nv_fp8_e4m3);
+  Sum d[kTokens / 2];
   const auto send = [&](int n) {
     const int buffer = n & 1;
     if (thread == 0) barrier_arrive_expect(sums + buffer * 8, kReceived);
@@ -222,7 +222,8 @@ __global__ void __launch_bounds__(DecodeShape::kThreads, 2)
       const std::uint32_t to =
           received + buffer * kReceived + (rank * share + entry - owner * share) * 16;
       store_async(peer_address(to, owner),
-                  make_float4(d[4 * j], d[4 * j + 1], d[4 * j + 2], d[4 * j + 3]),
+                  make_float4(to_bits(d[4 * j]), to_bits(d[4 * j + 1]), to_bits(d[4 * j + 2]),
+                              to_bits(d[4 * j + 3])),
                   peer_address(sums + buffer * 8, owner));
     }
   };
@@ -235,28 +236,28 @@ __global__ void __launch_bounds__(DecodeShape::kThreads, 2)
       const std::uint32_t from = received + buffer * kReceived + i * 16;
       float4 sum = load_shared_float4(from);
       for (int source = 1; source < split; ++source) {
-        const float4 part = load_shared_float4(from + source * share * 16);
-        sum.x += part.x;
-        sum.y += part.y;
-        sum.z += part.z;
-        sum.w += part.w;
+        sum = add_bits<Sum>(sum, load_shared_float4(from + source * share * 16));
       }
       const int entry = rank * share + i;
       const int lane = entry % 32;
       const int row = tile_row + entry % 128 / 32 * 16 + lane / 4;
       const int token = entry / 128 * 8 + lane % 4 * 2;
-      const float values[2][2] = {{sum.x, sum.y}, {sum.z, sum.w}};
+      const Sum values[2][2] = {{from_bits<Sum>(sum.x), from_bits<Sum>(sum.y)},
+                                {from_bits<Sum>(sum.z), from_bits<Sum>(sum.w)}};
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         const int r = row + 8 * h;
         if (r >= p.epilogue.out) continue;
         const float bias = p.epilogue.bias_of(r);
+        const float scale = p.epilogue.weight_scale_of(r);
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
           if (token + c >= p.epilogue.tokens) continue;
-          float y = values[h][c] + bias;
+          float y = static_cast<float>(values[h][c]);
+          if constexpr (Epilogue<T>::kIsScaled) y *= scale * p.epilogue.x_scale_of(token + c);
+          y += bias;
           if (p.epilogue.residual != nullptr) y += p.epilogue.residual_of(token + c, r);
-          p.y[(token + c) * p.y_stride + r] = from_float<T>(p.epilogue.activate(y));
+          p.y[(token + c) * p.y_stride + r] = p.epilogue.from_float(p.epilogue.activate(y));
         }
       }
     }
@@ -267,34 +268,40 @@ __global__ void __launch_bounds__(DecodeShape::kThreads, 2)
   int stage = 0;
   std::uint32_t parity = 0;
   for (int n = 0; n < my_tiles; ++n) {
+    [[maybe_unused]] Sum total_of_stages[kTokens / 2] = {};
     for (int step = 0; step < steps; ++step) {
       const int units = min(Shape::kUnits, count - step * Shape::kUnits);
       const std::uint32_t a = weights + stage * Shape::kStage;
       const std::uint32_t b = x_tile + (p.x_resident ? step : stage) * Shape::kUnits * kXTile;
       barrier_wait(full + stage * 8, parity);
-      std::uint32_t meta[Shape::kUnits];
+      Metadata<T> meta[Shape::kUnits];
 #pragma unroll
       for (int u = 0; u < Shape::kUnits; ++u) {
-        meta[u] =
-            load_shared_word(a + u * Shape::kTile + detail::Nm24Tile<2>::kValueBytes + thread * 4);
+        meta[u] = load_metadata<T>(a + u * Shape::kTile, thread);
       }
       wgmma_fence();
 #pragma unroll
       for (int u = 0; u < Shape::kUnits; ++u) {
         if (u < units) {
-          const std::uint64_t values = a_descriptor(a + u * Shape::kTile);
-          const std::uint64_t inputs = b_descriptor(b + u * kXTile);
-          wgmma_sp<0>(T{}, d, values, inputs, meta[u], step + u > 0);
-          wgmma_sp<1>(T{}, d, values + 2, inputs + 4, meta[u], 1);
+          multiply_tile<T>(d, a_descriptor(a + u * Shape::kTile), b_descriptor(b + u * kXTile),
+                           meta[u], (kPromotes ? 0 : step) + u > 0);
         }
       }
       wgmma_commit();
       wgmma_wait<0>();
       if (thread == 0) barrier_arrive(empty + stage * 8);
+      if constexpr (kPromotes) {
+#pragma unroll
+        for (int i = 0; i < kTokens / 2; ++i) total_of_stages[i] += d[i];
+      }
       if (++stage == p.stages) {
         stage = 0;
         parity ^= 1;
       }
+    }
+    if constexpr (kPromotes) {
+#pragma unroll
+      for (int i = 0; i < kTokens / 2; ++i) d[i] = total_of_stages[i];
     }
     if (n > 0) {
       finish(n - 1);

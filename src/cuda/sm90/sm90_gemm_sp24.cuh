@@ -1,13 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include <cstdint>
 
-#include "core/nm24_tile.h"
-#include "cuda/sm90/epilogue.cuh"
+#include "cuda/common/epilogue.cuh"
+#include "cuda/sm90/element.cuh"
 #include "cuda/sm90/ptx.cuh"
 #include "cuda/sm90/x_tile.cuh"
 
@@ -15,8 +12,7 @@
 //
 //                 tokens                     a block: kRows outputs × kTokens tokens, persistent;
 //            ┌──────────────┐                one warpgroup loads, two multiply, each half the rows
-//   kRows    │ block 0      │ ─┐ cluster:    stage: 64 inputs: W tiles by bulk copies, X by the
-//   copy
+//   kRows    │ block 0      │ ─┐ cluster:    stage: one tile of inputs: W by bulk copies, X by
 //            ├──────────────┤  │ both load   engine, each block of the cluster a part of the
 //            tokens,
 //   kRows    │ block 1      │ ─┘ half of X   multicast to both
@@ -31,20 +27,18 @@
 // memory of the cluster, each block finishes its part of the tokens, in the order of ranks.
 namespace gossamer::cuda::sm90 {
 
-#include "cuda/sm90/wgmma_sp.inl"
-
 template <typename T>
 struct GemmParams {
   const unsigned char* tiles;
   const T* x;  // read where the kernel does not use the copy engine for X
-  T* y;
+  std::uint16_t* y;
   std::int64_t x_stride;
   std::int64_t y_stride;
   Epilogue<T> epilogue;
   int in;
   int w_row_tiles;  // of 64 rows
-  int input_tiles;  // of 64 inputs
-  int row_blocks;   // blocks along the rows, a multiple of kCluster
+  int input_tiles;
+  int row_blocks;  // blocks along the rows, a multiple of kCluster
   int token_blocks;
   int split;
   bool y_by_tma;
@@ -52,7 +46,8 @@ struct GemmParams {
 };
 
 /// The compile-time shape of a block.
-template <int kRowTiles_, int kTokens_, int kStages_, int kBuffers_, int kCluster_, bool kXByTma_>
+template <typename T, int kRowTiles_, int kTokens_, int kStages_, int kBuffers_, int kCluster_,
+          bool kXByTma_, bool kPromotes_ = false>
 struct GemmShape {
   static constexpr int kRowTiles = kRowTiles_;  // tiles of 64 rows a warpgroup
   static constexpr int kTokens = kTokens_;
@@ -60,11 +55,13 @@ struct GemmShape {
   static constexpr int kBuffers = kBuffers_;  // pieces of results that wait to be written
   static constexpr int kCluster = kCluster_;  // blocks that share X
   static constexpr bool kXByTma = kXByTma_;
+  // fp8 products are summed in fewer bits than float32 has: two stages at a time, then in float32.
+  static constexpr bool kPromotes = kPromotes_;
 
   static constexpr int kWarpgroups = 2;
   static constexpr int kThreads = 128 * (1 + kWarpgroups);
   static constexpr int kRows = 64 * kRowTiles * kWarpgroups;
-  static constexpr int kTile = detail::Nm24Tile<2>::kBytes;
+  static constexpr int kTile = Element<T>::Tile::kBytes;
   static constexpr int kWBytes = kTile * kRowTiles * kWarpgroups;
   static constexpr int kXBytes = kTokens * 128;
   // A warpgroup turns its result around in pieces of 64 rows by kPiece tokens.
@@ -99,6 +96,8 @@ template <typename T, typename Shape>
 __global__ void __launch_bounds__(Shape::kThreads, 1)
     gemm_sp24(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap y_map,
               const __grid_constant__ GemmParams<T> p) {
+  using Sum = typename Element<T>::Sum;
+  constexpr int kInputs = Element<T>::kInputs;
   constexpr int kTokens = Shape::kTokens;
   constexpr int kStages = Shape::kStages;
   constexpr int kCluster = Shape::kCluster;
@@ -190,14 +189,15 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
             constexpr int kShare = kTokens / kCluster;
             const std::uint32_t to = x_stages + stage * kXBytes + row_rank * kShare * 128;
             if constexpr (kCluster == 1) {
-              tensor_load(to, &x_map, k * 64, token, barrier);
+              tensor_load(to, &x_map, k * kInputs, token, barrier);
             } else {
               const auto blocks =
                   static_cast<std::uint16_t>(((1 << kCluster) - 1) << (part * kCluster));
-              tensor_load_multicast(to, &x_map, k * 64, token + row_rank * kShare, barrier, blocks);
+              tensor_load_multicast(to, &x_map, k * kInputs, token + row_rank * kShare, barrier,
+                                    blocks);
             }
           } else {
-            fill_x_tile<T, kTokens>(shared + stage * kXBytes, p.x, p.x_stride, token, k * 64,
+            fill_x_tile<T, kTokens>(shared + stage * kXBytes, p.x, p.x_stride, token, k * kInputs,
                                     p.epilogue.tokens, p.in, thread, 128);
             fence_async_proxy();
             __syncwarp();
@@ -229,7 +229,8 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
       const int first_row =
           ((at.row_block * kCluster + row_rank) * kWarpgroups + group) * kRowTiles * 64;
       const int first_token = at.token_block * kTokens;
-      float d[kRowTiles][kTokens / 2];
+      Sum d[kRowTiles][kTokens / 2];
+      [[maybe_unused]] Sum promoted[kRowTiles][Shape::kPromotes ? kTokens / 2 : 1] = {};
       int previous = -1;
       int accumulate = 0;
       const auto release = [&](int s) {
@@ -243,21 +244,17 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
       };
       // The metadata registers belong to the instruction until it has ended, so consecutive steps
       // use different ones.
-      const auto step = [&](std::uint32_t(&meta)[kRowTiles]) {
+      const auto step = [&](Metadata<T>(&meta)[kRowTiles]) {
         barrier_wait(full + stage * 8, parity);
         const std::uint32_t w = w_stages + stage * kWBytes + group * kRowTiles * Shape::kTile;
 #pragma unroll
-        for (int i = 0; i < kRowTiles; ++i) {
-          meta[i] = load_shared_word(w + i * Shape::kTile + detail::Nm24Tile<2>::kValueBytes +
-                                     thread * 4);
-        }
+        for (int i = 0; i < kRowTiles; ++i)
+          meta[i] = load_metadata<T>(w + i * Shape::kTile, thread);
         const std::uint64_t b = b_descriptor(x_stages + stage * kXBytes);
         wgmma_fence();
 #pragma unroll
         for (int i = 0; i < kRowTiles; ++i) {
-          const std::uint64_t a = a_descriptor(w + i * Shape::kTile);
-          wgmma_sp<0>(T{}, d[i], a, b, meta[i], accumulate);
-          wgmma_sp<1>(T{}, d[i], a + 2, b + 4, meta[i], 1);
+          multiply_tile<T>(d[i], a_descriptor(w + i * Shape::kTile), b, meta[i], accumulate);
         }
         wgmma_commit();
         accumulate = 1;
@@ -269,16 +266,38 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
           parity ^= 1;
         }
       };
-      std::uint32_t even[kRowTiles];
-      std::uint32_t odd[kRowTiles];
+      const auto promote = [&] {
+        if constexpr (Shape::kPromotes) {
+          wgmma_wait<0>();
+          accumulate = 0;
+#pragma unroll
+          for (int i = 0; i < kRowTiles; ++i) {
+#pragma unroll
+            for (int j = 0; j < kTokens / 2; ++j) promoted[i][j] += d[i][j];
+          }
+        }
+      };
+      Metadata<T> even[kRowTiles];
+      Metadata<T> odd[kRowTiles];
       int k = 0;
       for (; k + 2 <= steps; k += 2) {
         step(even);
         step(odd);
+        promote();
       }
-      if (k < steps) step(even);
+      if (k < steps) {
+        step(even);
+        promote();
+      }
       wgmma_wait<0>();
       release(previous);
+      if constexpr (Shape::kPromotes) {
+#pragma unroll
+        for (int i = 0; i < kRowTiles; ++i) {
+#pragma unroll
+          for (int j = 0; j < kTokens / 2; ++j) d[i][j] = promoted[i][j];
+        }
+      }
 
       // Which pieces of the tile this block finishes: all, or its share of them.
       int first_piece = 0;
@@ -308,9 +327,9 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
           for (int i = 0; i < kRowTiles; ++i) {
 #pragma unroll
             for (int j = 0; j < kPieceOctets; ++j) {
-              const float* v = &d[i][(h * kPieceOctets + j) * 4];
+              const Sum* v = &d[i][(h * kPieceOctets + j) * 4];
               store_peer(peer_address(place(part, i, octet + j), peer),
-                         make_float4(v[0], v[1], v[2], v[3]));
+                         make_float4(to_bits(v[0]), to_bits(v[1]), to_bits(v[2]), to_bits(v[3])));
             }
           }
         }
@@ -326,22 +345,33 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
               const int octet = (h - first_piece) * kPieceOctets + j;
               float4 sum = load_shared_float4(place(0, i, octet));
               for (int source = 1; source < p.split; ++source) {
-                const float4 other = load_shared_float4(place(source, i, octet));
-                sum.x += other.x;
-                sum.y += other.y;
-                sum.z += other.z;
-                sum.w += other.w;
+                sum = add_bits<Sum>(sum, load_shared_float4(place(source, i, octet)));
               }
-              float* v = &d[i][(h * kPieceOctets + j) * 4];
-              v[0] = sum.x;
-              v[1] = sum.y;
-              v[2] = sum.z;
-              v[3] = sum.w;
+              Sum* v = &d[i][(h * kPieceOctets + j) * 4];
+              v[0] = from_bits<Sum>(sum.x);
+              v[1] = from_bits<Sum>(sum.y);
+              v[2] = from_bits<Sum>(sum.z);
+              v[3] = from_bits<Sum>(sum.w);
             }
           }
         }
       }
 
+      // From here on the registers of sums hold float32, as bit patterns where sums are integers.
+      if constexpr (Epilogue<T>::kIsScaled) {
+#pragma unroll
+        for (int i = 0; i < kRowTiles; ++i) {
+          const int row = first_row + i * 64 + warp * 16 + lane / 4;
+          const float scales[2] = {p.epilogue.weight_scale_of(row),
+                                   p.epilogue.weight_scale_of(row + 8)};
+#pragma unroll
+          for (int j = 0; j < kTokens / 2; ++j) {
+            const int token = first_token + j / 4 * 8 + lane % 4 * 2 + j % 2;
+            d[i][j] = from_bits<Sum>(static_cast<float>(d[i][j]) *
+                                     (scales[j / 2 % 2] * p.epilogue.x_scale_of(token)));
+          }
+        }
+      }
       if (p.epilogue.residual != nullptr) {
 #pragma unroll
         for (int i = 0; i < kRowTiles; ++i) {
@@ -349,7 +379,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
           for (int j = 0; j < kTokens / 2; ++j) {
             const int token = first_token + j / 4 * 8 + lane % 4 * 2 + j % 2;
             const int row = first_row + i * 64 + warp * 16 + lane / 4 + j / 2 % 2 * 8;
-            d[i][j] += p.epilogue.residual_of(token, row);
+            d[i][j] = from_bits<Sum>(to_bits(d[i][j]) + p.epilogue.residual_of(token, row));
           }
         }
       }
@@ -376,9 +406,9 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
             for (int m = 0; m < 4; ++m) {
               const int octet = h * (Shape::kPiece / 8) + j + m / 2;
               const int r = m % 2;
-              const float* v = &d[i][octet * 4 + r * 2];
-              pairs[m] = pack_pair<T>(p.epilogue.activate(v[0] + bias[r]),
-                                      p.epilogue.activate(v[1] + bias[r]));
+              const Sum* v = &d[i][octet * 4 + r * 2];
+              pairs[m] = p.epilogue.pack_pair(p.epilogue.activate(to_bits(v[0]) + bias[r]),
+                                              p.epilogue.activate(to_bits(v[1]) + bias[r]));
             }
             const int matrix = lane / 8;
             const int token_row = (j + matrix / 2) * 8 + lane % 8;

@@ -9,21 +9,21 @@ void add_gemm_bf16_rows(std::vector<LinearSp24Kernel>& rows) {
   constexpr DType kType = DType::kBFloat16;
   // Tiles of 64 rows a warpgroup, tokens, stages, buffers of results, blocks that share X, X by the
   // copy engine.
-  rows.push_back(
-      GemmInstance<T, GemmShape<1, 256, 4, 6, 2, true>>::row("sm90_gemm_sp24_bf16_128x256", kType));
-  rows.push_back(
-      GemmInstance<T, GemmShape<2, 192, 4, 7, 2, true>>::row("sm90_gemm_sp24_bf16_256x192", kType));
-  rows.push_back(
-      GemmInstance<T, GemmShape<1, 192, 5, 6, 2, true>>::row("sm90_gemm_sp24_bf16_128x192", kType));
-  rows.push_back(
-      GemmInstance<T, GemmShape<1, 128, 7, 8, 2, true>>::row("sm90_gemm_sp24_bf16_128x128", kType));
-  rows.push_back(GemmInstance<T, GemmShape<1, 128, 7, 8, 1, true>>::row(
+  rows.push_back(GemmInstance<T, GemmShape<T, 1, 256, 4, 6, 2, true>>::row(
+      "sm90_gemm_sp24_bf16_128x256", kType));
+  rows.push_back(GemmInstance<T, GemmShape<T, 2, 192, 4, 7, 2, true>>::row(
+      "sm90_gemm_sp24_bf16_256x192", kType));
+  rows.push_back(GemmInstance<T, GemmShape<T, 1, 192, 5, 6, 2, true>>::row(
+      "sm90_gemm_sp24_bf16_128x192", kType));
+  rows.push_back(GemmInstance<T, GemmShape<T, 1, 128, 7, 8, 2, true>>::row(
+      "sm90_gemm_sp24_bf16_128x128", kType));
+  rows.push_back(GemmInstance<T, GemmShape<T, 1, 128, 7, 8, 1, true>>::row(
       "sm90_gemm_sp24_bf16_128x128_single", kType));
-  rows.push_back(
-      GemmInstance<T, GemmShape<1, 64, 10, 4, 2, true>>::row("sm90_gemm_sp24_bf16_128x64", kType));
-  rows.push_back(
-      GemmInstance<T, GemmShape<1, 32, 14, 2, 2, true>>::row("sm90_gemm_sp24_bf16_128x32", kType));
-  rows.push_back(GemmInstance<T, GemmShape<1, 128, 4, 8, 1, false>>::row(
+  rows.push_back(GemmInstance<T, GemmShape<T, 1, 64, 10, 4, 2, true>>::row(
+      "sm90_gemm_sp24_bf16_128x64", kType));
+  rows.push_back(GemmInstance<T, GemmShape<T, 1, 32, 14, 2, 2, true>>::row(
+      "sm90_gemm_sp24_bf16_128x32", kType));
+  rows.push_back(GemmInstance<T, GemmShape<T, 1, 128, 4, 8, 1, false>>::row(
       "sm90_gemm_sp24_bf16_128x128_unaligned", kType));
 }
 

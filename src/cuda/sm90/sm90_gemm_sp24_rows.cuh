@@ -41,7 +41,7 @@ struct GemmInstance {
   static constexpr double kMostlyOutside = 1.4;
 
   static int input_tiles(const LinearSp24Args& args) {
-    return static_cast<int>(detail::nm24_input_tiles(args.in, 2));
+    return static_cast<int>(detail::nm24_input_tiles(args.in, dtype_bytes(args.dtype)));
   }
   static double weight_bytes(const LinearSp24Args& args) {
     return static_cast<double>(detail::nm24_row_tiles(args.out)) * input_tiles(args) * Shape::kTile;
@@ -92,8 +92,8 @@ struct GemmInstance {
 
   static std::string refuses(const LinearSp24Kernel&, const LinearSp24Args& args,
                              const DeviceInfo& device) {
-    if (std::string why = refuse_device(device); !why.empty()) return why;
-    if (Shape::kXByTma && !tma_can_reach(args.x, args.in, args.x_stride)) {
+    if (std::string why = refuse_device(device, args.dtype); !why.empty()) return why;
+    if (Shape::kXByTma && !tma_can_reach(args.x, args.dtype, args.in, args.x_stride)) {
       return "needs X with base and rows aligned to 16 bytes; the stride is " +
              std::to_string(args.x_stride) + " elements";
     }
@@ -113,7 +113,7 @@ struct GemmInstance {
     GemmParams<T> params{};
     params.tiles = reinterpret_cast<const unsigned char*>(args.tiles);
     params.x = static_cast<const T*>(args.x);
-    params.y = static_cast<T*>(args.y);
+    params.y = static_cast<std::uint16_t*>(args.y);
     params.x_stride = args.x_stride;
     params.y_stride = args.y_stride;
     params.epilogue = epilogue_of<T>(args);
@@ -124,7 +124,7 @@ struct GemmInstance {
     params.token_blocks = token_blocks(args);
     params.split = cut.split;
     params.weight_is_constant = args.weight_is_constant;
-    params.y_by_tma = tma_can_reach(args.y, args.out, args.y_stride);
+    params.y_by_tma = tma_can_reach(args.y, args.y_dtype, args.out, args.y_stride);
 
     CUtensorMap x_map{};
     if constexpr (Shape::kXByTma) {
@@ -138,7 +138,7 @@ struct GemmInstance {
     CUtensorMap y_map{};
     if (params.y_by_tma) {
       y_map = make_tensor_map({.data = args.y,
-                               .dtype = args.dtype,
+                               .dtype = args.y_dtype,
                                .columns = args.out,
                                .rows = args.tokens,
                                .stride = args.y_stride,
@@ -161,7 +161,8 @@ struct GemmInstance {
                      .tokens = Shape::kTokens,
                      .cluster_rows = Shape::kCluster,
                      .split = kMostSplit == 1 ? 1 : 0,
-                     .needs_tma_x = Shape::kXByTma},
+                     .needs_tma_x = Shape::kXByTma,
+                     .accurate_sums = Shape::kPromotes || !__is_same(T, __nv_fp8_e4m3)},
             .refuses = refuses,
             .seconds = seconds,
             .launch = run};

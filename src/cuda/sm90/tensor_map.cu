@@ -8,12 +8,16 @@
 namespace gossamer::cuda::sm90 {
 namespace {
 
-constexpr std::int64_t kElement = 2;
-
 using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*,
                             const cuuint64_t*, const cuuint32_t*, const cuuint32_t*,
                             CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion,
                             CUtensorMapFloatOOBfill);
+
+CUtensorMapDataType data_type(DType dtype) {
+  if (dtype == DType::kFloat16) return CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+  if (dtype == DType::kBFloat16) return CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+  return CU_TENSOR_MAP_DATA_TYPE_UINT8;
+}
 
 /// The driver's function, asked of the runtime so that nothing links against the driver.
 Encode encode_function() {
@@ -35,26 +39,25 @@ Encode encode_function() {
 
 }  // namespace
 
-bool tma_can_reach(const void* data, std::int64_t columns, std::int64_t stride) {
+bool tma_can_reach(const void* data, DType dtype, std::int64_t columns, std::int64_t stride) {
   constexpr std::int64_t kAlignment = 16;
-  return reinterpret_cast<std::uintptr_t>(data) % kAlignment == 0 &&
-         stride * kElement % kAlignment == 0 && columns > 0 && stride >= columns &&
-         stride * kElement < (std::int64_t{1} << 40);
+  const std::int64_t row = stride * dtype_bytes(dtype);
+  return reinterpret_cast<std::uintptr_t>(data) % kAlignment == 0 && row % kAlignment == 0 &&
+         columns > 0 && stride >= columns && row < (std::int64_t{1} << 40);
 }
 
 CUtensorMap make_tensor_map(const TensorBox& box) {
+  constexpr std::int64_t kBoxBytes = 128;
   CUtensorMap map{};
   const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(box.columns),
                                static_cast<cuuint64_t>(box.rows)};
-  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(box.stride * kElement)};
-  const cuuint32_t boxes[2] = {static_cast<cuuint32_t>(box.box_columns),
+  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(box.stride * dtype_bytes(box.dtype))};
+  const cuuint32_t boxes[2] = {static_cast<cuuint32_t>(kBoxBytes / dtype_bytes(box.dtype)),
                                static_cast<cuuint32_t>(box.box_rows)};
   const cuuint32_t steps[2] = {1, 1};
-  const CUtensorMapDataType type = box.dtype == DType::kFloat16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
-                                                                : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
   const CUresult status =
-      encode_function()(&map, type, 2, const_cast<void*>(box.data), sizes, strides, boxes, steps,
-                        CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+      encode_function()(&map, data_type(box.dtype), 2, const_cast<void*>(box.data), sizes, strides,
+                        boxes, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                         CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (status != CUDA_SUCCESS) {
     throw Error(ErrorCode::kUnsupported,

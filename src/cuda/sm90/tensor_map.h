@@ -9,20 +9,19 @@
 
 namespace gossamer::cuda::sm90 {
 
-/// A matrix as the copy engine sees it.
+/// A matrix as the copy engine sees it, in boxes of 128 bytes by `box_rows`.
 struct TensorBox {
   const void* data = nullptr;
-  DType dtype = DType::kBFloat16;  ///< float16 or bfloat16
+  DType dtype = DType::kBFloat16;  ///< of 16 or 8 bits
   std::int64_t columns = 0;
   std::int64_t rows = 0;
   std::int64_t stride = 0;  ///< elements between rows
-  int box_columns = 64;
-  int box_rows = 0;  ///< at most 256
+  int box_rows = 0;         ///< at most 256
 };
 
 /// True where the copy engine can read or write the matrix: base and rows aligned to 16 bytes, rows
 /// that do not overlap.
-bool tma_can_reach(const void* data, std::int64_t columns, std::int64_t stride);
+bool tma_can_reach(const void* data, DType dtype, std::int64_t columns, std::int64_t stride);
 
 /// The descriptor, with the 128-byte swizzle. Throws Error(kUnsupported) where the driver refuses.
 CUtensorMap make_tensor_map(const TensorBox& box);

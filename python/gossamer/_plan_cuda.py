@@ -1,0 +1,328 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Whether a 2:4 weight on a GPU is multiplied packed or dense, bucket by bucket of token counts.
+
+The same rule as on a CPU: packed must win by 5 % at some token count and lose nowhere by more than
+the 3 % that timing can tell apart; with `memory="speed"` it may lose where a dense copy, kept
+beside it, runs instead. Times depend on the shape, not on the values, so that one measurement
+serves all layers of a shape, in this process and, by a file, in later ones.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gossamer._cuda_timing import contest
+from gossamer.version import __version__
+
+__all__ = ["BUCKETS", "CudaPlan", "obstacle", "plan_24"]
+
+BUCKETS: tuple[tuple[int, ...], ...] = (
+    (1,),
+    (2, 8),
+    (9, 32),
+    (33, 128),
+    (129, 512),
+    (513, 2048),
+    (2049, 8192),
+)
+"""Token counts at which each bucket of gossamer/linear.h is timed: both ends, the last one's where
+activations of most models end."""
+
+BUCKET_ENDS = [counts[-1] for counts in BUCKETS[:-1]]
+
+WIN = 1.05
+NOT_SLOWER = 0.97
+
+_ROUNDS = 5
+_SECONDS = 1e-3
+_L2_TIMES = 2
+_MOST_COPIES = 32
+# Of the tensor cores' 4096 bfloat16 operations a clock and multiprocessor, what cuBLAS reaches
+# under load, and a launch; the cost model of dense layers (H100, 2026).
+_DENSE_FLOPS_PER_MULTIPROCESSOR = 5.4e12
+_LAUNCH_SECONDS = 3e-6
+
+_measured: dict[str, list[list[float]]] = {}
+
+
+@dataclass(frozen=True)
+class CudaPlan:
+    """What was decided for one shape.
+
+    Attributes:
+        sparse: packed at some token count; False: the layer stays dense.
+        choices: empty where nothing was compared, else for each bucket `tokens` (where it
+            counted), `kernel` (a row of the GPU's table, or `dense`), `milliseconds`,
+            `dense_milliseconds` and `reason`, as the CPU's plan has them.
+        reason: one sentence.
+    """
+
+    sparse: bool
+    choices: list[dict[str, Any]]
+    reason: str
+
+    @property
+    def dense_buckets(self) -> list[str | None]:
+        """For each bucket "dense" or None, as the packed weight's header keeps it."""
+        return ["dense" if c["kernel"] == "dense" else None for c in self.choices]
+
+
+def obstacle(dtype: torch.dtype, device: torch.device) -> str | None:
+    """Why no 2:4 weight of this dtype is multiplied on this GPU; None where one is."""
+    if not _has_kernels():
+        return (
+            "its weight is on a GPU, and this build of gossamer has no CUDA kernels (_C_cuda.so): "
+            "build it where nvcc is, or move the model to the CPU"
+        )
+    if dtype not in (torch.bfloat16, torch.float16):
+        name = str(dtype).removeprefix("torch.")
+        return (
+            f"{name} weights are not multiplied packed on a GPU, bfloat16 and float16 are: convert "
+            "the model with .to(torch.bfloat16)"
+        )
+    if not _kernel(torch.empty(1, 64, dtype=dtype, device=device), 64):
+        major, minor = torch.cuda.get_device_capability(device)
+        text = (
+            f"no kernel multiplies 2:4 weights on {torch.cuda.get_device_name(device)} (compute "
+            f"capability {major}.{minor}), so it runs dense"
+        )
+        if major >= 8:
+            text += "; kernels that have not run on hardware yet: GOSSAMER_EXPERIMENTAL=sm80"
+        return text
+    return None
+
+
+def plan_24(
+    wrap: Callable[[Tensor], Tensor],
+    tiles: Tensor,
+    dense: Tensor,
+    *,
+    bias: bool,
+    mode: str,
+    memory: str,
+) -> CudaPlan:
+    """Decides for one weight.
+
+    Args:
+        wrap: makes what F.linear takes of tiles.
+        tiles: uint8 [bytes], the weight in layout nm24_tiles.
+        dense: [out, in], bfloat16 or float16, on the GPU.
+        bias: the layer adds one.
+        mode: "measure" or "model".
+        memory: "default" or "speed".
+
+    Returns:
+        The plan; where comparing fails, packed everywhere, with the failure as the reason.
+    """
+    try:
+        if mode == "model":
+            times = _model(dense)
+        else:
+            times = _remembered(dense, bias, lambda: _measure(wrap, tiles, dense, bias))
+        kernels = [_kernel_at(dense, counts[-1]) for counts in BUCKETS]
+    # Whatever a GPU, its driver or its full memory answers: a plan is a help, not a condition.
+    except Exception as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        return CudaPlan(
+            True, [], f"packed at every token count; comparing it with dense failed: {lines[0]}"
+        )
+    return decide(times, kernels, memory, dense.numel() * dense.element_size())
+
+
+def decide(times: list[list[float]], kernels: list[str], memory: str, dense_bytes: int) -> CudaPlan:
+    """The rule, on milliseconds: for each token count of BUCKETS in turn packed and dense."""
+    rows = iter(times)
+    choices: list[dict[str, Any]] = []
+    losses: list[str] = []
+    wins = False
+    for counts, kernel in zip(BUCKETS, kernels, strict=True):
+        timed = [(tokens, *next(rows)) for tokens in counts]
+        tokens, ms, dense_ms = min(timed, key=lambda row: row[2] / row[1])
+        ratio = dense_ms / ms
+        loses = ratio < NOT_SLOWER
+        wins |= not loses and max(row[2] / row[1] for row in timed) >= WIN
+        if loses:
+            losses.append(f"{tokens} tokens ({ratio:.2f}x)")
+        choices.append(
+            {
+                "tokens": tokens,
+                "kernel": "dense" if loses else kernel,
+                "milliseconds": dense_ms if loses else ms,
+                "dense_milliseconds": dense_ms,
+                "reason": f"packed {ms:.4f} ms, dense {dense_ms:.4f} ms at {tokens} tokens",
+            }
+        )
+    size = f"{dense_bytes / 1e6:.3g} MB"
+    if not wins:
+        return CudaPlan(False, _all_dense(choices), "plain: no token count gains 5 % packed")
+    if losses and memory != "speed":
+        return CudaPlan(
+            False,
+            _all_dense(choices),
+            f'plain: dense is faster at {", ".join(losses)}; memory="speed" keeps a dense copy '
+            f"({size}) for those and is packed elsewhere",
+        )
+    if losses:
+        return CudaPlan(
+            True,
+            choices,
+            f"faster packed; dense, from a copy of {size}, where that is faster: "
+            f"{', '.join(losses)}",
+        )
+    return CudaPlan(True, choices, "faster packed, and nowhere slower")
+
+
+def _all_dense(choices: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {**choice, "kernel": "dense", "milliseconds": choice["dense_milliseconds"]}
+        for choice in choices
+    ]
+
+
+def _has_kernels() -> bool:
+    return hasattr(torch.ops.gossamer, "cuda_kernel")
+
+
+def _kernel(x: Tensor, out: int) -> str:
+    return str(torch.ops.gossamer.cuda_kernel(x, out))
+
+
+def _kernel_at(dense: Tensor, tokens: int) -> str:
+    return _kernel(dense.new_empty(tokens, dense.shape[1]), dense.shape[0])
+
+
+# --- Times ----------------------------------------------------------------------------------------
+
+
+def _measure(
+    wrap: Callable[[Tensor], Tensor], tiles: Tensor, dense: Tensor, bias: bool
+) -> list[list[float]]:
+    """Milliseconds of packed and dense at each token count, weights read from memory."""
+    with torch.cuda.device(dense.device), torch.no_grad():
+        return _measure_here(wrap, tiles, dense, bias)
+
+
+def _measure_here(
+    wrap: Callable[[Tensor], Tensor], tiles: Tensor, dense: Tensor, bias: bool
+) -> list[list[float]]:
+    l2 = torch.cuda.get_device_properties(dense.device).L2_cache_size
+    copies = min(_MOST_COPIES, 1 + math.ceil(_L2_TIMES * l2 / max(tiles.numel(), 1)))
+    ours = [wrap(tiles.clone()) for _ in range(copies)]
+    theirs = [dense.clone() for _ in range(copies)]
+    offset = dense.new_zeros(dense.shape[0]) if bias else None
+    times = []
+    for tokens in (tokens for counts in BUCKETS for tokens in counts):
+        x = torch.randn(tokens, dense.shape[1], device=dense.device).to(dense.dtype)
+        rivals = {
+            "packed": [partial(F.linear, x, weight, offset) for weight in ours],
+            "dense": [partial(F.linear, x, weight, offset) for weight in theirs],
+        }
+        found = contest(rivals, _ROUNDS, _SECONDS)
+        times.append([found["packed"], found["dense"]])
+    return times
+
+
+def _model(dense: Tensor) -> list[list[float]]:
+    """The same, predicted."""
+    out, inputs = dense.shape
+    device = json.loads(torch.ops.gossamer.cuda_device_info(dense))
+    times = []
+    for tokens in (tokens for counts in BUCKETS for tokens in counts):
+        x = dense.new_empty(tokens, inputs)
+        rows = json.loads(torch.ops.gossamer.cuda_kernel_table(x, out))
+        packed = min(row["seconds"] for row in rows if not row["refuses"])
+        moved = 2.0 * (out * inputs + tokens * (out + inputs))
+        flops = 2.0 * tokens * out * inputs
+        multiprocessors = device["multiprocessors"]
+        seconds = _LAUNCH_SECONDS + max(
+            moved / device["memory_bytes_per_second"],
+            flops / (multiprocessors * _DENSE_FLOPS_PER_MULTIPROCESSOR),
+        )
+        times.append([1e3 * packed, 1e3 * seconds])
+    return times
+
+
+# --- What was measured before ---------------------------------------------------------------------
+
+
+def _remembered(
+    dense: Tensor, bias: bool, measure: Callable[[], list[list[float]]]
+) -> list[list[float]]:
+    key = _key(dense, bias)
+    if key not in _measured:
+        file = _cache_file()
+        kept = _read(file).get(key)
+        if _is_sound(kept):
+            _measured[key] = kept
+        else:
+            _measured[key] = measure()
+            _write(file, key, _measured[key])
+    return _measured[key]
+
+
+def _key(dense: Tensor, bias: bool) -> str:
+    properties = torch.cuda.get_device_properties(dense.device)
+    return (
+        f"{properties.name} {properties.multi_processor_count} gossamer={__version__} "
+        f"torch={torch.__version__} out={dense.shape[0]} in={dense.shape[1]} dtype={dense.dtype} "
+        f"bias={bias}"
+    )
+
+
+def _is_sound(times: Any) -> TypeGuard[list[list[float]]]:
+    """Whether what a file says is what `_measure` returns: others may write the file."""
+    return (
+        isinstance(times, list)
+        and len(times) == sum(map(len, BUCKETS))
+        and all(
+            isinstance(row, list)
+            and len(row) == 2
+            and all(isinstance(ms, float) and 0 < ms < math.inf for ms in row)
+            for row in times
+        )
+    )
+
+
+def _cache_file() -> Path | None:
+    """Beside the CPU's plans (src/plan/cache.cpp); None where caching is off."""
+    folder = os.environ.get("GOSSAMER_CACHE", "")
+    if folder == "off":
+        return None
+    if folder:
+        return Path(folder) / "cuda_plans.json"
+    home = os.environ.get("XDG_CACHE_HOME") or os.environ.get("HOME", "") + "/.cache"
+    return Path(home) / "gossamer" / "cuda_plans.json" if home != "/.cache" else None
+
+
+def _read(file: Path | None) -> dict[str, Any]:
+    try:
+        kept = json.loads(file.read_text()) if file is not None else {}
+    except (OSError, ValueError):
+        return {}
+    return kept if isinstance(kept, dict) else {}
+
+
+def _write(file: Path | None, key: str, times: list[list[float]]) -> None:
+    """Adds an entry; a folder that cannot be written costs the next process a measurement."""
+    if file is None:
+        return
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        entries = {**_read(file), key: times}
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as temporary:
+            json.dump(entries, temporary)
+        Path(temporary.name).replace(file)
+    except OSError:
+        return

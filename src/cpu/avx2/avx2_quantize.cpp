@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Tokens to int8, AVX2: bound by reading X twice.
+#include "cpu/quantize_task.h"
+
+namespace {
+
+#include "cpu/quantize.inl"
+
+}  // namespace
+
+namespace gossamer::cpu {
+
+float avx2_quantize(const float* x, std::int64_t count, std::int8_t* q) {
+  return quantize(x, count, q);
+}
+
+}  // namespace gossamer::cpu

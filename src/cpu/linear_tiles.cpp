@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Table rows of AMX. They have not run on such a machine yet, so that they are in the table only
+// where GOSSAMER_EXPERIMENTAL names amx; the tests run them on a model of the tile registers.
+//
+// With all inputs in one tile of X sums stay in their registers, and X comes
+// from L2; with fewer it comes from L1, and sums are loaded and stored in between.
+#include "core/experimental.h"
+#include "cpu/registration.h"
+#include "cpu/tile_rows.h"
+
+namespace gossamer::cpu {
+
+void register_linear_tiles() {
+#if defined(__x86_64__)
+  if (!detail::is_experiment_enabled("amx")) return;
+  using enum DType;
+  constexpr std::uint32_t kBf16 = kIsaAvx512 | kIsaAvx512Vbmi2 | kIsaAvx512Bf16 | kIsaAmxBf16;
+  constexpr std::uint32_t kInt8Sets = kIsaAvx512 | kIsaAvx512Vbmi2 | kIsaAvx512Vnni | kIsaAmxInt8;
+  constexpr TileSource::Count count = amx_count_kept;
+  add_bitmask_tile_row<amx_bitmask_bf16, count, 0, 3>("amx_linear_bitmask_bf16", kBf16, kBFloat16);
+  add_bitmask_tile_row<amx_bitmask_bf16, count, 128, 8>("amx_spmm_bitmask128_bf16_nv8", kBf16,
+                                                        kBFloat16);
+  add_bitmask_tile_row<amx_bitmask_bf16, count, 256, 4>("amx_spmm_bitmask256_bf16_nv4", kBf16,
+                                                        kBFloat16);
+  add_bitmask_tile_row<amx_bitmask_int8, count, 0, 3>("amx_linear_bitmask_int8", kInt8Sets, kInt8);
+  add_bitmask_tile_row<amx_bitmask_int8, count, 256, 8>("amx_spmm_bitmask256_int8_nv8", kInt8Sets,
+                                                        kInt8);
+  add_bitmask_tile_row<amx_bitmask_int8, count, 512, 4>("amx_spmm_bitmask512_int8_nv4", kInt8Sets,
+                                                        kInt8);
+
+  add_block_tile_row<amx_blocks_bf16, 0, 6>("amx_spmm_bsr_bf16", kBf16, kBFloat16);
+  add_block_tile_row<amx_blocks_bf16, 256, 4>("amx_spmm_bsr256_bf16", kBf16, kBFloat16);
+  add_block_tile_row<amx_blocks_int8, 0, 6>("amx_spmm_bsr_int8", kInt8Sets, kInt8);
+  add_block_tile_row<amx_blocks_int8, 512, 4>("amx_spmm_bsr512_int8", kInt8Sets, kInt8);
+#endif
+}
+
+}  // namespace gossamer::cpu

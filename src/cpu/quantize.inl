@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Tokens to int8, plain loops that the compiler turns into vectors. Included inside an anonymous
+// namespace by one translation unit of each instruction set.
+
+/// max |x| as the bits of a float; at least 0x7f800000 where something is not finite.
+inline std::int32_t largest_bits(const float* x, std::int64_t count) {
+  std::int32_t largest = 0;
+  for (std::int64_t k = 0; k < count; ++k) {
+    std::int32_t bits;
+    __builtin_memcpy(&bits, x + k, sizeof(bits));
+    bits &= 0x7fffffff;
+    largest = bits > largest ? bits : largest;
+  }
+  return largest;
+}
+
+/// x · inverse to nearest even, |x · inverse| <= 127: the sum with 1.5·2^23 leaves the integer in
+/// the lowest bits.
+inline void round_all(const float* x, std::int64_t count, float inverse, std::int8_t* q) {
+  for (std::int64_t k = 0; k < count; ++k) {
+    const float shifted = x[k] * inverse + 12582912.0f;
+    std::int32_t bits;
+    __builtin_memcpy(&bits, &shifted, sizeof(bits));
+    q[k] = static_cast<std::int8_t>(bits);
+  }
+}
+
+float quantize(const float* x, std::int64_t count, std::int8_t* q) {
+  const std::int32_t bits = largest_bits(x, count);
+  float largest;
+  __builtin_memcpy(&largest, &bits, sizeof(largest));
+  const float inverse = 127.0f / largest;
+  const bool is_finite = bits < 0x7f800000;
+  if (!is_finite || !(inverse <= 3.4e38f)) {
+    for (std::int64_t k = 0; k < count; ++k) q[k] = 0;
+    return is_finite ? 0.0f : __builtin_nanf("");
+  }
+  round_all(x, count, inverse, q);
+  return largest / 127.0f;
+}

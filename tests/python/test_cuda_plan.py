@@ -1,0 +1,319 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The plan of 2:4 layers on a GPU; the rule itself is tested on any machine."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import gossamer as gs
+from gossamer import _packing, _plan_cuda
+from gossamer.weight import SparseWeight
+
+no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+KERNELS = [f"kernel{i}" for i in range(7)]
+
+
+def times(**changed: tuple[float, float]) -> list[list[float]]:
+    """Packed twice as fast as dense everywhere but at the token counts named `t<count>`."""
+    counts = [tokens for bucket in _plan_cuda.BUCKETS for tokens in bucket]
+    return [list(changed.get(f"t{tokens}", (1.0, 2.0))) for tokens in counts]
+
+
+# --- The rule -------------------------------------------------------------------------------------
+
+
+def test_faster_everywhere_is_packed() -> None:
+    plan = _plan_cuda.decide(times(), KERNELS, "default", 10)
+    assert plan.sparse
+    assert [choice["kernel"] for choice in plan.choices] == KERNELS
+    assert plan.dense_buckets == [None] * 7
+
+
+def test_slower_somewhere_is_plain_by_default() -> None:
+    plan = _plan_cuda.decide(times(t128=(1.0, 0.9)), KERNELS, "default", 33_600_000)
+    assert not plan.sparse
+    assert "128 tokens (0.90x)" in plan.reason
+    assert "33.6 MB" in plan.reason
+    assert {choice["kernel"] for choice in plan.choices} == {"dense"}
+
+
+def test_slower_somewhere_runs_dense_there_where_memory_is_given() -> None:
+    slow = times(t129=(1.0, 0.5), t512=(1.0, 1.2), t1=(1.0, 0.96))
+    plan = _plan_cuda.decide(slow, KERNELS, "speed", 33_600_000)
+    assert plan.sparse
+    assert plan.dense_buckets == ["dense", None, None, None, "dense", None, None]
+    assert "33.6 MB" in plan.reason
+    assert plan.choices[4]["tokens"] == 129
+    assert plan.choices[4]["milliseconds"] == 0.5
+
+
+def test_what_timing_cannot_tell_apart_is_no_loss_and_no_gain() -> None:
+    nearly = [[1.0, 0.98]] * len(times())
+    assert not _plan_cuda.decide(nearly, KERNELS, "speed", 10).sparse
+    nearly[0] = [1.0, 1.06]
+    assert _plan_cuda.decide(nearly, KERNELS, "default", 10).sparse
+
+
+def test_a_cache_that_says_nonsense_is_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOSSAMER_CACHE", str(tmp_path))
+    monkeypatch.setattr(_plan_cuda, "_key", lambda dense, bias: "layer")
+    monkeypatch.setattr(_plan_cuda, "_measured", {})
+    calls = []
+
+    def measure() -> list[list[float]]:
+        calls.append(1)
+        return times()
+
+    def ask() -> list[list[float]]:
+        _plan_cuda._measured.clear()
+        return _plan_cuda._remembered(torch.empty(0), False, measure)
+
+    file = tmp_path / "cuda_plans.json"
+    for text in ("", "[]", '{"layer": [[1.0, 2.0]]}', '{"layer": "x"}', "{"):
+        file.write_text(text)
+        assert ask() == times()
+        assert ask() == times()
+    assert len(calls) == 5
+    assert json.loads(file.read_text()) == {"layer": times()}
+
+
+def test_dense_buckets_survive_in_the_header() -> None:
+    w = torch.randn(64, 128, dtype=torch.bfloat16)
+    w.view(64, 32, 4)[..., ::2] = 0
+    packed = torch.ops.gossamer.pack(w, None, "2:4", "nm24_tiles", False, "w")
+    planned = torch.ops.gossamer.with_plan(packed, json.dumps([None, "dense"] + [None] * 5))
+    weight = SparseWeight.from_packed(planned, dense=w)
+    assert weight._facts.dense_buckets == 2
+    assert copy.deepcopy(weight)._facts.dense_buckets == 2
+    assert SparseWeight.from_packed(packed)._facts.dense_buckets == 0
+
+
+class FakeGpu:
+    """Answers what the plan asks of a GPU; `answer` are the times, or what measuring raises."""
+
+    def __init__(
+        self, answer: list[list[float]] | Exception, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def measure(*args: object) -> list[list[float]]:
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        monkeypatch.setenv("GOSSAMER_CACHE", "off")
+        monkeypatch.setattr(_plan_cuda, "_measured", {})
+        monkeypatch.setattr(_plan_cuda, "_measure", measure)
+        monkeypatch.setattr(_plan_cuda, "_key", lambda dense, bias: "layer")
+        monkeypatch.setattr(_plan_cuda, "_has_kernels", lambda: True)
+        monkeypatch.setattr(_plan_cuda, "_kernel", lambda x, out: f"sm90_{x.shape[0]}")
+
+    def decide(self, layer: nn.Linear, memory: str = "default") -> _packing.Decision:
+        """What sparsify_ decides for the layer, were it on a GPU."""
+        return _packing._decide_cuda(
+            layer.weight.detach(), "layer", _packing.Request(memory=memory), False, True, None
+        )
+
+
+def cpu_layer() -> nn.Linear:
+    """A 2:4 layer where the tests run; tiles are packed the same on the CPU."""
+    layer = nn.Linear(256, 128, dtype=torch.bfloat16)
+    with torch.no_grad():
+        layer.weight.view(128, 64, 4)[..., ::2] = 0
+    return layer
+
+
+@pytest.fixture
+def planned_as_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`decide_packed` plans tiles as on a GPU."""
+
+    def plan(
+        weight: SparseWeight, values: torch.Tensor, request: _packing.Request, *, bias: bool
+    ) -> _packing.Decision:
+        report = _packing.plain_report("") | {"packed": True, "pattern": "2:4"}
+        return _packing._plan_on_cuda(weight, values, request, bias, report)
+
+    monkeypatch.setattr(_packing, "decide_packed", plan)
+
+
+@pytest.mark.usefixtures("planned_as_tiles")
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("cudaStreamBeginCapture: operation not permitted\nmore"),
+        ZeroDivisionError(),
+    ],
+)
+def test_a_comparison_that_fails_leaves_the_layer_packed_with_a_sentence(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decision = FakeGpu(error, monkeypatch).decide(cpu_layer())
+    assert decision.weight is not None
+    assert decision.weight.layout_name == "nm24_tiles"
+    assert decision.weight._facts.dense_buckets == 0
+    assert decision.report["plan"] == []
+    first = (str(error).splitlines() or ["ZeroDivisionError"])[0]
+    assert decision.report["reason"].endswith(f"comparing it with dense failed: {first}")
+
+
+@pytest.mark.usefixtures("planned_as_tiles")
+def test_a_plan_reaches_the_weight_and_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = FakeGpu(times(t129=(1.0, 0.5)), monkeypatch)
+    layer = cpu_layer()
+    plain = gpu.decide(layer)
+    assert plain.weight is None
+    assert "129 tokens (0.50x)" in plain.report["reason"]
+    kept = gpu.decide(layer, "speed")
+    assert kept.weight is not None
+    assert kept.weight._facts.dense_buckets == 1 << 4
+    assert kept.weight.dense is not None
+    assert torch.equal(kept.weight.dense, layer.weight)
+    assert [bucket["kernel"] for bucket in kept.report["plan"]] == [
+        "sm90_1", "sm90_8", "sm90_32", "sm90_128", "dense", "sm90_2048", "sm90_8192",
+    ]  # fmt: skip
+    assert [bucket["tokens"] for bucket in kept.report["plan"]][4] == "129–512"
+    layer.weight = nn.Parameter(kept.weight, requires_grad=False)
+    layer.gossamer_report = kept.report | {"trainable": False}  # type: ignore[assignment]
+    report = next(iter(gs.explain(layer)))
+    assert [bucket.kernel for bucket in report.plan][4] == "dense"
+    assert report.packed_bytes == kept.weight.packed_bytes + layer.weight.numel() * 2
+    assert "129 tokens" in report.reason
+
+
+@pytest.mark.parametrize(
+    ("dtype", "pattern", "has_kernels", "sentence"),
+    [
+        (torch.bfloat16, "2:4", False, r"this build of gossamer has no CUDA kernels"),
+        (torch.float32, "2:4", True, r"float32 weights are not multiplied packed on a GPU"),
+        (torch.bfloat16, "unstructured:0.5", True, r"is not multiplied on a GPU, 2:4 is"),
+    ],
+)
+def test_what_no_kernel_multiplies_gets_its_sentence(
+    dtype: torch.dtype,
+    pattern: str,
+    has_kernels: bool,
+    sentence: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    FakeGpu(times(), monkeypatch)
+    monkeypatch.setattr(_plan_cuda, "_has_kernels", lambda: has_kernels)
+    values = cpu_layer().weight.detach().to(dtype)
+    request = _packing.Request(pattern=pattern)
+    decision = _packing._decide_cuda(values, "layer", request, False, False, None)
+    assert decision.weight is None
+    assert re.search(sentence, decision.report["reason"])
+
+
+def test_zeros_that_are_not_24_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = FakeGpu(times(), monkeypatch)
+    layer = nn.Linear(66, 64, dtype=torch.bfloat16)
+    assert "not sparse" in gpu.decide(layer).report["reason"]
+    with torch.no_grad():
+        layer.weight[:, :33] = 0
+    assert "its zeros are not 2:4" in gpu.decide(layer).report["reason"]
+
+
+# --- On a GPU -------------------------------------------------------------------------------------
+
+
+def pruned_layer(out: int, inputs: int, dtype: torch.dtype = torch.bfloat16) -> nn.Linear:
+    """A 2:4 layer on the GPU."""
+    layer = nn.Linear(inputs, out, device="cuda", dtype=dtype)
+    with torch.no_grad():
+        layer.weight.view(out, inputs // 4, 4)[..., ::2] = 0
+    return layer
+
+
+@pytest.mark.gpu
+@no_gpu
+def test_a_large_layer_is_packed_and_explained() -> None:
+    layer = pruned_layer(14336, 4096)
+    dense = copy.deepcopy(layer)
+    gs.sparsify_(layer, gs.SemiSparseWeightConfig())
+    report = next(iter(gs.explain(layer)))
+    assert report.packed, report.reason
+    assert report.layout == "nm24_tiles"
+    assert [bucket.tokens for bucket in report.plan][:3] == ["1", "2–8", "9–32"]
+    assert all(bucket.dense_ms > 0 for bucket in report.plan)
+    assert report.plan[0].kernel.startswith("sm90_")
+    x = torch.randn(4, 4096, device="cuda", dtype=torch.bfloat16)
+    torch.testing.assert_close(layer(x), dense(x), rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.gpu
+@no_gpu
+def test_a_small_layer_stays_dense_where_dense_is_faster() -> None:
+    layer = pruned_layer(4096, 4096)
+    gs.sparsify_(layer, memory="speed")
+    report = next(iter(gs.explain(layer)))
+    for bucket in report.plan:
+        assert bucket.ms <= bucket.dense_ms / _plan_cuda.NOT_SLOWER
+    if report.packed and any(bucket.kernel == "dense" for bucket in report.plan):
+        assert isinstance(layer.weight, SparseWeight)
+        assert layer.weight.dense is not None
+        assert "33.6 MB" in report.reason
+
+
+@pytest.mark.gpu
+@no_gpu
+def test_dense_buckets_run_the_dense_copy() -> None:
+    layer = pruned_layer(128, 256)
+    packed = torch.ops.gossamer.pack(layer.weight.detach(), None, "2:4", "nm24_tiles", False, "w")
+    planned = torch.ops.gossamer.with_plan(packed, json.dumps([None, "dense"] + [None] * 5))
+    # A copy with other values shows which of the two was multiplied.
+    other = torch.randn(128, 256, device="cuda", dtype=torch.bfloat16)
+    weight = SparseWeight.from_packed(planned, dense=other)
+    for tokens, runs_dense in ((1, False), (2, True), (8, True), (9, False)):
+        x = torch.randn(tokens, 256, device="cuda", dtype=torch.bfloat16)
+        residual = torch.randn(tokens, 128, device="cuda", dtype=torch.bfloat16)
+        y = F.linear(x, weight, layer.bias)
+        expected = F.linear(x, other if runs_dense else layer.weight, layer.bias)
+        torch.testing.assert_close(y, expected, rtol=2e-2, atol=2e-2)
+        y = gs.linear(x, weight, layer.bias, activation="relu", residual=residual)
+        torch.testing.assert_close(y, (expected + residual).relu(), rtol=3e-2, atol=3e-2)
+        if runs_dense:
+            assert torch.equal(F.linear(x, weight, layer.bias), expected)
+
+
+@pytest.mark.gpu
+@no_gpu
+def test_the_cost_model_decides_without_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_plan_cuda, "_measure", None)
+    layer = pruned_layer(28672, 4096)
+    gs.sparsify_(layer, plan="model", memory="speed")
+    report = next(iter(gs.explain(layer)))
+    assert report.packed, report.reason
+
+
+@pytest.mark.gpu
+@no_gpu
+@pytest.mark.parametrize(
+    ("change", "pattern", "sentence"),
+    [
+        (lambda m: m.float(), "2:4", r"float32 weights are not multiplied packed on a GPU"),
+        (lambda m: m, "unstructured:0.5", r"is not multiplied on a GPU, 2:4 is"),
+        (lambda m: m.half(), None, r"its zeros are not 2:4"),
+    ],
+)
+def test_what_a_gpu_does_not_multiply_stays_plain_with_a_sentence(
+    change: Callable[[nn.Module], nn.Module], pattern: str | None, sentence: str
+) -> None:
+    layer = nn.Linear(64, 64, device="cuda", dtype=torch.bfloat16)
+    with torch.no_grad():
+        layer.weight[:, :32] = 0
+    layer = change(layer)
+    gs.sparsify_(layer, pattern)
+    report = next(iter(gs.explain(layer)))
+    assert not report.packed
+    assert re.search(sentence, report.reason), report.reason
+    assert type(layer.weight) is nn.Parameter
