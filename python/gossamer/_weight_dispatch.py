@@ -136,6 +136,11 @@ def _moved(weight: SparseWeight, device: torch.device) -> SparseWeight:
             "and on CUDA devices; unpack the model first (gossamer.desparsify_), or take "
             "weight.to_dense()"
         )
+    if weight.kernel_size is not None:
+        raise NotImplementedError(
+            f"a packed convolution weight cannot be moved to {device}: convolutions are computed "
+            "packed on the CPU only; unpack the model first (gossamer.desparsify_)"
+        )
     if weight.pattern != "2:4" or weight.dtype not in (torch.float16, torch.bfloat16):
         raise NotImplementedError(
             f"a packed weight of pattern {weight.pattern} and dtype {weight.dtype} cannot be moved "

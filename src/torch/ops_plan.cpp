@@ -323,10 +323,20 @@ std::string kernel_table() {
     json rows = json::array();
     for (const LinearKernel& kernel : linear_kernels()) {
       rows.push_back({{"name", kernel.name},
+                      {"operation", "linear"},
                       {"needs", isa_list(kernel.needs)},
                       {"layout", layout_name(kernel.layout)},
                       {"weight_dtype", dtype_name(kernel.weight_dtype)},
                       {"activation_dtype", dtype_name(kernel.activation_dtype)},
+                      {"runs_here", host_machine().has(kernel.needs)}});
+    }
+    for (const Conv2dKernel& kernel : conv2d_kernels()) {
+      rows.push_back({{"name", kernel.name},
+                      {"operation", "conv2d"},
+                      {"needs", isa_list(kernel.needs)},
+                      {"layout", layout_name(kernel.layout)},
+                      {"weight_dtype", dtype_name(kernel.dtype)},
+                      {"activation_dtype", dtype_name(kernel.dtype)},
                       {"runs_here", host_machine().has(kernel.needs)}});
     }
     return rows.dump();

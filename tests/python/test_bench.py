@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 import gossamer as gs
-from gossamer.bench import Record, append, contest, cpu_linear, host
+from gossamer.bench import Record, append, contest, cpu_conv, cpu_linear, host
 from gossamer.bench.__main__ import main
 from gossamer.bench.roofline import Roofline, measure_roofline
 from gossamer.bench.subject import check, make_subject, peers
@@ -145,6 +145,34 @@ def test_a_case_from_end_to_end(pattern: str, tokens: int) -> None:
     assert line["sparsity"] == pytest.approx(0.5 if pattern == "2:4" else 0.9, abs=1e-3)
     rows = {kernel.name for kernel in gs.kernels()} | {"dense"}
     assert line["kernel"] in rows
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_a_convolution_from_end_to_end(kernel: int) -> None:
+    filters = cpu_conv.Filters(16, 24, kernel, 2, 9)
+    case = cpu_conv.Case("tiny", filters, "unstructured:0.9", (1, 3))
+    with torch.inference_mode():
+        found = list(cpu_conv.run(options(), [case]))
+    lines = [json.loads(record.to_json()) for record in found]
+    assert [line["tokens"] for line in lines] == [25, 25, 75, 75]
+    layers = {line["layer"] for line in lines}
+    size = f"resnet50.tiny 16->24 {kernel}x{kernel}/2 9px"
+    assert layers == {size, f"{size}_channels_last"}
+    rows = {row.name for row in gs.kernels() if row.operation == "conv2d"} | {"dense"}
+    for line in lines:
+        assert (line["out"], line["in"]) == (24, 16 * kernel**2)
+        assert set(line["peers"]) == {"torch_dense", "torch_dense_channels_last"}
+        assert line["dense_ms"] == min(line["peers"].values())
+        assert line["sparsity"] == pytest.approx(0.9, abs=1e-2)
+        assert line["kernel"] in rows
+
+
+def test_wrong_convolutions_are_not_timed() -> None:
+    x, weight = torch.randn(2, 4, 6, 6), torch.randn(3, 4, 3, 3)
+    y = F.conv2d(x.double(), weight.double(), None, 1, 1).float()
+    cpu_conv.check("right", y, x, weight, 1, 1)
+    with pytest.raises(RuntimeError, match="wrong on"):
+        cpu_conv.check("wrong", y * (1 + 1e-3), x, weight, 1, 1)
 
 
 def test_the_quick_suite_is_a_part_of_the_whole() -> None:

@@ -12,12 +12,13 @@ from pathlib import Path
 import torch
 
 import gossamer as gs
-from gossamer.bench import cpu_linear, gpu_24, host
+from gossamer.bench import cpu_conv, cpu_linear, gpu_24, host
 from gossamer.bench.record import Record, append
 from gossamer.bench.roofline import measure_roofline
 from gossamer.bench.suite import Options
 
 SUITES: dict[str, Callable[[Options], Iterator[Record]]] = {
+    "cpu-conv": cpu_conv.run,
     "cpu-linear": cpu_linear.run,
     "gpu-24": gpu_24.run,
     "host": host.run,

@@ -38,6 +38,8 @@ class Record:
             a 16x16 layer, which has next to nothing to compute.
         version: of gossamer.
         date: UTC, ISO 8601.
+        layer: what the sizes do not say, e.g. a convolution's name, kernel and memory format; not
+            written where it is empty.
     """
 
     suite: str
@@ -61,12 +63,14 @@ class Record:
     host_us: float
     version: str
     date: str
+    layer: str = ""
 
     def to_json(self) -> str:
         """One line without its end; numbers with four significant digits or more."""
         values = {
             "in" if field.name == "inputs" else field.name: _rounded(getattr(self, field.name))
             for field in fields(self)
+            if field.name != "layer" or self.layer
         }
         return json.dumps(values)
 

@@ -41,10 +41,11 @@ class Roofline:
         """The ratio of the least times, dense over sparse; float32."""
         flops = 2.0 * tokens * out * inputs
         activations = 4.0 * tokens * (out + inputs)
-        dense = self._seconds(flops, 4.0 * out * inputs + activations)
-        return dense / self._seconds(flops * density, packed_bytes + activations)
+        dense = self.seconds(flops, 4.0 * out * inputs + activations)
+        return dense / self.seconds(flops * density, packed_bytes + activations)
 
-    def _seconds(self, flops: float, moved: float) -> float:
+    def seconds(self, flops: float, moved: float) -> float:
+        """The least time of so many operations and so many bytes moved."""
         return max(flops / self.flops, moved / self.bandwidth)
 
 
