@@ -148,6 +148,12 @@ def _moved(weight: SparseWeight, device: torch.device) -> SparseWeight:
             ".to(torch.bfloat16) first, unpack the model (gossamer.desparsify_), or take "
             "weight.to_dense()"
         )
+    if torch.cuda.is_available() and not hasattr(torch.ops.gossamer, "cuda_kernel"):
+        raise NotImplementedError(
+            f"a packed weight cannot be moved to {device}: this build of gossamer has no CUDA "
+            "kernels (_C_cuda.so); build it where nvcc is, or unpack the model first "
+            "(gossamer.desparsify_)"
+        )
     if weight.device.type == "cuda":
         packed = weight.packed.to(device)
     else:

@@ -279,7 +279,9 @@ Tensor linear(const Tensor& x, const Tensor& packed, std::int64_t layout, std::i
     check_device(x, "x", packed);
     check_16_bits(x, "x");
     if (scale) {
-      refuse("scale belongs to quantized weights: call torch.ops.gossamer.linear_quantized");
+      const auto [q, x_scale] = quantize_rows(x, ScalarType::Char);
+      return multiply({q, packed, layout, out, bias, activation, residual, x_scale, scale,
+                       dtype_of(x, "x"), false});
     }
     const auto x_sizes = sizes_of(x);
     if (dense && !x_sizes.empty() && x_sizes.back() != 0 &&
