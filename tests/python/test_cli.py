@@ -353,6 +353,16 @@ def test_every_attack_is_listed() -> None:
 
 
 @pytest.mark.parametrize(("name", "message"), attack_rows())
+@pytest.mark.parametrize("command", [("pack",), ("prune", "-p", "2:4")])
+def test_attack_is_not_handed_on(
+    name: str, message: str, command: tuple[str, ...], tmp_path: Path
+) -> None:
+    run = gossamer(*command, ATTACKS / name, "-o", tmp_path / "out", status=2)
+    assert message in run.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("name", "message"), attack_rows())
 def test_attack_is_refused(name: str, message: str, tmp_path: Path) -> None:
     path = ATTACKS / name
     out = tmp_path / "out"
