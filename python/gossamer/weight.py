@@ -124,7 +124,8 @@ class SparseWeight(torch.Tensor):
             values: [[batch,] out, in], or [[batch,] in, out] with `transposed`, or a convolution's
                 [out, channels, height, width]; float64, float32, float16, bfloat16, float8_e4m3fn
                 or int8. Zeros mark what is pruned. A convolution's pattern speaks of the matrix
-                [out, height·width·channels]; groups of N:M lie along its channels.
+                [out, height·width·channels]; groups of N:M lie along its channels, and where these
+                are no multiple of M the weight is checked tap by tap and packed as unstructured.
             pattern: `unstructured:S`, `N:M`, `block:RxC:S`, `vnm:V:N:M` or `fanin:S`; None takes
                 the tightest that the zeros satisfy.
             mask: bool, shape of `values`: what is kept, zeros included. None keeps the non-zeros.
@@ -135,7 +136,13 @@ class SparseWeight(torch.Tensor):
         Raises:
             ValueError: the weight breaks the pattern (with the place), or a shape, dtype, pattern
                 or layout is not accepted.
+            TypeError: `values` is no tensor.
         """
+        if not isinstance(values, Tensor):
+            raise TypeError(
+                f"{name} is a {type(values).__name__}: a torch.Tensor is accepted; convert it with "
+                "torch.as_tensor(values)"
+            )
         with torch.no_grad():
             values = values.detach()
             if transposed and values.dim() == 4:
