@@ -121,6 +121,6 @@ std::tuple<Tensor, std::int64_t> swap_refine(const Tensor& weight, const Tensor&
                                              const Tensor& mask, std::int64_t group,
                                              std::int64_t segment, std::int64_t max_swaps);
 Tensor lamp_scores(const Tensor& weight);
-Tensor transposable_mask(const Tensor& scores);
+Tensor transposable_mask(const Tensor& scores, std::int64_t n, std::int64_t m);
 
 }  // namespace gossamer::door
