@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-3-Clause
-"""Checks the rules of the house that a compiler does not: who may include whom.
+"""Checks the rules of the house that a compiler does not: who may include whom, how long files are.
 
-The table below is docs/architecture.md's picture. Exit status 1 with one line for each offence.
+The tables below are docs/architecture.md's picture and CONTRIBUTING.md's limits. Exit status 1 with
+one line for each offence.
 """
 
 from __future__ import annotations
@@ -30,6 +31,18 @@ ALLOWED = {
 # could emit an inline function under their compiler flags.
 ISA_FOLDERS = ("src/cpu/avx2", "src/cpu/avx512", "src/cpu/amx")
 ISA_HEADERS = re.compile(r"^(immintrin\.h|cstdint|cstddef|cpu/\w+_task\.h|cpu/(\w+/)?\w+\.inl)$")
+# How many lines a file may have, by folder.
+LINES = {"src": 400, "include": 400, "python": 400, "tests": 600}
+# Longer ones, each with why; a name that is short again has to go.
+LONGER = {
+    "python/gossamer/_ops.py": "one fake a registered operator, side by side with its schema",
+    "python/gossamer/weight.py": "one class: the shortest path of F.linear reads its attributes",
+    "src/cuda/common/pack_sp24.cu": "one kernel's passes share their maps of a tile",
+    "src/cuda/sm90/sm90_gemm_sp24.cuh": "one kernel: producer, consumer, epilogue",
+    "src/cuda/sm90/wgmma_sp.inl": "one instruction an overload, written out by a generator",
+    "tests/attacks/make_attacks.py": "a list: one entry a malformed file",
+    "tests/python/test_one_shot.py": "one matrix of recipes with the models that they share",
+}
 TORCH_HEADER = re.compile(r"^(torch|ATen|c10)/")
 
 
@@ -68,9 +81,29 @@ def offences() -> list[str]:
     return found
 
 
+def long_files() -> list[str]:
+    """One sentence for every file over its folder's limit, and every exception that is none."""
+    found = []
+    unused = set(LONGER)
+    for folder, limit in LINES.items():
+        endings = ("*.h", "*.cpp", "*.cu", "*.cuh", "*.inl", "*.py")
+        for path in tracked(*(f"{folder}/{ending}" for ending in endings)):
+            if not path.is_file():
+                continue
+            name = path.relative_to(ROOT).as_posix()
+            lines = len(path.read_text().splitlines())
+            if lines <= limit:
+                continue
+            if name in LONGER:
+                unused.discard(name)
+            else:
+                found.append(f"{name}: {lines} lines, {folder} allows {limit}; split it")
+    return found + [f"{name}: needs no exception to its length any more" for name in sorted(unused)]
+
+
 def main() -> int:
     """Prints the offences; the exit status says whether there are any."""
-    found = offences()
+    found = offences() + long_files()
     for line in found:
         print(line, file=sys.stderr)
     print(f"lint: structure: {'ok' if not found else f'{len(found)} offences'}")

@@ -8,7 +8,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/llvm.sh
 fix=${1:-}
-mapfile -t cxx < <(git ls-files -co --exclude-standard '*.h' '*.cpp' '*.cu' '*.cuh')
+# wgmma_sp.inl is what scripts/generate_wgmma.py writes, one line an operand list: never by hand.
+mapfile -t cxx < <(git ls-files -co --exclude-standard '*.h' '*.cpp' '*.cu' '*.cuh' '*.inl' \
+  ':!src/cuda/sm90/wgmma_sp.inl')
 
 formatter=$(llvm_tool clang-format)
 if [ "$formatter" = clang-format-19 ]; then

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "gossamer/dtype.h"
 
@@ -20,6 +21,14 @@ struct BasicMatrixView {
   std::int64_t col_stride = 1;
   std::int64_t batch = 1;
   std::int64_t batch_stride = 0;
+
+  /// What may be written may be read: a view of mutable memory goes wherever one of constant memory
+  /// is asked for.
+  operator BasicMatrixView<const std::byte>() const
+    requires(!std::is_const_v<Byte>)
+  {
+    return {data, dtype, rows, cols, row_stride, col_stride, batch, batch_stride};
+  }
 };
 
 using ConstMatrixView = BasicMatrixView<const std::byte>;
@@ -37,10 +46,7 @@ inline MatrixView contiguous_view(void* data, DType dtype, std::int64_t rows, st
   return {static_cast<std::byte*>(data), dtype, rows, cols, cols, 1, batch, rows * cols};
 }
 
-/// Reading rights to a view that may be written.
-inline ConstMatrixView read_only(const MatrixView& view) {
-  return {view.data,       view.dtype,      view.rows,  view.cols,
-          view.row_stride, view.col_stride, view.batch, view.batch_stride};
-}
+/// Reading rights to a view that may be written, where the conversion is to be seen.
+inline ConstMatrixView read_only(const MatrixView& view) { return view; }
 
 }  // namespace gossamer

@@ -107,10 +107,24 @@ def open_file(path: Path) -> Iterator[ModelFile]:
 
     Raises:
         FileNotFoundError: there is no such file.
+        IsADirectoryError: it is a directory.
         ValueError: it is no safetensors file, or a packed weight in it is damaged.
     """
+    if path.is_dir():
+        raise IsADirectoryError(
+            f"'{path}' is a directory: a safetensors file is accepted; name one in it, "
+            "e.g. its model.safetensors"
+        )
+    if not path.exists():
+        raise FileNotFoundError(
+            f"'{path}' is not there: a safetensors file is accepted; check the path (relative ones "
+            f"begin at {Path.cwd()})"
+        )
     if not path.is_file():
-        raise FileNotFoundError(f"'{path}' is not there, or is no file")
+        raise ValueError(
+            f"'{path}' is no regular file: a safetensors file is read in any order and mapped into "
+            "memory; write it to a file first"
+        )
     try:
         handle = safe_open(path, framework="pt")
     except (SafetensorError, OSError, UnicodeDecodeError) as error:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import tempfile
@@ -112,9 +113,11 @@ def write(target: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) ->
     """Writes beside the target, syncs, and renames.
 
     Raises:
-        OSError: the file could not be written, and the old one is as it was; or the new one is in
-            its place but the folder could not be synced. The message says which.
+        OSError: the target is no regular file; or the file could not be written, and the old one is
+            as it was; or the new one is in its place but the folder could not be synced. The
+            message says which.
     """
+    _check_target(target)
     temporary: str | None = None
     try:
         handle, temporary = tempfile.mkstemp(
@@ -141,6 +144,14 @@ def write(target: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) ->
             "power failure may still bring back what was there before"
         )
         raise OSError(error.errno or 0, text) from error
+
+
+def _check_target(target: Path) -> None:
+    """Refuses what a rename would destroy: a pipe, a device, a folder."""
+    if target.exists() and not target.is_file():
+        kind = "a directory" if target.is_dir() else "no regular file"
+        code = errno.EISDIR if target.is_dir() else errno.EINVAL
+        raise OSError(code, f"cannot write '{target}': it is {kind}; name a file")
 
 
 def _mode(target: Path) -> int:

@@ -273,6 +273,20 @@ def _computed_obstacle(module: nn.Module) -> str:
     )
 
 
+def _device_obstacle(device: torch.device, values_follow: bool) -> str | None:
+    if device.type in ("cpu", "meta") or (device.type == "cuda" and not values_follow):
+        return None
+    if device.type == "cuda":
+        return (
+            f"its weight is on {device}, and a file's packed weights are laid out on the CPU: load "
+            "into the model there and move it with .to('cuda'), or pack it here with sparsify_"
+        )
+    return (
+        f"its weight is on {device}; packed weights run on the CPU, and 2:4 ones in float16 or "
+        "bfloat16 on CUDA devices: move it with .cpu() or .to('cuda')"
+    )
+
+
 def _weight_obstacle(layer: Layer, values_follow: bool) -> str | None:
     weight = layer.module._parameters["weight"]
     assert weight is not None
@@ -294,10 +308,9 @@ def _weight_obstacle(layer: Layer, values_follow: bool) -> str | None:
     is_meta = weight.device.type == "meta"
     if is_meta and not values_follow:
         return "its weight is on the meta device and has no values; load them first"
-    if weight.device.type != "cpu" and not is_meta:
-        return (
-            f"its weight is on {weight.device}; packed weights run on the CPU: move it with .cpu()"
-        )
+    obstacle = _device_obstacle(weight.device, values_follow)
+    if obstacle is not None:
+        return obstacle
     dtypes = (torch.float32,) if is_convolution else _DTYPES
     if weight.dtype not in dtypes:
         accepted = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)

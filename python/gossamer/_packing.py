@@ -76,16 +76,6 @@ def decide(
             return Decision(None, plain_report(why))
     if values.device.type == "cuda":
         return _decide_cuda(values, name, request, transposed, bias, convolution)
-    if convolution is not None and request.pattern is not None:
-        group = _group_size(request.pattern)
-        if values.shape[1] % group:
-            return Decision(
-                None,
-                plain_report(
-                    f"pattern {request.pattern} groups {group} input channels, and there are "
-                    f"{values.shape[1]}, which {group} does not divide"
-                ),
-            )
     if request.pattern is None:
         zeros = 1.0 - torch.ops.gossamer.count_nonzeros(_rows(values)) / values.numel()
         if zeros < LEAST_ZEROS:
@@ -98,7 +88,24 @@ def decide(
         weight = SparseWeight.from_quantized(packed, scale, values.dtype)
     else:
         weight = SparseWeight.from_dense(values, request.pattern, transposed=transposed, name=name)
-    return decide_packed(weight, values, request, bias=bias, convolution=convolution)
+    decision = decide_packed(weight, values, request, bias=bias, convolution=convolution)
+    note = _taps_note(values, request.pattern)
+    if note is not None:
+        decision.report["reason"] = f"{note}: {decision.report['reason']}"
+    return decision
+
+
+def _taps_note(values: Tensor, pattern: str | None) -> str | None:
+    """Why a convolution is packed as another pattern than was asked for; None where it is not."""
+    if pattern is None or values.dim() != 4 or values.shape[2] * values.shape[3] == 1:
+        return None
+    group = _group_size(pattern)
+    if values.shape[1] % group == 0:
+        return None
+    return (
+        f"it satisfies {pattern} tap by tap, and is packed as unstructured because {group} does "
+        f"not divide its {values.shape[1]} input channels"
+    )
 
 
 def _quantization_obstacle(

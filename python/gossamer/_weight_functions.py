@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import sys
+from types import FrameType
 from typing import Any, NoReturn
 
 import torch
@@ -105,9 +107,31 @@ def addmm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return torch.add(scales["beta"] * bias, matmul(a, b), alpha=scales["alpha"])
 
 
+def _is_assigned_by_torch() -> bool:
+    """Whether `load_state_dict(…, assign=True)` asks, directly or through `nn.Parameter`.
+
+    torch gives what it assigns the flag of the parameter that was there. A packed weight has no
+    such choice: it takes the place frozen, as `sparsify_` and `load_into` leave it.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    for _ in range(_ASSIGNMENT_FRAMES):
+        if frame is None:
+            return False
+        if frame.f_code is _ASSIGNMENT:
+            return True
+        frame = frame.f_back
+    return False
+
+
+# The handler, __torch_function__, nn.Parameter.__new__ and torch's own function lie between.
+_ASSIGNMENT = torch.nn.Module._load_from_state_dict.__code__
+_ASSIGNMENT_FRAMES = 6
+
+
 @function(Tensor.requires_grad_)
 def _handle_requires_grad(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if (args[1] if len(args) > 1 else kwargs.get("requires_grad", True)) is not False:
+    wanted = args[1] if len(args) > 1 else kwargs.get("requires_grad", True)
+    if wanted is not False and not _is_assigned_by_torch():
         _refuse_gradient()
     return args[0]
 

@@ -73,6 +73,7 @@ def load_into(
 
     Raises:
         FileNotFoundError: there is no such file.
+        IsADirectoryError: it is a directory.
         ValueError: the file is damaged, or names, shapes or dtypes do not match (all are listed).
     """
     check_choice("plan", plan, PLANS)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
 
 from torch import nn
@@ -57,7 +58,8 @@ def sparsify_(
     Raises:
         ValueError: a weight breaks the pattern that it was said to have (the message names layer,
             row and columns), or an argument does not exist. The model is as it was.
-        TypeError: `model` or `config` is of another type.
+        TypeError: `model` or `config` is of another type, or `filter_fn` does not take a layer and
+            its name.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}: an nn.Module is accepted")
@@ -109,7 +111,7 @@ def _request(
     layout: str | None,
 ) -> Request | str:
     """What to do with a layer, or the reason why it stays plain."""
-    if filter_fn is not None and not filter_fn(layer.module, layer.name):
+    if filter_fn is not None and not _is_selected(filter_fn, layer):
         return "not selected by filter_fn"
     if settings is None:
         return "no entry of config matches its name"
@@ -122,6 +124,19 @@ def _request(
         layout,
         settings.quantize,
     )
+
+
+def _is_selected(filter_fn: FilterFn, layer: Layer) -> bool:
+    try:
+        inspect.signature(filter_fn).bind(layer.module, layer.name)
+    except ValueError:
+        pass  # built-in callables without a signature: the call says what they take
+    except TypeError as error:
+        raise TypeError(
+            f"filter_fn cannot be called with a layer and its name ({error}); give it two "
+            "parameters, e.g. lambda module, name: name != 'head'"
+        ) from None
+    return bool(filter_fn(layer.module, layer.name))
 
 
 def _untangle(layers: list[Layer], requests: dict[str, Request | str]) -> None:

@@ -5,7 +5,8 @@ The tensor has the shape and dtype of the dense parameter; what it holds is one 
 (`packed`) in one of the formats or layouts of the core. `torch.nn.functional.linear`, the products
 that modules write out by hand and, for a weight of four dimensions, `torch.nn.functional.conv2d`
 run on it directly; everything else either keeps its meaning (copying, casting, saving) or is
-refused with the operation's name.
+refused with the operation's name. `load_state_dict(…, assign=True)` puts a packed weight into an
+ordinary model or one on the meta device; it is frozen there, whatever the parameter was.
 
 For a program that others load without this package, export the model and let torch unwrap the
 weights into plain tensors, `torch.export.export(model, …).run_decompositions({})`; an AOTInductor
@@ -124,7 +125,8 @@ class SparseWeight(torch.Tensor):
             values: [[batch,] out, in], or [[batch,] in, out] with `transposed`, or a convolution's
                 [out, channels, height, width]; float64, float32, float16, bfloat16, float8_e4m3fn
                 or int8. Zeros mark what is pruned. A convolution's pattern speaks of the matrix
-                [out, height·width·channels]; groups of N:M lie along its channels.
+                [out, height·width·channels]; groups of N:M lie along its channels, and where these
+                are no multiple of M the weight is checked tap by tap and packed as unstructured.
             pattern: `unstructured:S`, `N:M`, `block:RxC:S`, `vnm:V:N:M` or `fanin:S`; None takes
                 the tightest that the zeros satisfy.
             mask: bool, shape of `values`: what is kept, zeros included. None keeps the non-zeros.
@@ -135,7 +137,13 @@ class SparseWeight(torch.Tensor):
         Raises:
             ValueError: the weight breaks the pattern (with the place), or a shape, dtype, pattern
                 or layout is not accepted.
+            TypeError: `values` is no tensor.
         """
+        if not isinstance(values, Tensor):
+            raise TypeError(
+                f"{name} is a {type(values).__name__}: a torch.Tensor is accepted; convert it with "
+                "torch.as_tensor(values)"
+            )
         with torch.no_grad():
             values = values.detach()
             if transposed and values.dim() == 4:

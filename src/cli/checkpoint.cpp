@@ -10,6 +10,7 @@
 #include <system_error>
 
 #include "cli/output.h"
+#include "core/taps.h"
 #include "gossamer/error.h"
 #include "io/text.h"
 
@@ -18,12 +19,6 @@ namespace {
 
 bool is_ours(std::string_view key) {
   return key == kFileVersionKey || key.starts_with(kWeightKeyPrefix);
-}
-
-// The groups of these run along the input channels of one tap.
-bool groups_inputs(const Pattern* pattern) {
-  return pattern != nullptr &&
-         (pattern->kind == Pattern::Kind::kNm || pattern->kind == Pattern::Kind::kVnm);
 }
 
 // Swaps the last two dimensions of [outer, rows, cols].
@@ -83,7 +78,7 @@ LoadedWeight::LoadedWeight(const SafetensorsFile& file, const SafetensorsEntry& 
     return;
   }
   const std::int64_t taps = s[2] * s[3];
-  if (groups_inputs(pattern)) {
+  if (pattern != nullptr && detail::groups_inputs(*pattern)) {
     view_ = {data, dtype, s[0], s[1], s[1] * taps, taps, taps, 1};
     return;
   }
@@ -111,6 +106,22 @@ std::vector<std::byte> LoadedWeight::in_file_order(std::vector<std::byte> elemen
   if (channels_last_.empty()) return elements;
   const auto& s = entry_.shape;
   return swap_inner(elements, s[0], s[2] * s[3], s[1]);
+}
+
+std::vector<std::byte> channels_first(const PackedView& packed, std::vector<std::byte> elements) {
+  if (packed.taps() == 1) return elements;
+  return swap_inner(elements, packed.out(), packed.taps(), packed.in() / packed.taps());
+}
+
+std::vector<std::int64_t> stored_shape(const FormatInfo& info) {
+  if (info.kernel_h > 0) {
+    const std::int64_t channels = info.in / (info.kernel_h * info.kernel_w);
+    return {info.out, channels, info.kernel_h, info.kernel_w};
+  }
+  std::vector<std::int64_t> shape{info.out, info.in};
+  if (info.transposed) std::swap(shape[0], shape[1]);
+  if (info.batch > 1) shape.insert(shape.begin(), info.batch);
+  return shape;
 }
 
 std::int64_t element_count(std::span<const std::int64_t> shape) {
@@ -165,6 +176,7 @@ void copy_tensor(const SafetensorsFile& file, const SafetensorsEntry& entry,
 }
 
 void copy_packed(const Checkpoint& checkpoint, const std::string& name, SafetensorsWriter& writer) {
+  checkpoint.read(name);  // what is damaged is refused, not handed on
   const SafetensorsFile& file = checkpoint.file();
   for (const SafetensorsEntry* entry : packed_entries(file, name))
     copy_tensor(file, *entry, writer);

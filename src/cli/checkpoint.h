@@ -67,6 +67,14 @@ class LoadedWeight {
   ConstMatrixView view_;
 };
 
+/// A convolution's elements [OC, taps, IC], as its packed matrix has them, in the order of a
+/// module, [OC, IC, taps]; those of any other weight as they are.
+std::vector<std::byte> channels_first(const PackedView& packed, std::vector<std::byte> elements);
+
+/// The shape that a module stores a packed weight with: [[batch,] out, in], the last two swapped
+/// where it is transposed, or a convolution's [OC, IC, KH, KW].
+std::vector<std::int64_t> stored_shape(const FormatInfo& info);
+
 /// The number of elements of a shape.
 std::int64_t element_count(std::span<const std::int64_t> shape);
 
@@ -92,7 +100,8 @@ std::int64_t header_capacity(const Checkpoint& checkpoint, bool packing);
 void copy_tensor(const SafetensorsFile& file, const SafetensorsEntry& entry,
                  SafetensorsWriter& writer);
 
-/// Copies a packed weight unchanged, its metadata included.
+/// Copies a packed weight unchanged, its metadata included. Throws Error(kMalformedData) where it
+/// is damaged.
 void copy_packed(const Checkpoint& checkpoint, const std::string& name, SafetensorsWriter& writer);
 
 /// Copies the metadata that is not about packed weights.

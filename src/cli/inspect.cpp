@@ -72,9 +72,7 @@ Row plain_row(const SafetensorsFile& file, const SafetensorsEntry& entry, bool t
 Row packed_row(const Checkpoint& checkpoint, const std::string& name) {
   const FormatInfo info = packed_info(checkpoint.file(), name);
   Row row{.name = name, .dtype = std::string(safetensors_word(info.dtype))};
-  if (info.batch > 1) row.shape.push_back(info.batch);
-  row.shape.push_back(info.transposed ? info.in : info.out);
-  row.shape.push_back(info.transposed ? info.out : info.in);
+  row.shape = stored_shape(info);
   row.bytes = checkpoint.packed_bytes(name);
   row.elements = element_count(row.shape);
   row.pattern = info.pattern.to_string();

@@ -2,6 +2,9 @@
 // gossamer pack: weights with zeros become packed weights.
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <cstdint>
+#include <limits>
 #include <memory>
 
 #include "cli/checkpoint.h"
@@ -10,6 +13,7 @@
 #include "cli/output.h"
 #include "cli/progress.h"
 #include "cli/selection.h"
+#include "core/taps.h"
 #include "gossamer/error.h"
 #include "gossamer/mask.h"
 #include "io/text.h"
@@ -68,18 +72,29 @@ class Packer {
  private:
   // Writes the weight packed, or says why it should stay dense.
   std::string pack_one(const SafetensorsEntry& entry, SafetensorsWriter& writer) {
-    if (entry.shape.size() != 2) return "a convolution; weights of two dimensions are packed";
-    const bool transposed = options_.selection.is_transposed(entry.name);
+    constexpr std::int64_t kLargestSide = std::numeric_limits<std::uint16_t>::max();
+    const bool is_convolution = entry.shape.size() == 4;
+    if (is_convolution && std::max(entry.shape[2], entry.shape[3]) > kLargestSide) {
+      return fmt::format("its kernel is larger than {}", kLargestSide);
+    }
+    const bool transposed = !is_convolution && options_.selection.is_transposed(entry.name);
     const LoadedWeight weight(checkpoint_.file(), entry, transposed, nullptr);
     const auto dense_bytes = static_cast<std::int64_t>(weight.bytes().size());
-    const Pattern pattern = pattern_ ? *pattern_ : infer_pattern(weight.view());
+    PackOptions how;
+    how.transposed = transposed;
+    how.name = entry.name;
+    if (is_convolution) {
+      how.kernel_h = entry.shape[2];
+      how.kernel_w = entry.shape[3];
+    }
+    const std::int64_t taps = std::max<std::int64_t>(how.kernel_h * how.kernel_w, 1);
+    const Pattern pattern =
+        pattern_ ? detail::requested_packed_pattern(weight.view(), taps, *pattern_, entry.name)
+                 : detail::infer_packed_pattern(weight.view(), taps);
     // A dense weight is told without packing it.
     if (!pattern_ && pattern.kind == Pattern::Kind::kUnstructured && !gains(weight)) {
       return "packed it would not be smaller";
     }
-    PackOptions how;
-    how.transposed = transposed;
-    how.name = entry.name;
     const PackedWeight packed = pack(weight.view(), nullptr, pattern, format_for(pattern), how);
     const std::int64_t bytes = file_bytes(packed);
     if (!pattern_ && bytes >= dense_bytes) return "packed it would not be smaller";
@@ -164,7 +179,8 @@ void add_pack(CLI::App& app, Action& action) {
   command->add_option(
       "-p,--pattern", options->pattern,
       "The pattern that all selected weights must satisfy (default: the tightest one "
-      "that each weight's zeros satisfy; weights that gain nothing stay dense)");
+      "that each weight's zeros satisfy; weights that gain nothing stay dense). A convolution "
+      "whose channels M does not divide is checked tap by tap and packed as unstructured");
   options->selection.add_to(*command);
   options->output.add_to(*command);
   command->footer(

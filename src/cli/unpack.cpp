@@ -19,13 +19,11 @@ struct UnpackOptions {
   OutputOptions output;
 };
 
-// Writes one weight as the module stores it; returns its shape.
-std::vector<std::int64_t> write_dense(const std::string& name, const PackedView& packed,
-                                      SafetensorsWriter& writer) {
-  const std::int64_t rows = packed.transposed() ? packed.in() : packed.out();
-  const std::int64_t cols = packed.transposed() ? packed.out() : packed.in();
+// Writes one weight as the module stores it.
+void write_dense(const std::string& name, const PackedView& packed,
+                 std::span<const std::int64_t> shape, SafetensorsWriter& writer) {
   std::vector<std::byte> dense(
-      static_cast<std::size_t>(packed.batch() * rows * cols * dtype_bytes(packed.dtype())));
+      static_cast<std::size_t>(element_count(shape) * dtype_bytes(packed.dtype())));
   MatrixView view = contiguous_view(static_cast<void*>(dense.data()), packed.dtype(), packed.out(),
                                     packed.in(), packed.batch());
   if (packed.transposed()) {
@@ -33,10 +31,8 @@ std::vector<std::int64_t> write_dense(const std::string& name, const PackedView&
     view.col_stride = packed.out();
   }
   unpack(packed, view);
-  std::vector<std::int64_t> shape{rows, cols};
-  if (packed.batch() > 1) shape.insert(shape.begin(), packed.batch());
-  writer.add(name, std::string(safetensors_word(packed.dtype())), shape, dense);
-  return shape;
+  writer.add(name, std::string(safetensors_word(packed.dtype())), {shape.begin(), shape.end()},
+             channels_first(packed, std::move(dense)));
 }
 
 int run_unpack(const UnpackOptions& options) {
@@ -53,7 +49,8 @@ int run_unpack(const UnpackOptions& options) {
   for (const std::string& name : checkpoint.packed()) {
     check_interrupt();
     const PackedWeight packed = checkpoint.read(name);
-    const auto shape = write_dense(name, packed, writer);
+    const auto shape = stored_shape(packed_info(checkpoint.file(), name));
+    write_dense(name, packed, shape, writer);
     progress.wipe();
     if (options.output.lines()) {
       print_line(fmt::format("{}  {} {}: from {}", io::escaped(name), shape_text(shape),

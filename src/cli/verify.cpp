@@ -11,6 +11,7 @@
 #include "cli/output.h"
 #include "cli/progress.h"
 #include "cli/selection.h"
+#include "core/taps.h"
 #include "gossamer/error.h"
 #include "gossamer/mask.h"
 #include "io/text.h"
@@ -90,7 +91,9 @@ class Verifier {
     const auto values = contiguous_view(static_cast<void*>(dense.data()), view.dtype(), view.out(),
                                         view.in(), view.batch());
     unpack(view, values);
-    add(name, read_only(values), pattern_ ? *pattern_ : view.pattern());
+    const Pattern pattern = pattern_ ? *pattern_ : view.pattern();
+    const bool in_taps = view.taps() > 1 && detail::groups_inputs(pattern);
+    add(name, in_taps ? detail::by_tap(values, view.taps()) : values, pattern);
   }
 
   void add(const std::string& name, const ConstMatrixView& values, const Pattern& pattern) {

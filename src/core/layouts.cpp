@@ -142,9 +142,9 @@ void check_dims(const FormatInfo& info, std::int64_t kept) {
   }
   if (!is_weight_dtype(info.dtype)) {
     fail(ErrorCode::kInvalidArgument,
-         "dtype number {} holds no weights; accepted are float64, float32, float16, bfloat16, "
-         "float8_e4m3fn and int8",
-         int(info.dtype));
+         "dtype {} holds no weights; accepted are float64, float32, float16, bfloat16, "
+         "float8_e4m3fn and int8; convert the values to one of them first",
+         dtype_name(info.dtype));
   }
   if (kept < 0) fail(ErrorCode::kInvalidArgument, "the number of kept positions is {}", kept);
 }

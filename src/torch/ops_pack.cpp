@@ -2,10 +2,12 @@
 #include <fmt/format.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <nlohmann/json.hpp>
 
+#include "core/taps.h"
 #include "gossamer/conv.h"
 #include "gossamer/linear.h"
 #include "gossamer/mask.h"
@@ -101,28 +103,6 @@ json plan_names(const PackedView& view) {
   return names;
 }
 
-/// Whether groups of the pattern would reach from one tap of a convolution into the next.
-bool groups_cross_taps(const Tensor& values, const Pattern& pattern) {
-  const bool grouped = pattern.kind == Pattern::Kind::kNm || pattern.kind == Pattern::Kind::kVnm;
-  return grouped && values.dim() == 4 && values.size(1) % pattern.m != 0;
-}
-
-Pattern inferred_pattern(const Tensor& values, const ConstMatrixView& marks) {
-  const Pattern found = gossamer::infer_pattern(marks);
-  if (!groups_cross_taps(values, found)) return found;
-  const double total = static_cast<double>(marks.rows) * static_cast<double>(marks.cols);
-  return Pattern::unstructured(1.0 - static_cast<double>(gossamer::count_nonzeros(marks)) / total);
-}
-
-Pattern requested_pattern(const Tensor& values, const std::string& text, const std::string& name) {
-  const Pattern wanted = Pattern::parse(text);
-  if (!groups_cross_taps(values, wanted)) return wanted;
-  refuse(
-      fmt::format("weight '{}': pattern {} groups {} input channels, and the convolution has {}, "
-                  "which {} does not divide; pack it as unstructured",
-                  name, wanted.to_string(), wanted.m, values.size(1), wanted.m));
-}
-
 FormatInfo parse_info(const json& text) {
   FormatInfo info;
   const auto format = parse_layout(text.at("format").get<std::string>());
@@ -182,8 +162,11 @@ Tensor pack(const Tensor& values, const std::optional<Tensor>& mask, const std::
       options.kernel_w = values.size(3);
     }
     const ConstMatrixView& marks = mask ? mask_view : values_view;
-    const Pattern wanted = pattern.empty() ? inferred_pattern(values, marks)
-                                           : requested_pattern(values, pattern, name);
+    const std::int64_t taps =
+        values.dim() == 4 ? std::max<std::int64_t>(values.size(2) * values.size(3), 1) : 1;
+    const Pattern wanted = pattern.empty() ? detail::infer_packed_pattern(marks, taps)
+                                           : detail::requested_packed_pattern(
+                                                 marks, taps, Pattern::parse(pattern), name);
     options.transposed = transposed;
     options.name = name;
     options.allocator = tensor_allocator();

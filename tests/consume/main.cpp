@@ -6,13 +6,13 @@
 #include <gossamer/packed_weight.h>
 
 #include <cstdio>
+#include <vector>
 
 int main() {
-  const float weight[2 * 4] = {1, 0, 2, 0, 0, 3, 0, 4};
-  const gossamer::ConstMatrixView view =
-      gossamer::contiguous_view(weight, gossamer::DType::kFloat32, 2, 4);
+  std::vector<float> weight = {1, 0, 2, 0, 0, 3, 0, 4};
   const gossamer::PackedWeight packed =
-      gossamer::pack(view, nullptr, gossamer::Pattern::parse("2:4"), gossamer::Layout::kNm);
+      gossamer::pack(gossamer::contiguous_view(weight.data(), gossamer::DType::kFloat32, 2, 4),
+                     nullptr, gossamer::Pattern::parse("2:4"), gossamer::Layout::kNm);
 
   const float x[4] = {1, 10, 100, 1000};
   float y[2] = {0, 0};

@@ -137,11 +137,13 @@ def test_pack_and_unpack_are_inverse(model: Path, tmp_path: Path, pattern: str) 
     pruned, packed, back = (tmp_path / name for name in ("p", "k", "u"))
     gossamer("prune", model, "-p", pattern, "-o", pruned)
     result = report("pack", pruned, "-p", pattern, "-o", packed)
-    assert result["packed"] == 2
+    assert result["packed"] == 3
     rows = {t["name"]: t for t in report("inspect", packed)["tensors"]}
     assert rows["fc1.weight"]["packed"]
     assert rows["fc1.weight"]["shape"] == [64, 33]
-    assert rows["conv.weight"]["packed"] is None
+    assert rows["conv.weight"]["packed"]
+    with safe_open(model, "np") as file:
+        assert rows["conv.weight"]["shape"] == file.get_slice("conv.weight").get_shape()
     gossamer("verify", packed)
     gossamer("verify", packed, "-p", pattern)
     gossamer("unpack", packed, "-o", back)
@@ -350,6 +352,28 @@ def test_every_attack_is_listed() -> None:
     assert {name for name, _ in attack_rows()} == {
         path.relative_to(ATTACKS).as_posix() for path in ATTACKS.rglob("*.safetensors")
     }
+
+
+@pytest.mark.parametrize(("name", "message"), attack_rows())
+def test_attack_is_not_handed_on(name: str, message: str, tmp_path: Path) -> None:
+    run = gossamer("pack", ATTACKS / name, "-o", tmp_path / "out", status=2)
+    assert message in run.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", [("pack",), ("prune", "-p", "2:4")])
+def test_damaged_weight_beside_a_sound_one_is_not_handed_on(
+    command: tuple[str, ...], tmp_path: Path
+) -> None:
+    path = tmp_path / "m.safetensors"
+    attack = ATTACKS / "packed" / "nm_descending.safetensors"
+    with safe_open(attack, "np") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors["fc.weight"] = np.ones((8, 8), np.float32)
+        save_file(tensors, path, file.metadata())
+    run = gossamer(*command, path, "-o", tmp_path / "out", status=2)
+    assert "row 0, group 0: the positions are not 2 ascending ones" in run.stderr
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(("name", "message"), attack_rows())

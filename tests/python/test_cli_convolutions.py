@@ -82,3 +82,57 @@ def test_inspect_names_no_groups_that_cross_taps(tmp_path: Path) -> None:
     save_file({"conv.weight": per_tap}, path)
     (row,) = report("inspect", path)["tensors"]
     assert row["pattern"] == "1:4"
+
+
+@pytest.mark.parametrize("pattern", ["unstructured:0.7", "2:4", "fanin:0.6", "block:4x4:0.5"])
+def test_packed_convolutions_come_back_and_load(tmp_path: Path, pattern: str) -> None:
+    path, small, back = (tmp_path / f"{name}.safetensors" for name in ("m", "packed", "back"))
+    model = network()
+    pruner = gs.Magnitude(pattern)
+    pruner.prepare(model)
+    pruner.step()
+    pruner.squash_mask()
+    save_file(model.state_dict(), path)
+    rows = report("pack", path, "-p", pattern, "-o", small)["tensors"]
+    assert [row["packed"] for row in rows] == [True] * 3
+    kinds = {row["name"]: row["pattern"].split(":")[0] for row in rows}
+    # 6 and 10 channels are no multiple of 4: groups of four end inside a tap.
+    crossing = "unstructured" if pattern == "2:4" else pattern.split(":")[0]
+    assert kinds["a.weight"] == kinds["b.weight"] == crossing
+    assert kinds["c.weight"] == pattern.split(":")[0]
+    assert report("verify", small, "-p", pattern)["ok"]
+    shapes = {row["name"]: row["shape"] for row in report("inspect", small)["tensors"]}
+    gossamer("unpack", small, "-o", back)
+    got = load_file(back)
+    fresh = network()
+    gs.load_into(fresh, small, layout="format")
+    for name, want in model.state_dict().items():
+        assert shapes[name] == list(want.shape)
+        assert torch.equal(got[name], want), name
+        loaded = fresh.get_parameter(name)
+        assert isinstance(loaded, gs.SparseWeight)
+        assert torch.equal(loaded.to_dense(), want), name
+
+
+def test_a_file_of_python_is_unpacked_in_the_shape_of_the_module(tmp_path: Path) -> None:
+    path, back = tmp_path / "m.safetensors", tmp_path / "back.safetensors"
+    model = network()
+    pruner = gs.Magnitude("unstructured:0.7")
+    pruner.prepare(model)
+    pruner.step()
+    pruner.squash_mask()
+    want = {name: value.clone() for name, value in model.state_dict().items()}
+    gs.save(gs.sparsify_(model, layout="format"), path)
+    gossamer("unpack", path, "-o", back)
+    for name, value in load_file(back).items():
+        assert torch.equal(value, want[name]), name
+
+
+def test_a_tap_that_breaks_the_pattern_is_not_packed(tmp_path: Path) -> None:
+    path, out = tmp_path / "m.safetensors", tmp_path / "packed.safetensors"
+    weight = torch.zeros(4, 6, 2, 2)
+    weight[2, :3, 1, 0] = 1.0
+    save_file({"conv.weight": weight}, path)
+    run = gossamer("pack", path, "-p", "2:4", "-o", out, status=2)
+    assert "batch 2, row 2, columns 0–3" in run.stderr
+    assert not out.exists()

@@ -158,12 +158,44 @@ def test_every_pattern_is_computed(pattern: str) -> None:
     assert_conv(F.conv2d(x, packed, None, 1, 1), x, w, numbers=(1, 1))
 
 
-def test_groups_that_would_cross_taps() -> None:
-    w = torch.zeros(4, 3, 2, 2)
-    w[:, 0] = 1.0
-    with pytest.raises(ValueError, match="groups 4 input channels, and the convolution has 3"):
+@pytest.mark.parametrize(("pattern", "channels"), [("2:4", 6), ("2:4", 3), ("vnm:4:2:8", 6)])
+def test_groups_that_would_cross_taps(pattern: str, channels: int) -> None:
+    model = nn.ModuleDict({"conv": nn.Conv2d(channels, 8, 3)})
+    pruner = gs.Magnitude(pattern)
+    pruner.prepare(model)
+    pruner.step()
+    pruner.squash_mask()
+    conv = model["conv"]
+    w = conv.weight.detach().clone()
+    packed = SparseWeight.from_dense(w, pattern)
+    kind, sparsity = packed.pattern.split(":")
+    assert kind == "unstructured"
+    assert float(sparsity) == pytest.approx(float((w == 0).double().mean()))
+    assert torch.equal(packed.to_dense(), w)
+    x = torch.randn(2, channels, 9, 9)
+    assert_conv(F.conv2d(x, packed), x, w)
+    gs.sparsify_(model, pattern, layout="kcsr128")
+    assert is_packed(conv)
+    reason = gs.explain(model)["conv"].reason
+    assert f"it satisfies {pattern} tap by tap, and is packed as unstructured" in reason
+    assert f"its {channels} input channels" in reason
+
+
+def test_a_tap_that_breaks_its_groups_is_named() -> None:
+    w = torch.zeros(4, 6, 2, 2)
+    w[2, :3, 1, 0] = 1.0
+    with pytest.raises(ValueError, match=r"batch 2, row 2, columns 0–3: 3 .*a batch is a tap"):
         SparseWeight.from_dense(w, "2:4")
     assert SparseWeight.from_dense(w).pattern.startswith(("unstructured", "fanin", "block"))
+
+
+def test_one_tap_has_a_partial_group_like_a_matrix() -> None:
+    w = torch.zeros(4, 6, 1, 1)
+    w[:, ::2] = torch.randn(4, 3, 1, 1)
+    packed = SparseWeight.from_dense(w, "2:4")
+    assert packed.pattern == "2:4"
+    x = torch.randn(2, 6, 5, 5)
+    assert_conv(F.conv2d(x, packed), x, w)
 
 
 def test_threads_do_not_change_the_result() -> None:
@@ -409,7 +441,6 @@ def test_what_stays_plain_and_why() -> None:
     assert "'reflect'" in reason(nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"))
     assert "float64" in reason(nn.Conv2d(4, 4, 3, dtype=torch.float64))
     assert "forward of its own" in reason(Own(4, 4, 3))
-    assert "groups 4 input channels" in reason(nn.Conv2d(6, 4, 3), "1:4")
     dense = nn.Conv2d(4, 4, 3)
     gs.sparsify_(dense)
     assert "not sparse" in gs.explain(dense)[""].reason

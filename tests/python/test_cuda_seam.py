@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The seam that the CUDA kernels will fill: `_C_cuda.so` loads and answers where there is a GPU."""
+"""`_C_cuda.so` loads and answers where there is a GPU, and stays unloaded where there is none."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 import gossamer
 from gossamer import _weight_dispatch
 from gossamer.weight import SparseWeight
+from gossamer._layers import _device_obstacle
 
 LIBRARY = Path(gossamer.__file__).with_name("_C_cuda.so")
 
@@ -34,6 +35,14 @@ def test_without_a_device_nothing_of_cuda_is_loaded() -> None:
     loaded = {Path(path).name for path in torch.ops.loaded_libraries}
     assert "_C.so" in loaded
     assert "_C_cuda.so" not in loaded
+
+
+def test_layers_on_a_gpu_are_looked_at() -> None:
+    cuda = torch.device("cuda", 0)
+    assert _device_obstacle(cuda, values_follow=False) is None
+    assert "move it with .to('cuda')" in str(_device_obstacle(cuda, values_follow=True))
+    other = str(_device_obstacle(torch.device("mps"), values_follow=False))
+    assert "2:4 ones in float16 or bfloat16 on CUDA devices" in other
 
 
 def test_a_weight_without_values_stays_plain_with_a_reason() -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -70,8 +71,6 @@ def test_live_masks_are_named(tmp_path: Path) -> None:
 def test_missing_files_and_directories(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere\.safetensors"):
         gs.load_into(network(), tmp_path / "nowhere.safetensors")
-    with pytest.raises(FileNotFoundError, match="no file"):
-        gs.load_into(network(), tmp_path)
     with pytest.raises(OSError, match="could not be written"):
         gs.save(network(), tmp_path / "no" / "such" / "m.safetensors")
 
@@ -272,3 +271,29 @@ def attack_files() -> list[Path]:
 @pytest.mark.parametrize("path", attack_files(), ids=lambda path: path.stem)
 def test_attack_files_leave_the_model_alone(path: Path) -> None:
     refused(network(), path, "safetensors")
+
+
+# --- What is no file ------------------------------------------------------------------------------
+
+
+def test_a_folder_or_a_wrong_path_is_named_with_a_way_out(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError, match=r"is a directory: .* name one in it"):
+        gs.load_into(network(), tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"is not there: .* check the path"):
+        gs.load_into(network(), tmp_path / "none.safetensors")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match=r"is no regular file: .* write it to a file first"):
+        gs.load_into(network(), tmp_path / "pipe")
+
+
+def test_saving_leaves_what_is_no_regular_file_alone(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    (tmp_path / "link").symlink_to(pipe)
+    for path in (pipe, tmp_path / "link"):
+        with pytest.raises(OSError, match="it is no regular file; name a file"):
+            gs.save(network(), path)
+    with pytest.raises(IsADirectoryError, match="it is a directory; name a file"):
+        gs.save(network(), tmp_path)
+    assert pipe.is_fifo()
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["link", "pipe"]

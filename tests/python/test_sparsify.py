@@ -279,3 +279,15 @@ def test_export_with_dynamic_tokens() -> None:
     for count in (3, 17):
         x = torch.randn(count, 64)
         torch.testing.assert_close(program.module()(x), model(x), rtol=0, atol=0)
+
+
+def test_a_filter_of_one_argument_is_refused_with_the_remedy() -> None:
+    model = nn.Sequential(nn.Linear(8, 8))
+    with pytest.raises(TypeError, match=r"filter_fn cannot be called .* give it two parameters"):
+        gs.sparsify_(model, filter_fn=lambda module: True)  # type: ignore[arg-type,misc]
+
+    def broken(module: nn.Module, name: str) -> bool:
+        raise TypeError("its own")
+
+    with pytest.raises(TypeError, match="its own"):
+        gs.sparsify_(model, filter_fn=broken)

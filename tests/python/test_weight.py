@@ -245,6 +245,14 @@ def test_state_dicts_in_every_direction() -> None:
     assigned = nn.Linear(40, 24).requires_grad_(False)
     assigned.load_state_dict(source.state_dict(), assign=True)
     assert isinstance(assigned.weight, SparseWeight)
+    # A trainable model, and one without values, take it too; it is frozen there.
+    for device in ("cpu", "meta"):
+        for state in (source.state_dict(), dict(source.named_parameters())):
+            trainable = nn.Linear(40, 24, device=device)
+            trainable.load_state_dict(state, assign=True)
+            assert isinstance(trainable.weight, SparseWeight)
+            assert torch.equal(trainable.weight.to_dense(), w)
+            assert [p.requires_grad for p in trainable.parameters()] == [False, True]
     with pytest.raises(RuntimeError, match="size mismatch"):
         nn.Linear(41, 24).load_state_dict(source.state_dict())
 
@@ -386,3 +394,10 @@ def test_thread_counts_and_threads_agree() -> None:
             assert torch.allclose(result, alone, atol=1e-4)
     finally:
         torch.set_num_threads(before)
+
+
+def test_what_is_no_weight_is_named() -> None:
+    with pytest.raises(TypeError, match=r"weight is a list: .*torch\.as_tensor"):
+        SparseWeight.from_dense([[1.0, 0.0]])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"dtype int64 holds no weights; .* convert the values"):
+        SparseWeight.from_dense(torch.eye(4, dtype=torch.int64))
