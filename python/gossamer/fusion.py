@@ -82,7 +82,7 @@ def fuse_(model: nn.Module) -> nn.Module:
         _fuse_owner(context, owner)
     for name, module in model.named_modules():
         if type(module) in FUSED and not hasattr(module, "gossamer_fusion"):
-            module.gossamer_fusion = context.reason(name, module)  # type: ignore[assignment]
+            module.gossamer_fusion = context.reason(name, module)
     return model
 
 
@@ -256,6 +256,9 @@ def _grow(context: _Context, owner: nn.Module, chain: _Chain, taken: set[fx.Node
         else:
             break
         chain.nodes.append(node)
+    if chain.addition is not None and not _may_move(owner, chain):
+        fresh = _Chain(chain.name, chain.layer, chain.nodes[:1])
+        return _grow(context, owner, fresh, taken | {chain.addition})
     if not _may_move(owner, chain):
         return _Chain(chain.name, chain.layer, chain.nodes[:1])
     return chain
@@ -369,7 +372,7 @@ def _fold(layer: nn.Module, norm: Any) -> None:
             scale = scale * norm.weight.double()
         bias = -norm.running_mean.double()
         if layer.bias is not None:
-            bias = bias + layer.bias.double()  # type: ignore[operator]
+            bias = bias + layer.bias.double()
         bias = bias * scale
         if norm.bias is not None:
             bias = bias + norm.bias.double()

@@ -55,6 +55,18 @@ class TwoRoads(nn.Module):
         return F.silu(self.norm(self.a(x)) + self.b(x))
 
 
+class Padded(nn.Module):
+    """A shortcut that is computed between the layer and the sum: the layer may not wait for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm = nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.layer(x))
+        return F.relu(y + x.neg())
+
+
 class Gelu(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.gelu(x)
@@ -105,7 +117,10 @@ def fusions(model: nn.Module) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("make", [resnet, lambda: trained(TwoRoads()), lambda: GatedMlp().eval()])
+@pytest.mark.parametrize(
+    "make",
+    [resnet, lambda: trained(TwoRoads()), lambda: trained(Padded()), lambda: GatedMlp().eval()],
+)
 @torch.no_grad()
 def test_a_fused_model_computes_the_same(make) -> None:
     torch.manual_seed(0)
@@ -130,6 +145,7 @@ def test_what_is_fused_is_told() -> None:
     two = fusions(gs.fuse_(trained(TwoRoads())))
     assert two["a"] == "fused: BatchNorm 'norm', residual, silu"
     assert two["b"].startswith("nothing fused")
+    assert fusions(gs.fuse_(trained(Padded()))) == {"layer": "fused: BatchNorm 'norm'"}
     mlp = gs.fuse_(GatedMlp().eval())
     assert fusions(mlp)["gate"] == "fused: silu"
     assert fusions(mlp)["down"] == "fused: residual"
