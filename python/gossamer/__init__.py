@@ -17,6 +17,7 @@ from gossamer.config import (
     SparseConfig,
 )
 from gossamer.explanation import BucketPlan, Explanation, LayerReport, explain
+from gossamer.fusion import fuse_, fusion_pass
 from gossamer.host import Kernel, Machine, kernels, machine
 from gossamer.io import LoadResult, load_into, save
 from gossamer.model_report import Outcome, report
@@ -62,6 +63,8 @@ __all__ = [
     "__version__",
     "desparsify_",
     "explain",
+    "fuse_",
+    "fusion_pass",
     "kernels",
     "linear",
     "load_into",

@@ -12,11 +12,13 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
 from gossamer._convolution import Convolution
+from gossamer._fusion_modules import FusedConv2d, FusedLinear
 from gossamer.prune.matrix import is_conv1d
 from gossamer.weight import SparseWeight
 
 __all__ = ["Layer", "find_layers", "is_linear"]
 
+_LINEAR_FORWARDS = (nn.Linear.forward, FusedLinear.forward)
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -221,7 +223,7 @@ def _module_obstacle(module: nn.Module) -> str | None:
         obstacle = _convolution_obstacle(module, kind)
         if obstacle is not None:
             return obstacle
-    elif not _is_conv1d(module) and type(module).forward is not nn.Linear.forward:
+    elif not _is_conv1d(module) and type(module).forward not in _LINEAR_FORWARDS:
         return f"{kind} has a forward of its own; only nn.Linear's is known to take a packed weight"
     if parametrize.is_parametrized(module):
         return "its bias is parametrized; remove that first"
@@ -231,7 +233,7 @@ def _module_obstacle(module: nn.Module) -> str | None:
 def _convolution_obstacle(module: nn.Conv2d, kind: str) -> str | None:
     cls = type(module)
     if (
-        cls.forward is not nn.Conv2d.forward
+        cls.forward not in (nn.Conv2d.forward, FusedConv2d.forward)
         or cls._conv_forward is not nn.Conv2d._conv_forward
         or "_conv_forward" in module.__dict__
     ):

@@ -7,7 +7,7 @@ import json
 import math
 import textwrap
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -209,7 +209,13 @@ def explain(model: nn.Module) -> Explanation:
     Returns:
         An `Explanation`: iterate over its `LayerReport`s, print it, or take `to_json()`.
     """
-    return Explanation(tuple(_report(layer) for layer in find_layers(model)))
+    return Explanation(tuple(_with_fusion(layer, _report(layer)) for layer in find_layers(model)))
+
+
+def _with_fusion(layer: Layer, report: LayerReport) -> LayerReport:
+    """Adds what `fuse_` noted."""
+    noted = getattr(layer.module, "gossamer_fusion", None)
+    return report if noted is None else replace(report, reason=f"{report.reason}; {noted}")
 
 
 def _report(layer: Layer) -> LayerReport:

@@ -30,7 +30,10 @@ def test_the_page_shows_each_extension_once() -> None:
     assert len(blocks("extending.md", "cpp")) == 1
 
 
-@pytest.mark.parametrize("page", ["extending.md", "patterns.md", "pruning.md", "quantization.md"])
+PAGES = ["extending.md", "fusion.md", "patterns.md", "pruning.md", "quantization.md"]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_python_examples_run_and_are_short(page: str) -> None:
     examples = blocks(page, "python")
     assert examples
