@@ -4,7 +4,7 @@ PYTHON := .venv/bin/python
 SHELL := /bin/bash
 CPU_SUITES := host cpu-linear cpu-conv cpu-decode cpu-model cpu-stacks
 
-.PHONY: help demo test setup setup-test install recipes-quick bench-cpu bench-gpu lint format wheel clean
+.PHONY: help demo test setup setup-test install recipes-quick bench-cpu bench-gpu docs-performance lint format wheel clean
 
 help:
 	@echo "make demo       set up, build, run the main job on real data (demo-out/report.html)"
@@ -13,6 +13,7 @@ help:
 	@echo "make bench-cpu  measure this machine (10 minutes), write bench/results/<machine>.jsonl;"
 	@echo "                DATA=folder adds trained networks and their sparsity patterns"
 	@echo "make bench-gpu  the same for this machine's GPU"
+	@echo "make docs-performance   write docs/performance.md and its plots from bench/results"
 	@echo "make wheel      a manylinux wheel in wheelhouse/"
 	@echo "make format     clang-format and ruff, in place"
 
@@ -42,6 +43,9 @@ bench-cpu: install
 
 bench-gpu: install
 	$(PYTHON) -m gossamer.bench gpu-24 --threads all --json auto
+
+docs-performance: install
+	$(PYTHON) -m gossamer.bench.performance
 
 wheel: setup-test
 	@scripts/wheel.sh

@@ -148,10 +148,7 @@ def _run(
 
 
 def _measure(suite: str, case: Case, dense: nn.Module, options: Options) -> Iterator[Record]:
-    if case.vocabulary:
-        x = torch.randint(1, case.vocabulary, case.x)
-    else:
-        x = torch.randn(case.x)
+    x = torch.randint(1, case.vocabulary, case.x) if case.vocabulary else torch.randn(case.x)
     entries = [_entry(dense, f"unstructured:{s:g}", x, options) for s in case.sparsities]
     rivals: dict[str, Callable[[], object]] = {
         "torch_dense": partial(dense, x),
