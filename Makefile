@@ -2,15 +2,18 @@
 # The two commands of the README are `make demo` and `make test`; both set everything up first.
 PYTHON := .venv/bin/python
 SHELL := /bin/bash
+CPU_SUITES := host cpu-linear cpu-conv cpu-decode cpu-model cpu-stacks
 
-.PHONY: help demo test setup setup-test install recipes-quick bench-cpu bench-gpu lint format wheel clean
+.PHONY: help demo test setup setup-test install recipes-quick bench-cpu bench-gpu docs-performance lint format wheel clean
 
 help:
 	@echo "make demo       set up, build, run the main job on real data (demo-out/report.html)"
 	@echo "make test       set up, build, run every test this machine can run"
 	@echo "make recipes-quick DATA=folder   prune a ResNet-20 in five ways (examples/recipes/README.md)"
-	@echo "make bench-cpu  measure this machine, write bench/results/<machine>.jsonl"
+	@echo "make bench-cpu  measure this machine (10 minutes), write bench/results/<machine>.jsonl;"
+	@echo "                DATA=folder adds trained networks and their sparsity patterns"
 	@echo "make bench-gpu  the same for this machine's GPU"
+	@echo "make docs-performance   write docs/performance.md and its plots from bench/results"
 	@echo "make wheel      a manylinux wheel in wheelhouse/"
 	@echo "make format     clang-format and ruff, in place"
 
@@ -34,10 +37,15 @@ recipes-quick: install
 	$(PYTHON) examples/recipes/resnet_cifar10.py --quick $(if $(DATA),--data $(DATA))
 
 bench-cpu: install
-	$(PYTHON) -m gossamer.bench cpu-linear --json auto
+	for suite in $(CPU_SUITES); do \
+	  $(PYTHON) -m gossamer.bench $$suite --json auto $(if $(DATA),--data $(DATA)) || exit 1; \
+	done
 
 bench-gpu: install
 	$(PYTHON) -m gossamer.bench gpu-24 --threads all --json auto
+
+docs-performance: install
+	$(PYTHON) -m gossamer.bench.performance
 
 wheel: setup-test
 	@scripts/wheel.sh

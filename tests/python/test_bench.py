@@ -14,11 +14,24 @@ import torch
 import torch.nn.functional as F
 
 import gossamer as gs
-from gossamer.bench import Record, append, contest, cpu_conv, cpu_linear, host
-from gossamer.bench.__main__ import main
+from gossamer.bench import (
+    Record,
+    append,
+    contest,
+    cpu_conv,
+    cpu_decode,
+    cpu_linear,
+    cpu_model,
+    dlmc,
+    host,
+    networks,
+)
+from gossamer.bench.__main__ import SUITES, main
+from gossamer.bench.engines import ENGINES, engines
+from gossamer.bench.record import OPTIONAL
 from gossamer.bench.roofline import Roofline, measure_roofline
-from gossamer.bench.subject import check, make_subject, peers
-from gossamer.bench.suite import Options, now
+from gossamer.bench.subject import check, csr_calls, make_subject
+from gossamer.bench.suite import EXTENTS, Options, measured, now
 
 FIELDS = {
     "suite": str,
@@ -46,9 +59,12 @@ FIELDS = {
 """Name and type of every field of a line, in order."""
 
 
+PEERS = {"torch_dense", "torch_dense_channels_last", "torch_csr", *ENGINES}
+
+
 def options(**changes) -> Options:
     values = {
-        "quick": True,
+        "extent": "quick",
         "rounds": 9,
         "filter": "",
         "cache_bytes": 1 << 20,
@@ -60,7 +76,7 @@ def options(**changes) -> Options:
 
 
 def check_line(line: dict) -> None:
-    assert list(line) == list(FIELDS)
+    assert [name for name in line if name not in OPTIONAL] == list(FIELDS)
     for name, kind in FIELDS.items():
         assert type(line[name]) is kind, name
     assert line["machine"] == gs.machine().name
@@ -69,7 +85,9 @@ def check_line(line: dict) -> None:
     assert line["ms"] > 0
     assert line["dense_ms"] > 0
     assert line["speedup"] == pytest.approx(line["dense_ms"] / line["ms"], rel=1e-3)
-    assert line["peers"]["torch_dense"] == line["dense_ms"]
+    dense = [ms for name, ms in line["peers"].items() if name != "torch_csr"]
+    assert "torch_dense" in line["peers"]
+    assert line["dense_ms"] == min(dense)
     assert all(ms > 0 for ms in line["peers"].values())
     time.strptime(line["date"], "%Y-%m-%dT%H:%M:%SZ")
 
@@ -135,36 +153,82 @@ def test_append_names_a_file_that_cannot_be(tmp_path) -> None:
 @pytest.mark.parametrize("pattern", ["unstructured:0.9", "2:4"])
 @pytest.mark.parametrize("tokens", [1, 32])
 def test_a_case_from_end_to_end(pattern: str, tokens: int) -> None:
-    case = cpu_linear.Case("tiny", 96, 128, pattern, (tokens,))
+    case = cpu_linear.Case("tiny", 96, 128, (pattern,), tokens)
     with torch.inference_mode():
         (found,) = list(cpu_linear.run(options(), [case]))
     line = json.loads(found.to_json())
     check_line(line)
     assert (line["out"], line["in"], line["tokens"]) == (96, 128, tokens)
-    assert set(line["peers"]) == {"torch_dense", "torch_csr"}
+    assert {"torch_dense", "torch_csr"} <= set(line["peers"]) <= PEERS
     assert line["sparsity"] == pytest.approx(0.5 if pattern == "2:4" else 0.9, abs=1e-3)
     rows = {kernel.name for kernel in gs.kernels()} | {"dense"}
     assert line["kernel"] in rows
 
 
-@pytest.mark.parametrize("kernel", [1, 3])
-def test_a_convolution_from_end_to_end(kernel: int) -> None:
+@pytest.mark.parametrize(("kernel", "last"), [(1, False), (3, True)])
+def test_a_convolution_from_end_to_end(kernel: int, last: bool) -> None:
     filters = cpu_conv.Filters(16, 24, kernel, 2, 9)
-    case = cpu_conv.Case("tiny", filters, "unstructured:0.9", (1, 3))
+    case = cpu_conv.Case("tiny", filters, (0.5, 0.9), 3, last)
     with torch.inference_mode():
         found = list(cpu_conv.run(options(), [case]))
     lines = [json.loads(record.to_json()) for record in found]
-    assert [line["tokens"] for line in lines] == [25, 25, 75, 75]
-    layers = {line["layer"] for line in lines}
-    size = f"resnet50.tiny 16->24 {kernel}x{kernel}/2 9px"
-    assert layers == {size, f"{size}_channels_last"}
-    rows = {row.name for row in gs.kernels() if row.operation == "conv2d"} | {"dense"}
+    assert [line["sparsity"] for line in lines] == pytest.approx([0.5, 0.9], abs=1e-2)
     for line in lines:
+        check_line(line)
+        assert line["tokens"] == 3 * 25
+        assert line["layer"] == str(case)
+        assert line["layer"].endswith("channels_last") == last
         assert (line["out"], line["in"]) == (24, 16 * kernel**2)
-        assert set(line["peers"]) == {"torch_dense", "torch_dense_channels_last"}
-        assert line["dense_ms"] == min(line["peers"].values())
-        assert line["sparsity"] == pytest.approx(0.9, abs=1e-2)
-        assert line["kernel"] in rows
+        assert {"torch_dense", "torch_dense_channels_last"} <= set(line["peers"]) <= PEERS
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_decode_from_end_to_end(dtype: str) -> None:
+    case = cpu_decode.Case("tiny", 96, 128, dtype, (0.5, 0.9), (1, 8))
+    with torch.inference_mode():
+        found = list(cpu_decode.run(options(cache_bytes=1 << 16), [case]))
+    lines = [json.loads(record.to_json()) for record in found]
+    assert [line["tokens"] for line in lines] == [1, 1, 8, 8]
+    for line in lines:
+        check_line(line)
+        assert line["dtype"] == dtype
+        assert line["read_gbs"] == 10.0
+
+
+@pytest.mark.parametrize("suite", ["cpu-model", "cpu-stacks"])
+def test_a_network_from_end_to_end(suite: str) -> None:
+    def small(folder):
+        return torch.nn.Sequential(networks.Encoder(1, 32, 4)).eval()
+
+    case = cpu_model.Case("tiny", small, (2, 5, 32), (0.5, 0.9))
+    run = cpu_model.run_models if suite == "cpu-model" else cpu_model.run_stacks
+    with torch.inference_mode():
+        lines = [json.loads(record.to_json()) for record in run(options(), [case])]
+    assert [line["sparsity"] for line in lines] == pytest.approx([0.5, 0.9], abs=1e-2)
+    for line in lines:
+        check_line(line)
+        assert line["suite"] == suite
+        assert line["kernel"].endswith("of 6 packed")
+
+
+def test_a_residual_network_has_the_sizes_of_the_checkpoints() -> None:
+    model = networks.ResNet(20).eval()
+    assert sum(p.numel() for p in model.parameters()) == 269_722
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_a_network_without_its_data_is_left_out_with_a_note() -> None:
+    said: list[str] = []
+    case = cpu_model.Case("r", lambda folder: torch.nn.Linear(2, 2), (1, 2), needs_data=True)
+    assert list(cpu_model.run_models(options(note=said.append), [case])) == []
+    assert said == ["r is left out: no --data names the folder of trained networks"]
+
+
+def test_rotating_weights_overflow_the_cache_and_give_the_product() -> None:
+    weight, x = torch.randn(8, 16), torch.randn(2, 16)
+    call = cpu_decode.rotation(weight, 512, 1024, x)
+    for _ in range(12):
+        assert torch.equal(call(), F.linear(x, weight))
 
 
 def test_wrong_convolutions_are_not_timed() -> None:
@@ -175,13 +239,47 @@ def test_wrong_convolutions_are_not_timed() -> None:
         cpu_conv.check("wrong", y * (1 + 1e-3), x, weight, 1, 1)
 
 
-def test_the_quick_suite_is_a_part_of_the_whole() -> None:
-    def keys(cases):
-        return {(case.name, case.pattern, tokens) for case in cases for tokens in case.tokens}
+def test_a_file_of_the_collection_is_read() -> None:
+    kept = dlmc.parse("a", "2, 4, 3\n0 1 3 \n2 0 3 \n")
+    assert kept.tolist() == [[False, False, True, False], [True, False, False, True]]
 
-    quick, whole = keys(cpu_linear.cases(True)), keys(cpu_linear.cases(False))
-    assert quick <= whole
-    assert len(quick) < len(whole)
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "2, 4\n0 1\n1", "2, 4, 3\n0 1 3\n2 0 4\n", "2, 4, 3\n0 3\n2 0 3\n", "1, 2, 1\n0 1\nx\n"],
+)
+def test_a_broken_file_of_the_collection_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"broken\.smtx"):
+        dlmc.parse("broken.smtx", text)
+
+
+@pytest.mark.parametrize("suite", [cpu_conv, cpu_decode, cpu_linear])
+def test_each_extent_is_larger_than_the_one_before(suite) -> None:
+    sizes = [len(suite.cases(extent)) for extent in EXTENTS]
+    assert sizes == sorted(set(sizes))
+
+
+def test_what_is_not_measured_is_said() -> None:
+    said: list[str] = []
+    late = options(deadline=time.monotonic() - 1, note=said.append)
+    extents = {"quick": ["a", "b"], "full": ["a", "b", "c"]}
+    assert list(measured(late, extents.__getitem__)) == []
+    assert said == [
+        "quick: 2 cases; --full has 1 more",
+        "the time was up, not measured: a; b",
+    ]
+    assert list(measured(options(filter="b", note=said.append), extents.__getitem__)) == ["b"]
+
+
+def test_engines_compute_the_same_or_say_why_not() -> None:
+    module, x = torch.nn.Linear(8, 4).eval(), torch.randn(3, 8)
+    said: list[str] = []
+    with torch.inference_mode():
+        found = engines(module, x, said.append)
+        for call in found.values():
+            assert torch.allclose(torch.from_numpy(call()), module(x), atol=1e-5)
+    assert set(found) <= set(ENGINES)
+    assert all("does not take part" in line for line in said)
 
 
 def test_wrong_results_are_not_timed() -> None:
@@ -193,12 +291,12 @@ def test_wrong_results_are_not_timed() -> None:
         check("nan", lambda x: F.linear(x, weight) * torch.nan, x, weight)
 
 
-def test_peers_compute_the_same() -> None:
+def test_csr_computes_the_same() -> None:
     subject = make_subject(24, 40, "unstructured:0.5")
     x = torch.randn(5, 40)
     with torch.inference_mode():
-        for name, peer in peers(subject.dense).items():
-            check(name, peer, x, subject.dense)
+        for call in csr_calls(subject.dense, x):
+            check("csr", lambda x, call=call: call(), x, subject.dense)
     assert subject.density == pytest.approx(0.5, abs=0.01)
 
 
@@ -226,6 +324,8 @@ def test_command_writes_lines(tmp_path, capsys) -> None:
         ["host", "--threads", "0"],
         ["host", "--threads", "x"],
         ["host", "--rounds", "3"],
+        ["host", "--quick", "--full"],
+        ["host", "--data", "no/such/folder"],
     ],
 )
 def test_bad_usage_is_status_2(arguments: list[str], capsys) -> None:
@@ -243,4 +343,4 @@ def test_module_runs_as_a_command() -> None:
         check=True,
         cwd=Path(__file__).parent,
     )
-    assert "cpu-linear" in done.stdout
+    assert all(name in done.stdout for name in SUITES)

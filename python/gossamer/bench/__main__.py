@@ -1,33 +1,48 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`python -m gossamer.bench SUITE [--quick] [--json OUT] [--threads 1,all] [--filter TEXT]`."""
+"""`python -m gossamer.bench SUITE [--quick|--full] [--json OUT] [--data DIR] [--threads 1,all]`."""
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 import gossamer as gs
-from gossamer.bench import cpu_conv, cpu_linear, gpu_24, host
+from gossamer.bench import cpu_conv, cpu_decode, cpu_linear, cpu_model, gpu_24, host
 from gossamer.bench.record import Record, append
 from gossamer.bench.roofline import measure_roofline
 from gossamer.bench.suite import Options
 
 SUITES: dict[str, Callable[[Options], Iterator[Record]]] = {
     "cpu-conv": cpu_conv.run,
+    "cpu-decode": cpu_decode.run,
     "cpu-linear": cpu_linear.run,
+    "cpu-model": cpu_model.run_models,
+    "cpu-stacks": cpu_model.run_stacks,
     "gpu-24": gpu_24.run,
     "host": host.run,
 }
 """Name to what yields its records."""
 
+SECONDS = {
+    "cpu-linear": 130,
+    "cpu-conv": 150,
+    "cpu-decode": 80,
+    "cpu-model": 100,
+    "cpu-stacks": 90,
+}
+"""What a normal run may take, all thread counts together; others take what they need."""
+QUICK_SECONDS = 45
+
 _DEFAULT_CACHE = 32 << 20
 _COLUMNS = (
-    ("layer", 12),
+    ("layer", 36),
     ("pattern", 17),
     ("tokens", 6),
     ("threads", 7),
@@ -47,13 +62,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     target = None if arguments.json is None else _target(arguments.json, arguments.suite)
     # Plans are made anew: an old verdict would be measured, not this build's.
     os.environ.setdefault("GOSSAMER_CACHE", "off")
+    begin = time.monotonic()
     print(_line([name for name, _ in _COLUMNS]), flush=True)
     before = torch.get_num_threads()
     try:
-        for count in counts:
+        for turn, count in enumerate(counts, 1):
             torch.set_num_threads(count)
+            deadline = begin + _seconds(arguments) * turn / len(counts)
             with torch.inference_mode():
-                for record in SUITES[arguments.suite](_options(arguments)):
+                for record in SUITES[arguments.suite](_options(arguments, deadline)):
                     if target is not None:
                         append(record, target)
                     _clear()
@@ -69,7 +86,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m gossamer.bench", description=__doc__)
     parser.add_argument("suite", choices=sorted(SUITES))
-    parser.add_argument("--quick", action="store_true", help="few cases, under 90 seconds")
+    extent = parser.add_mutually_exclusive_group()
+    extent.add_argument("--quick", action="store_true", help="few cases, less than a minute")
+    extent.add_argument("--full", action="store_true", help="every case, as long as it takes")
+    parser.add_argument(
+        "--seconds", type=float, help="no case begins later; the normal form has a limit of its own"
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=os.environ.get("GOSSAMER_DATA") or None,
+        help="folder with resnet_cifar10/ and dlmc_subset.tar.gz (GOSSAMER_DATA)",
+    )
     parser.add_argument(
         "--json", metavar="OUT", help="append to OUT; 'auto' is bench/results/<machine>.jsonl"
     )
@@ -81,6 +109,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.rounds < 9:
         parser.error(f"--rounds {arguments.rounds}: at least 9 are accepted")
+    if arguments.data is not None and not arguments.data.is_dir():
+        parser.error(f"--data {arguments.data}: no such folder")
     arguments.threads = arguments.threads or ("all" if arguments.quick else "1,all")
     try:
         _thread_counts(arguments.threads)
@@ -109,24 +139,35 @@ def _target(text: str, suite: str) -> Path:
     return Path(text)
 
 
-def _options(arguments: argparse.Namespace) -> Options:
+def _seconds(arguments: argparse.Namespace) -> float:
+    if arguments.seconds is not None:
+        return float(arguments.seconds)
+    if arguments.full:
+        return math.inf
+    return QUICK_SECONDS if arguments.quick else SECONDS.get(arguments.suite, math.inf)
+
+
+def _options(arguments: argparse.Namespace, deadline: float) -> Options:
     cache_bytes = gs.machine().l3_bytes or _DEFAULT_CACHE
     overhead = host.call_overhead(*host.tiny(host.PATTERNS[0]), arguments.rounds)
     return Options(
-        quick=arguments.quick,
+        extent="quick" if arguments.quick else "full" if arguments.full else "normal",
         rounds=arguments.rounds,
         filter=arguments.filter,
         cache_bytes=cache_bytes,
         roofline=measure_roofline(cache_bytes),
         host_us=1e3 * overhead.median_ms["gossamer"],
         progress=_progress,
+        note=_note,
+        data=arguments.data,
+        deadline=deadline,
     )
 
 
 def _cells(record: Record) -> list[str]:
     csr = record.peers.get("torch_csr")
     return [
-        f"{record.out}x{record.inputs}",
+        (record.layer or f"{record.out}x{record.inputs}")[-36:],
         record.pattern,
         str(record.tokens),
         str(record.threads),
@@ -150,6 +191,11 @@ def _line(cells: Sequence[str]) -> str:
 def _progress(text: str) -> None:
     if sys.stderr.isatty():
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def _note(text: str) -> None:
+    _clear()
+    print(f"note, {torch.get_num_threads()} threads: {text}", flush=True)
 
 
 def _clear() -> None:

@@ -1,25 +1,25 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Suite `cpu-conv`: the distinct convolutions of ResNet-50 at 224×224 pixels, float32, on the CPU.
 
-The dense peer is torch's convolution in the quicker of the two memory formats; the packed layer is
-measured in each of them, on the same numbers.
+The dense peers are torch's convolution in both memory formats and the engines that are installed;
+the quickest counts. The packed layer takes and gives the format that its line names.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import gossamer as gs
+from gossamer.bench.engines import engines
+from gossamer.bench.race import Entry, Track, kernel_at, race
 from gossamer.bench.record import Record
 from gossamer.bench.roofline import Roofline
-from gossamer.bench.suite import Options, now
-from gossamer.bench.timing import contest
+from gossamer.bench.suite import Options, measured
 
 __all__ = ["LAYERS", "Case", "Filters", "cases", "check", "run"]
 
@@ -79,12 +79,19 @@ LAYERS: dict[str, Filters] = {
     "layer4.expand": Filters(512, 2048, 1, 1, 7),
 }
 """Each once; the strides are on the 3×3 convolutions, as torchvision has them."""
-PATTERNS = tuple(f"unstructured:{s}" for s in (0.5, 0.7, 0.8, 0.9, 0.95))
+SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95)
 IMAGES = (1, 16)
 
-QUICK_LAYERS = ("layer1.spatial", "layer2.expand", "layer3.spatial", "layer4.reduce")
-QUICK_PATTERNS = ("unstructured:0.7", "unstructured:0.9")
-QUICK_IMAGES = (1,)
+NORMAL_LAYERS = (
+    "layer2.spatial",
+    "layer3.spatial",
+    "layer1.spatial",
+    "layer4.spatial",
+    "layer2.expand",
+    "layer3.reduce",
+)
+QUICK_LAYERS = ("layer2.spatial", "layer3.reduce")
+QUICK_SPARSITIES = (0.7, 0.9)
 
 _UNIT = 2.0**-24
 """Unit roundoff of float32."""
@@ -92,84 +99,86 @@ _UNIT = 2.0**-24
 
 @dataclass(frozen=True)
 class Case:
-    """One convolution with one pattern.
+    """One convolution at several sparsities.
 
     Attributes:
         name: of the layer in ResNet-50.
         filters: its sizes.
-        pattern: of the weight as the matrix [out, taps·channels].
-        images: counts that are timed.
+        sparsities: of the weight as the matrix [out, taps·channels].
+        images: how many.
+        last: whether inputs and results are channels-last.
     """
 
     name: str
     filters: Filters
-    pattern: str
-    images: tuple[int, ...]
+    sparsities: tuple[float, ...]
+    images: int
+    last: bool = False
 
     def __str__(self) -> str:
         f = self.filters
         size = f"{f.inputs}->{f.out} {f.kernel}x{f.kernel}/{f.stride} {f.side}px"
-        return f"resnet50.{self.name} {size} {self.pattern}"
+        order = " channels_last" if self.last else ""
+        return f"resnet50.{self.name} {size} x{self.images}{order}"
 
 
-def cases(quick: bool) -> list[Case]:
-    """All cases, or the few of a run of about a minute."""
-    layers = QUICK_LAYERS if quick else tuple(LAYERS)
-    patterns = QUICK_PATTERNS if quick else PATTERNS
-    images = QUICK_IMAGES if quick else IMAGES
+def cases(extent: str) -> list[Case]:
+    """The cases of one of `gossamer.bench.suite.EXTENTS`."""
+    if extent == "quick":
+        return [Case(name, LAYERS[name], QUICK_SPARSITIES, 1) for name in QUICK_LAYERS]
+    if extent == "normal":
+        return [
+            Case(name, LAYERS[name], SPARSITIES, images)
+            for name in NORMAL_LAYERS
+            for images in reversed(IMAGES)
+        ]
     return [
-        Case(name, LAYERS[name], pattern, images)
-        for name, pattern in itertools.product(layers, patterns)
+        Case(name, filters, SPARSITIES, images, last)
+        for last in (False, True)
+        for name, filters in LAYERS.items()
+        for images in IMAGES
     ]
 
 
-def run(options: Options, chosen: list[Case] | None = None) -> Iterator[Record]:
+def run(options: Options, chosen: Sequence[Case] | None = None) -> Iterator[Record]:
     """Measures case by case with torch's present number of threads.
 
     Args:
         options: of the command.
         chosen: other cases than those of the command.
     """
-    for case in cases(options.quick) if chosen is None else chosen:
-        if not options.wants(str(case)):
-            continue
+    kept: dict[tuple[str, bool], dict[float, _Subject]] = {}
+    for case in measured(options, cases, chosen):
         options.progress(f"{case}, {torch.get_num_threads()} threads")
-        torch.manual_seed(0)
-        subjects = {last: _subject(case, last) for last in (False, True)}
-        for images in case.images:
-            yield from _measure(case, subjects, images, options)
+        key = (case.name, case.last)
+        if key not in kept:
+            kept = {key: {s: _subject(case, s) for s in case.sparsities}}
+        yield from _measure(case, kept[key], options)
 
 
 @dataclass(frozen=True)
 class _Subject:
-    """A layer in one memory format, dense and as `sparsify_` left it."""
+    """A layer, dense and as `sparsify_` left it."""
 
+    pattern: str
     dense: Tensor
     module: nn.Conv2d
     report: gs.LayerReport
 
-    def kernel(self, pixels: int) -> str:
-        if not self.report.packed:
-            return "dense"
-        for bucket in self.report.plan:
-            last = bucket.tokens.split("–")[-1]
-            if not last.isdigit() or pixels <= int(last):
-                return bucket.kernel
-        return self.report.kernel
 
-
-def _subject(case: Case, last: bool) -> _Subject:
+def _subject(case: Case, sparsity: float) -> _Subject:
     f = case.filters
+    pattern = f"unstructured:{sparsity:g}"
     module = nn.Conv2d(f.inputs, f.out, f.kernel, f.stride, f.padding, bias=False)
-    generator = torch.Generator().manual_seed(1)
-    matrix = torch.randn(f.out, f.kernel**2 * f.inputs, generator=generator)
-    matrix *= torch.ops.gossamer.magnitude_mask(matrix, case.pattern, "tensor")
+    matrix = torch.randn(f.out, f.kernel**2 * f.inputs, generator=torch.Generator().manual_seed(1))
+    matrix *= torch.ops.gossamer.magnitude_mask(matrix, pattern, "tensor")
     dense = matrix.reshape(f.out, f.kernel, f.kernel, f.inputs).permute(0, 3, 1, 2)
-    memory = torch.channels_last if last else torch.contiguous_format
+    memory = torch.channels_last if case.last else torch.contiguous_format
     dense = dense.contiguous(memory_format=memory)
-    module.weight = nn.Parameter(dense.clone(memory_format=memory))
-    gs.sparsify_(module, case.pattern)
-    return _Subject(dense, module, gs.explain(module)[""])
+    with torch.no_grad():
+        module.weight = nn.Parameter(dense.clone(memory_format=memory))
+    gs.sparsify_(module, pattern)
+    return _Subject(pattern, dense, module, gs.explain(module)[""])
 
 
 def check(name: str, y: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int) -> None:
@@ -197,58 +206,49 @@ def check(name: str, y: Tensor, x: Tensor, weight: Tensor, stride: int, padding:
         )
 
 
-def _measure(
-    case: Case, subjects: dict[bool, _Subject], images: int, options: Options
-) -> Iterator[Record]:
+def _measure(case: Case, subjects: dict[float, _Subject], options: Options) -> Iterator[Record]:
     f = case.filters
-    planar = torch.randn(images, f.inputs, f.side, f.side)
-    inputs = {False: planar, True: planar.contiguous(memory_format=torch.channels_last)}
-    calls: dict[str, Callable[[], Tensor]] = {}
-    for last, subject in subjects.items():
-        x = inputs[last]
+    torch.manual_seed(0)
+    planar = torch.randn(case.images, f.inputs, f.side, f.side)
+    x = planar.contiguous(memory_format=torch.channels_last) if case.last else planar
+    pixels = case.images * f.out_side**2
+    entries = []
+    for sparsity in case.sparsities:
+        subject = subjects[sparsity]
         check("gossamer", subject.module(x), x, subject.dense, f.stride, f.padding)
-        calls[_name("torch_dense", last)] = _dense(subject.dense, x, f)
-        calls[_name("gossamer", last)] = _call(subject.module, x)
-    times = contest(calls, options.rounds).median_ms
-    mine = {last: times.pop(_name("gossamer", last)) for last in subjects}
-    dense_ms = min(times.values())
-    pixels = images * f.out_side**2
-    record = Record(
-        suite="cpu-conv",
-        kernel="",
-        machine=gs.machine().name,
-        device="cpu",
-        threads=torch.get_num_threads(),
-        dtype="float32",
-        pattern=case.pattern,
-        sparsity=0.0,
-        tokens=pixels,
-        out=f.out,
-        inputs=f.kernel**2 * f.inputs,
-        ms=0.0,
-        dense_ms=dense_ms,
-        dense_impl="torch.nn.functional.conv2d, the quicker of planar and channels-last",
-        speedup=0.0,
-        peers=times,
-        bytes=0,
-        bound_speedup=0.0,
-        host_us=options.host_us,
-        version=gs.__version__,
-        date=now(),
-    )
-    for last, subject in subjects.items():
         density = int(torch.count_nonzero(subject.dense)) / subject.dense.numel()
         held = subject.report.packed_bytes or subject.report.dense_bytes
-        yield replace(
-            record,
-            kernel=subject.kernel(pixels),
-            sparsity=1.0 - density,
-            ms=mine[last],
-            speedup=dense_ms / mine[last],
-            bytes=held,
-            bound_speedup=_bound_speedup(options.roofline, f, images, density, held),
-            layer=_name(str(case).rpartition(" ")[0], last),
+        entries.append(
+            Entry(
+                pattern=subject.pattern,
+                sparsity=1.0 - density,
+                call=_call(subject.module, x),
+                kernel=kernel_at(subject.report, pixels),
+                held_bytes=held,
+                bound_speedup=_bound_speedup(options.roofline, f, case.images, density, held),
+            )
         )
+    track = Track("cpu-conv", str(case), pixels, f.out, f.kernel**2 * f.inputs)
+    weight = subjects[case.sparsities[0]].dense
+    yield from race(options, track, _dense_peers(weight, planar, f, options), entries)
+
+
+def _dense_peers(
+    weight: Tensor, planar: Tensor, f: Filters, options: Options
+) -> dict[str, Callable[[], object]]:
+    module = nn.Conv2d(f.inputs, f.out, f.kernel, f.stride, f.padding, bias=False)
+    with torch.no_grad():
+        module.weight.copy_(weight)
+    # An engine's graph is planar outside; inside it chooses its own order.
+    return {
+        "torch_dense": _dense(weight.contiguous(), planar, f),
+        "torch_dense_channels_last": _dense(
+            weight.contiguous(memory_format=torch.channels_last),
+            planar.contiguous(memory_format=torch.channels_last),
+            f,
+        ),
+        **engines(module.eval(), planar, options.note),
+    }
 
 
 def _bound_speedup(roofline: Roofline, f: Filters, images: int, density: float, held: int) -> float:
@@ -257,10 +257,6 @@ def _bound_speedup(roofline: Roofline, f: Filters, images: int, density: float, 
     moved = 4.0 * images * (f.inputs * f.side**2 + f.out * f.out_side**2)
     dense = roofline.seconds(flops, 4.0 * f.out * f.kernel**2 * f.inputs + moved)
     return dense / roofline.seconds(flops * density, held + moved)
-
-
-def _name(text: str, last: bool) -> str:
-    return f"{text}_channels_last" if last else text
 
 
 def _call(module: nn.Conv2d, x: Tensor) -> Callable[[], Tensor]:

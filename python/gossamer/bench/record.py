@@ -8,7 +8,11 @@ import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-__all__ = ["Record", "append"]
+__all__ = ["OPTIONAL", "Record", "append"]
+
+
+OPTIONAL = ("layer", "read_gbs")
+"""Fields that a line may lack."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +32,8 @@ class Record:
         out: outputs of the layer.
         inputs: inputs of the layer; the key is `in`.
         ms: median time of one call, milliseconds.
-        dense_ms: of the dense peer, in the same rounds.
-        dense_impl: what the dense peer is.
+        dense_ms: of the quickest dense peer, in the same rounds.
+        dense_impl: what the quickest dense peer is.
         speedup: dense_ms / ms.
         peers: name to median milliseconds, in the same rounds.
         bytes: of the weight as it is held.
@@ -38,8 +42,9 @@ class Record:
             a 16x16 layer, which has next to nothing to compute.
         version: of gossamer.
         date: UTC, ISO 8601.
-        layer: what the sizes do not say, e.g. a convolution's name, kernel and memory format; not
-            written where it is empty.
+        layer: what the sizes do not say: network, layer, memory format; not written where empty.
+        read_gbs: bytes that this machine reads from memory with so many threads, in 1e9 a second;
+            written by `cpu-decode` alone.
     """
 
     suite: str
@@ -64,13 +69,14 @@ class Record:
     version: str
     date: str
     layer: str = ""
+    read_gbs: float = 0.0
 
     def to_json(self) -> str:
         """One line without its end; numbers with four significant digits or more."""
         values = {
             "in" if field.name == "inputs" else field.name: _rounded(getattr(self, field.name))
             for field in fields(self)
-            if field.name != "layer" or self.layer
+            if field.name not in OPTIONAL or getattr(self, field.name)
         }
         return json.dumps(values)
 

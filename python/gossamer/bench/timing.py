@@ -12,6 +12,7 @@ __all__ = ["Contest", "contest"]
 
 _ROUND_SECONDS = 1e-3
 """A contestant's turn lasts at least about this long, so that the clock's own cost vanishes."""
+_LONG_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ def contest(
     """Times calls in turn, after a warm-up of each.
 
     A call that is shorter than `call_seconds` is repeated within its turn. Every other round runs
-    in the opposite order, and each turn begins with a call that is not timed.
+    in the opposite order, and each turn begins with a call that is not timed, unless a call is
+    so long (0.1 s) that what its neighbour left in the caches is a small part of it.
 
     Args:
         calls: name to a function without arguments.
@@ -60,24 +62,34 @@ def contest(
     """
     if not calls or rounds < 1:
         raise ValueError(f"{len(calls)} calls in {rounds} rounds: at least one of each is accepted")
-    repeats = {name: _repeats(call, call_seconds) for name, call in calls.items()}
+    lengths = {name: _length(call) for name, call in calls.items()}
+    repeats = {
+        name: max(1, min(10_000, round(call_seconds / max(seconds, 1e-7))))
+        for name, seconds in lengths.items()
+    }
     times: dict[str, list[float]] = {name: [] for name in calls}
     order = list(calls)
     for _ in range(rounds):
         for name in order:
+            if lengths[name] < _LONG_SECONDS:
+                calls[name]()  # so that everybody follows itself and not its neighbour
             times[name].append(1e3 * _turn(calls[name], repeats[name]))
         order.reverse()
     return Contest(times)
 
 
-def _repeats(call: Callable[[], object], call_seconds: float) -> int:
-    _turn(call, 1)
-    seconds = min(_turn(call, 1), _turn(call, 1))
-    return max(1, min(10_000, round(call_seconds / max(seconds, 1e-7))))
+def _length(call: Callable[[], object]) -> float:
+    for _ in range(2):
+        call()
+    seconds = _turn(call, 1)
+    if seconds >= _LONG_SECONDS:
+        return seconds
+    call()
+    call()
+    return min(seconds, _turn(call, 1))
 
 
 def _turn(call: Callable[[], object], repeats: int) -> float:
-    call()  # not timed, so that everybody follows itself and not its neighbour
     start = time.perf_counter()
     for _ in range(repeats):
         call()

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Other inference engines as peers: ONNX Runtime and OpenVINO, where they are installed."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import io
+import logging
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["ENGINES", "describe", "engines"]
+
+_WORST = 2.0**-10
+"""Of the largest result. Float32 with Winograd's transform errs by about 1e-5 of it, arithmetic in
+bfloat16 by 4e-3 and more: an engine that silently computes in bfloat16 is no peer."""
+
+
+def engines(module: nn.Module, x: Tensor, note: Callable[[str], None]) -> dict[str, Any]:
+    """Calls that compute `module(x)`, each with torch's present number of threads.
+
+    Args:
+        module: dense, float32, one input and one result.
+        x: the input; its values are read anew at every call, its shape is compiled in.
+        note: told why an engine that is installed does not take part.
+
+    Returns:
+        Name to a function without arguments; empty where no engine is installed.
+    """
+    found: dict[str, Any] = {}
+    for name, (needs, build) in ENGINES.items():
+        if any(importlib.util.find_spec(one) is None for one in needs):
+            continue
+        try:
+            call = _quiet(build, module, x)
+            wrong = _error(call(), module(x))
+        except Exception as error:  # their exceptions share no class
+            lines = str(error).strip().splitlines() or [""]
+            note(f"{name} does not take part: {type(error).__name__}: {lines[0][:200]}")
+            continue
+        if not wrong <= _WORST:
+            note(f"{name} does not take part: its results are off by {wrong:.2g} of the largest")
+            continue
+        found[name] = call
+    return found
+
+
+def describe(name: str) -> str:
+    """A peer's name with its version."""
+    package = name if name in ENGINES else "torch"
+    return f"{name}, {package} {importlib.metadata.version(package)}"
+
+
+def _quiet(build: Callable[..., Any], module: nn.Module, x: Tensor) -> Any:
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return build(module, x)
+    finally:
+        logging.disable(before)
+
+
+def _error(found: Any, wanted: Tensor) -> float:
+    result = torch.from_numpy(found)
+    return float((result - wanted).abs().max() / wanted.abs().max())
+
+
+def _onnxruntime(module: nn.Module, x: Tensor) -> Callable[[], Any]:
+    runtime = importlib.import_module("onnxruntime")
+    model = io.BytesIO()
+    export: Any = torch.onnx.export  # its annotation knows no stream, its older exporter takes one
+    export(module, (x,), model, dynamo=False)
+    wishes = runtime.SessionOptions()
+    wishes.intra_op_num_threads = torch.get_num_threads()
+    wishes.log_severity_level = 3
+    # Its threads spin while it runs, but not on into its neighbour's turn.
+    wishes.add_session_config_entry("session.force_spinning_stop", "1")
+    session = runtime.InferenceSession(model.getvalue(), wishes, providers=["CPUExecutionProvider"])
+    feed = {session.get_inputs()[0].name: x.numpy()}
+    return lambda: session.run(None, feed)[0]
+
+
+def _openvino(module: nn.Module, x: Tensor) -> Callable[[], Any]:
+    openvino = importlib.import_module("openvino")
+    model = openvino.convert_model(module, example_input=x, input=[list(x.shape)])
+    wishes = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    request = openvino.compile_model(model, "CPU", wishes).create_infer_request()
+    request.set_input_tensor(openvino.Tensor(x.numpy(), shared_memory=True))
+
+    def call() -> Any:
+        request.infer()
+        return request.get_output_tensor().data
+
+    return call
+
+
+ENGINES: dict[str, tuple[tuple[str, ...], Callable[[nn.Module, Tensor], Any]]] = {
+    "onnxruntime": (("onnx", "onnxruntime"), _onnxruntime),
+    "openvino": (("openvino",), _openvino),
+}
+"""Name to the packages that it needs and to what makes a call."""

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The page of results: it is what the generator makes of the committed lines, and of right ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gossamer.bench import performance
+from gossamer.bench.results import newest, read
+
+ROOT = Path(__file__).resolve().parents[2]
+LINE = {
+    "suite": "cpu-decode",
+    "kernel": "k",
+    "machine": "m",
+    "device": "cpu",
+    "threads": 2,
+    "dtype": "float32",
+    "pattern": "unstructured:0.5",
+    "sparsity": 0.5,
+    "tokens": 1,
+    "out": 8,
+    "in": 16,
+    "ms": 1.0,
+    "dense_ms": 2.0,
+    "dense_impl": "torch",
+    "speedup": 2.0,
+    "peers": {"torch_dense": 2.0},
+    "bytes": 4_000_000,
+    "bound_speedup": 2.0,
+    "host_us": 4.0,
+    "version": "1",
+    "date": "2026-01-02T03:04:05Z",
+    "read_gbs": 8.0,
+}
+
+
+def written(folder: Path, *changes: dict) -> Path:
+    lines = [json.dumps({**LINE, **change}) for change in changes]
+    (folder / "m.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_the_committed_page_is_what_the_results_make() -> None:
+    made = performance.documents(ROOT / "bench/results")
+    for name, text in made.items():
+        assert (ROOT / "docs" / name).read_text() == text, "run make docs-performance"
+    plots = {f"performance/{path.name}" for path in (ROOT / "docs/performance").iterdir()}
+    assert plots == set(made) - {"performance.md"}
+
+
+def test_a_page_holds_target_reached_rate_and_plot(tmp_path: Path) -> None:
+    more = {"pattern": "unstructured:0.7", "sparsity": 0.7, "speedup": 3.0}
+    made = performance.documents(written(tmp_path, {}, more))
+    page = made["performance.md"]
+    assert "| decode | float32 | 2 | 1.5 / 2.00 | 2.2 / 3.00 | 2.7 / - |" in page
+    assert "| 4.0 of 8.0 |" in page
+    assert "2026-01-02" in page
+    drawing = made["performance/m-cpu-decode-float32-2.svg"]
+    assert drawing.startswith("<svg xmlns=")
+    assert drawing.count("<circle") == 2
+
+
+def test_the_newest_line_of_a_case_counts(tmp_path: Path) -> None:
+    (kept,) = newest(read(written(tmp_path, {"ms": 1.0}, {"ms": 3.0})))
+    assert kept.ms == 3.0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "m.jsonl, line 2: not JSON"),
+        ("[]", "m.jsonl, line 2: a list"),
+        (json.dumps({**LINE, "ms": "fast"}), "line 2: field 'ms' is 'fast'; float is accepted"),
+        (json.dumps({**LINE, "ms": 0.0}), "line 2: 0.0 and 2.0 ms; times greater than 0"),
+        (json.dumps({**LINE, "tokens": True}), "line 2: field 'tokens' is True"),
+        (json.dumps({**LINE, "other": 1}), "line 2: field 'other' is not known"),
+        (json.dumps({k: v for k, v in LINE.items() if k != "in"}), "field 'in' is missing"),
+    ],
+)
+def test_a_broken_line_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    with (written(tmp_path, {}) / "m.jsonl").open("a") as file:
+        file.write(text + "\n")
+    with pytest.raises(ValueError) as refused:  # noqa: PT011 (the message is compared below)
+        performance.documents(tmp_path)
+    assert message in str(refused.value)
