@@ -11,8 +11,8 @@ import torch
 
 import gossamer
 from gossamer import _weight_dispatch
-from gossamer.weight import SparseWeight
 from gossamer._layers import _device_obstacle
+from gossamer.weight import SparseWeight
 
 LIBRARY = Path(gossamer.__file__).with_name("_C_cuda.so")
 
