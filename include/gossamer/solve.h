@@ -109,11 +109,15 @@ std::int64_t swap_refine(const ConstMatrixView& weight, const ConstMatrixView& g
 /// counts as the larger. weight [batch,] out × in of any float dtype, scores float64 of that shape.
 void lamp_scores(const ConstMatrixView& weight, const MatrixView& scores);
 
-/// The 2:4 mask whose transpose is 2:4 too with the highest sum of scores, found exactly: the best
-/// of the 90 patterns of every 4×4 tile (Hu et al. 2024, arXiv:2404.01847, section 3). scores and
-/// mask (bool) are [batch,] out × in; rows and columns past the edge score 0. Deterministic.
-/// Throws Error(kInvalidArgument) where a score is NaN.
-void transposable_mask_24(const ConstMatrixView& scores, const MatrixView& mask,
-                          const ParallelFor& parallel = {});
+/// A mask that is N:M and whose transpose is N:M too, with a high sum of scores. For 2:4 the
+/// highest there is: the best of the 90 patterns of every 4×4 tile (Hu et al. 2024,
+/// arXiv:2404.01847, section 3). For others tiles M×M are found by optimal transport with entropy
+/// (Meng et al. 2025, "TSENOR", arXiv:2505.23949), rounded and improved by exchanges: within a few
+/// thousandths of it. scores are float32 or float64 (read as float32), scores and mask (bool)
+/// [batch,] out × in; rows and columns past the edge score 0. Deterministic. Throws
+/// Error(kInvalidArgument) for 1 <= N <= M or M in {2, 4, 8, 16, 32} broken, and where a score is
+/// NaN or infinite.
+void transposable_mask(const ConstMatrixView& scores, int n, int m, const MatrixView& mask,
+                       const ParallelFor& parallel = {});
 
 }  // namespace gossamer

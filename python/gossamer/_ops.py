@@ -273,7 +273,7 @@ def _lamp_scores_fake(weight: Tensor) -> Tensor:
 
 
 @_shape_of("transposable_mask")
-def _transposable_mask_fake(scores: Tensor) -> Tensor:
+def _transposable_mask_fake(scores: Tensor, n: int = 2, m: int = 4) -> Tensor:
     return scores.new_empty(scores.shape, dtype=torch.bool)
 
 

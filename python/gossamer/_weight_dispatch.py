@@ -136,12 +136,23 @@ def _moved(weight: SparseWeight, device: torch.device) -> SparseWeight:
             "and on CUDA devices; unpack the model first (gossamer.desparsify_), or take "
             "weight.to_dense()"
         )
+    if weight.kernel_size is not None:
+        raise NotImplementedError(
+            f"a packed convolution weight cannot be moved to {device}: convolutions are computed "
+            "packed on the CPU only; unpack the model first (gossamer.desparsify_)"
+        )
     if weight.pattern != "2:4" or weight.dtype not in (torch.float16, torch.bfloat16):
         raise NotImplementedError(
             f"a packed weight of pattern {weight.pattern} and dtype {weight.dtype} cannot be moved "
             f"to {device}: 2:4 weights in float16 or bfloat16 are computed there; convert it with "
             ".to(torch.bfloat16) first, unpack the model (gossamer.desparsify_), or take "
             "weight.to_dense()"
+        )
+    if torch.cuda.is_available() and not hasattr(torch.ops.gossamer, "cuda_kernel"):
+        raise NotImplementedError(
+            f"a packed weight cannot be moved to {device}: this build of gossamer has no CUDA "
+            "kernels (_C_cuda.so); build it where nvcc is, or unpack the model first "
+            "(gossamer.desparsify_)"
         )
     if weight.device.type == "cuda":
         packed = weight.packed.to(device)

@@ -91,7 +91,7 @@ def call(x: Tensor, weight: SparseWeight, bias: Tensor | None, is_compiling: boo
     else:
         op = _linear_op if is_compiling else _linear_eager
     # Every argument costs, None too.
-    return op(x, weight.packed, weight._layout_argument, weight.out_features, None, bias)
+    return op(x, weight.packed, weight._layout_argument, weight.out_features, weight.scale, bias)
 
 
 def refuse_convolution(weight: SparseWeight) -> None:

@@ -46,6 +46,7 @@ class Kernel:
 
     Attributes:
         name: what GOSSAMER_KERNEL and explain() call it.
+        operation: `linear` or `conv2d`.
         needs: instruction sets without which it cannot run.
         layout: how it wants the weight.
         weight_dtype: of the weight's values, as torch spells it without the prefix.
@@ -54,6 +55,7 @@ class Kernel:
     """
 
     name: str
+    operation: str
     needs: tuple[str, ...]
     layout: str
     weight_dtype: str
@@ -70,6 +72,7 @@ def machine() -> Machine:
 
 
 def kernels() -> tuple[Kernel, ...]:
-    """The kernel table, ordered by name: every row, those of other machines included."""
+    """The kernel tables, ordered by name: every row, those of other machines included."""
     rows = json.loads(torch.ops.gossamer.kernel_table())
+    rows.sort(key=lambda row: row["name"])
     return tuple(Kernel(**{**row, "needs": tuple(row["needs"])}) for row in rows)

@@ -93,7 +93,7 @@ class SparseWeight(torch.Tensor):
         self.in_features = facts.inputs
         self._facts = facts
         # What the shortest path of F.linear asks: nothing to transpose, no dense copy to pass on.
-        self._is_direct = dense is None and scale is None and not facts.transposed
+        self._is_direct = dense is None and not facts.transposed
         self._is_direct_transposed = (
             dense is None and scale is None and facts.transposed and facts.batch == 1
         )

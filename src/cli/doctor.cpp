@@ -4,9 +4,13 @@
 
 #include <algorithm>
 #include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
 
 #include "cli/command.h"
 #include "cli/output.h"
+#include "gossamer/conv.h"
 #include "gossamer/linear.h"
 #include "gossamer/machine.h"
 #include "gossamer/packed_io.h"
@@ -20,8 +24,30 @@ std::string joined(std::uint32_t isa) {
   return names.empty() ? "none" : fmt::format("{}", fmt::join(names, ", "));
 }
 
+/// What is shown of a row of either table.
+struct Row {
+  std::string_view name;
+  std::string_view operation;
+  std::uint32_t needs;
+  Layout layout;
+  DType weight_dtype;
+  DType activation_dtype;
+};
+
+std::vector<Row> all_rows() {
+  std::vector<Row> rows;
+  for (const LinearKernel& k : linear_kernels()) {
+    rows.push_back({k.name, "linear", k.needs, k.layout, k.weight_dtype, k.activation_dtype});
+  }
+  for (const Conv2dKernel& k : conv2d_kernels()) {
+    rows.push_back({k.name, "conv2d", k.needs, k.layout, k.dtype, k.dtype});
+  }
+  std::sort(rows.begin(), rows.end(), [](const Row& a, const Row& b) { return a.name < b.name; });
+  return rows;
+}
+
 // Why a row cannot run here; empty where it can.
-std::string why_not(const LinearKernel& kernel, const Machine& machine) {
+std::string why_not(const Row& kernel, const Machine& machine) {
   const std::uint32_t missing = kernel.needs & ~machine.isa;
   if (missing == 0) return {};
   if ((missing & ~machine.isa_detected) == 0) {
@@ -37,9 +63,10 @@ std::string cache_text() {
 
 Json json_of(const Machine& machine) {
   Json kernels = Json::array();
-  for (const LinearKernel& kernel : linear_kernels()) {
+  for (const Row& kernel : all_rows()) {
     const std::string reason = why_not(kernel, machine);
     Json row{{"name", kernel.name},
+             {"operation", kernel.operation},
              {"layout", layout_name(kernel.layout)},
              {"weight_dtype", dtype_name(kernel.weight_dtype)},
              {"activation_dtype", dtype_name(kernel.activation_dtype)},
@@ -79,15 +106,15 @@ void print_text(const Machine& machine) {
                            joined(machine.isa_detected & ~machine.isa)));
   }
   print_line(fmt::format("plan cache        {}", cache_text()));
-  const auto rows = linear_kernels();
+  const std::vector<Row> rows = all_rows();
   std::size_t width = 0;
   std::size_t runnable = 0;
-  for (const LinearKernel& kernel : rows) {
+  for (const Row& kernel : rows) {
     width = std::max(width, kernel.name.size());
     runnable += why_not(kernel, machine).empty() ? 1u : 0u;
   }
   print_line(fmt::format("kernels           {} of {} run here", runnable, rows.size()));
-  for (const LinearKernel& kernel : rows) {
+  for (const Row& kernel : rows) {
     const std::string reason = why_not(kernel, machine);
     print_line(fmt::format("  {}  {}  {:<9}  {:<8}  {}", reason.empty() ? "yes" : "no ",
                            padded(std::string(kernel.name), width), layout_name(kernel.layout),

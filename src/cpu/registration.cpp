@@ -11,7 +11,7 @@ void register_cpu_kernels() {
   cpu::register_linear_nm24();
   cpu::register_linear_bitmask();
   cpu::register_linear_blocks();
-  cpu::register_linear_amx();
+  cpu::register_linear_tiles();
 }
 
 }  // namespace gossamer

@@ -11,7 +11,7 @@ void register_spmm_blocks();
 void register_linear_nm24();
 void register_linear_bitmask();
 void register_linear_blocks();
-void register_linear_amx();
+void register_linear_tiles();
 
 }  // namespace gossamer::cpu
 

@@ -102,12 +102,13 @@ struct Series {
     Timing t;
     if (sparse.empty()) return t;
     t.known = true;
-    t.seconds = median(sparse);
+    t.seconds = typical(sparse);
     if (dense.empty()) return t;
-    t.dense_seconds = median(dense);
+    t.dense_seconds = typical(dense);
     std::vector<double> ratios(sparse.size());
     for (std::size_t i = 0; i < sparse.size(); ++i) ratios[i] = dense[i] / sparse[i];
-    t.ratio = median(ratios);
+    const bool stalled = t.seconds < median(sparse) || t.dense_seconds < median(dense);
+    t.ratio = stalled ? t.dense_seconds / t.seconds : median(ratios);
     t.spread = spread(std::move(ratios), t.ratio);
     return t;
   }
@@ -125,6 +126,13 @@ struct Series {
   }
 
  private:
+  // The median, unless most calls waited for other work: then the least.
+  static double typical(const std::vector<double>& values) {
+    const double least = *std::min_element(values.begin(), values.end());
+    const double middle = median(values);
+    return middle > kStalled * least ? least : middle;
+  }
+
   // Two standard errors of a median of normal noise: 2 · 1.2533 · (IQR / 1.349) / sqrt(n). Where
   // the quotient of the minima disagrees, the doubt grows by half of the difference. Fewer than
   // three rounds say nothing: any of them may have been disturbed.

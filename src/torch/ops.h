@@ -11,6 +11,7 @@
 #include "gossamer/conv.h"
 #include "gossamer/linear.h"
 #include "torch/bridge.h"
+#include "torch/dense.h"
 
 /// The operators of torch.ops.gossamer; their schemas are in registration.cpp, their shapes in
 /// python/gossamer/_ops.py.
@@ -25,21 +26,11 @@ Tensor linear(const Tensor& x, const Tensor& packed, std::int64_t layout, std::i
 /// given.
 Tensor linear_dx(const Tensor& grad, const Tensor& packed, std::int64_t layout, std::int64_t inputs,
                  const std::optional<Tensor>& dense);
-/// act(x·denseᵀ + bias + residual) by aten::linear: the dense row of the kernel table.
-Tensor dense_linear(const Tensor& x, const Tensor& dense, const std::optional<Tensor>& bias,
-                    Activation activation, const std::optional<Tensor>& residual);
 /// Refuse operands of another shape than the packed weight and the result demand.
 void check_linear_bias(const Tensor& bias, const PackedView& weight);
 void check_linear_residual(const Tensor& residual, std::span<const std::int64_t> y_shape);
 /// Refuses a dense copy whose shape is not the packed weight's.
 void check_dense(const Tensor& dense, const PackedView& weight);
-/// The number of an Activation; refuses any other.
-Activation checked_activation(std::int64_t activation);
-
-/// act(y) by torch's own operators.
-Tensor activated(Tensor y, Activation activation);
-/// a + b; the shim has no sum.
-Tensor add(const Tensor& a, const Tensor& b);
 
 // ops_quantized.cpp
 /// act(x·Wᵀ + bias + residual) with an int8 weight and its scales [out]: x is quantized a token at
@@ -130,6 +121,6 @@ std::tuple<Tensor, std::int64_t> swap_refine(const Tensor& weight, const Tensor&
                                              const Tensor& mask, std::int64_t group,
                                              std::int64_t segment, std::int64_t max_swaps);
 Tensor lamp_scores(const Tensor& weight);
-Tensor transposable_mask(const Tensor& scores);
+Tensor transposable_mask(const Tensor& scores, std::int64_t n, std::int64_t m);
 
 }  // namespace gossamer::door

@@ -10,6 +10,7 @@
 #include "core/layouts.h"
 #include "core/nm24_tile.h"
 #include "cuda/linear_sp24.h"
+#include "torch/dense.h"
 #include "torch/ops_cuda.h"
 #include "torch/rows.h"
 
@@ -149,13 +150,6 @@ void check_inputs(std::int64_t argument, std::span<const std::int64_t> x_sizes, 
                   shape_text(x_sizes), out, recorded, recorded));
 }
 
-void check_activation(std::int64_t activation) {
-  if (activation >= 0 && activation < kActivationCount) return;
-  refuse(fmt::format(
-      "activation {}: 0 (none), 1 (relu), 2 (gelu), 3 (gelu_tanh) and 4 (silu) are accepted",
-      activation));
-}
-
 bool is_aligned(const Tensor& tensor) {
   constexpr std::uintptr_t kAlignment = 16;
   return reinterpret_cast<std::uintptr_t>(tensor.const_data_ptr()) % kAlignment == 0;
@@ -204,40 +198,6 @@ const float* scale_of(const std::optional<Tensor>& scale, const char* name, cons
   return static_cast<const float*>(scale->const_data_ptr());
 }
 
-/// act(y) by torch's own operators.
-Tensor activated(const Tensor& y, Activation activation) {
-  using torch::stable::detail::from;
-  std::array<StableIValue, 2> stack{from(y), 0};
-  switch (activation) {
-    case Activation::kNone:
-      return y;
-    case Activation::kRelu:
-      call_operator("aten::relu", stack.data());
-      break;
-    case Activation::kSilu:
-      call_operator("aten::silu", stack.data());
-      break;
-    case Activation::kGelu:
-    case Activation::kGeluTanh:
-      stack[1] = from(std::string(activation == Activation::kGelu ? "none" : "tanh"));
-      call_operator("aten::gelu", stack.data());
-      break;
-  }
-  return torch::stable::detail::to<Tensor>(stack[0]);
-}
-
-/// torch's own product, where the plan runs dense.
-Tensor dense_linear(const Tensor& x, const Tensor& dense, const std::optional<Tensor>& bias,
-                    std::int64_t activation, const std::optional<Tensor>& residual) {
-  using torch::stable::detail::from;
-  std::array<StableIValue, 3> stack{from(x), from(dense), from(bias)};
-  call_operator("aten::linear", stack.data());
-  auto y = torch::stable::detail::to<Tensor>(stack[0]);
-  // The shim has a - c·b, but no sum.
-  if (residual) y = torch::stable::subtract(y, *residual, -1.0);
-  return activated(y, static_cast<Activation>(activation));
-}
-
 Tensor multiply(const Call& call) {
   const OnDevice device(call.packed);
   const Tensor& x = call.x;
@@ -248,7 +208,7 @@ Tensor multiply(const Call& call) {
   if (x_sizes.empty()) refuse("x has no dimensions; [..., in] is accepted");
   check_inputs(call.layout, x_sizes, out);
   const Weight weight = describe_weight(x, "x", packed, out, x_sizes.back());
-  check_activation(call.activation);
+  const Activation activation = checked_activation(call.activation);
   const bool batched = weight.batch != 1;
   const Shape y_shape(x_sizes, out);
   Tensor y = empty_on(packed, y_shape.span(), call.y_dtype);
@@ -261,7 +221,6 @@ Tensor multiply(const Call& call) {
   args.y_dtype = call.y_dtype;
   args.x_stride = x_rows.stride;
   args.y_stride = out;
-  const auto activation = static_cast<Activation>(call.activation);
   const bool fuses = activation == Activation::kRelu;
   args.activation = fuses ? activation : Activation::kNone;
   args.accurate_sums = call.accurate;
@@ -320,14 +279,15 @@ Tensor linear(const Tensor& x, const Tensor& packed, std::int64_t layout, std::i
     check_device(x, "x", packed);
     check_16_bits(x, "x");
     if (scale) {
-      refuse("scale belongs to quantized weights: call torch.ops.gossamer.linear_quantized");
+      const auto [q, x_scale] = quantize_rows(x, ScalarType::Char);
+      return multiply({q, packed, layout, out, bias, activation, residual, x_scale, scale,
+                       dtype_of(x, "x"), false});
     }
     const auto x_sizes = sizes_of(x);
     if (dense && !x_sizes.empty() && x_sizes.back() != 0 &&
         runs_dense(layout, x.numel() / x_sizes.back())) {
       check_inputs(layout, x_sizes, out);
-      check_activation(activation);
-      return dense_linear(x, *dense, bias, activation, residual);
+      return dense_linear(x, *dense, bias, checked_activation(activation), residual);
     }
     return multiply({x, packed, layout, out, bias, activation, residual, scale, scale,
                      dtype_of(x, "x"), false});

@@ -72,11 +72,6 @@ void check_operand(const Tensor& tensor, const char* name, const PackedView& wei
   check_dtype(tensor, name, weight.dtype());
 }
 
-Tensor call(const char* op, StableIValue* stack) {
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, "", stack, TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
-}
-
 }  // namespace
 
 void check_linear_bias(const Tensor& bias, const PackedView& weight) {
@@ -108,53 +103,6 @@ void check_dense(const Tensor& dense, const PackedView& weight) {
       "dense has shape {}, the packed weight is [{}, {}, {}] ([batch, out, in]): the dense "
       "copy must have the same shape",
       shape_text(sizes), weight.batch(), weight.out(), weight.in()));
-}
-
-Activation checked_activation(std::int64_t activation) {
-  if (activation >= 0 && activation < kActivationCount) return static_cast<Activation>(activation);
-  refuse(
-      fmt::format("activation {}: 0 (none), 1 (relu), 2 (gelu), 3 (gelu by tanh) and 4 (silu) are "
-                  "accepted",
-                  activation));
-}
-
-// The shim has a - c·b, but no sum.
-Tensor add(const Tensor& a, const Tensor& b) { return torch::stable::subtract(a, b, -1.0); }
-
-Tensor activated(Tensor y, Activation activation) {
-  using torch::stable::detail::from;
-  switch (activation) {
-    case Activation::kNone:
-      return y;
-    case Activation::kRelu:
-    case Activation::kSilu: {
-      StableIValue stack = from(y);
-      return call(activation == Activation::kRelu ? "aten::relu" : "aten::silu", &stack);
-    }
-    case Activation::kGelu:
-    case Activation::kGeluTanh: {
-      const std::string approximate = activation == Activation::kGelu ? "none" : "tanh";
-      std::array<StableIValue, 2> stack{from(y), from(approximate)};
-      return call("aten::gelu", stack.data());
-    }
-  }
-  refuse(fmt::format("activation {} is not known", static_cast<int>(activation)));
-}
-
-Tensor dense_linear(const Tensor& x, const Tensor& dense, const std::optional<Tensor>& bias,
-                    Activation activation, const std::optional<Tensor>& residual) {
-  using torch::stable::detail::from;
-  Tensor y;
-  if (dense.dim() == 2) {
-    std::array<StableIValue, 3> stack{from(x), from(dense), from(bias)};
-    y = call("aten::linear", stack.data());
-  } else {
-    y = torch::stable::matmul(x, torch::stable::transpose(dense, 1, 2));
-    if (bias) y = add(y, torch::stable::unsqueeze(*bias, 1));
-  }
-  if (residual) y = add(y, *residual);
-  y = activated(std::move(y), activation);
-  return y.is_contiguous() ? y : as_contiguous(y);
 }
 
 Tensor linear(const Tensor& x, const Tensor& packed, std::int64_t layout, std::int64_t out,

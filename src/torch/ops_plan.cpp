@@ -22,6 +22,8 @@ using nlohmann::json;
 /// What a packed layer's eager call costs beyond F.linear: the tensor subclass and the stable ABI's
 /// boxing. 1.8 µs on a Zen 5 with torch 2.13; tests/python/test_ops_overhead.py holds it below 3.
 constexpr double kCallOverheadSeconds = 1.8e-6;
+/// What a quantized layer's call costs beyond that, work aside: memory for inputs and scales.
+constexpr double kQuantizedOverheadSeconds = 2.1e-6;
 
 /// Seconds that measuring may take: half a second, and more for a weight whose single calls are
 /// long, or only small token counts would be timed.
@@ -228,7 +230,7 @@ std::tuple<Tensor, std::string> plan(const Tensor& packed, const Tensor& dense, 
                             .activation = checked_activation(activation),
                             .quantized = quantized};
     PlanOptions options = plan_options(weight, mode, memory, kernel, cache);
-    options.call_overhead = kCallOverheadSeconds;
+    options.call_overhead = kCallOverheadSeconds + (quantized ? kQuantizedOverheadSeconds : 0.0);
     if (options.mode == PlanMode::kMeasure) options.call_overhead += dense_call_seconds();
     check_dense(dense, weight);
     DenseLayer layer(dense, weight, bias, epilogue.activation);
@@ -323,10 +325,20 @@ std::string kernel_table() {
     json rows = json::array();
     for (const LinearKernel& kernel : linear_kernels()) {
       rows.push_back({{"name", kernel.name},
+                      {"operation", "linear"},
                       {"needs", isa_list(kernel.needs)},
                       {"layout", layout_name(kernel.layout)},
                       {"weight_dtype", dtype_name(kernel.weight_dtype)},
                       {"activation_dtype", dtype_name(kernel.activation_dtype)},
+                      {"runs_here", host_machine().has(kernel.needs)}});
+    }
+    for (const Conv2dKernel& kernel : conv2d_kernels()) {
+      rows.push_back({{"name", kernel.name},
+                      {"operation", "conv2d"},
+                      {"needs", isa_list(kernel.needs)},
+                      {"layout", layout_name(kernel.layout)},
+                      {"weight_dtype", dtype_name(kernel.dtype)},
+                      {"activation_dtype", dtype_name(kernel.dtype)},
                       {"runs_here", host_machine().has(kernel.needs)}});
     }
     return rows.dump();

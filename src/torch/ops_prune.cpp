@@ -143,11 +143,12 @@ Tensor lamp_scores(const Tensor& weight) {
   });
 }
 
-Tensor transposable_mask(const Tensor& scores) {
+Tensor transposable_mask(const Tensor& scores, std::int64_t n, std::int64_t m) {
   return guarded([&] {
     Tensor mask = empty(sizes_of(scores), DType::kBool);
-    transposable_mask_24(matrix_view(scores, "scores"), mutable_matrix_view(mask, "mask"),
-                         torch_threads());
+    gossamer::transposable_mask(matrix_view(scores, "scores"), static_cast<int>(n),
+                                static_cast<int>(m), mutable_matrix_view(mask, "mask"),
+                                torch_threads());
     return mask;
   });
 }

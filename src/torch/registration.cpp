@@ -66,7 +66,7 @@ STABLE_TORCH_LIBRARY(gossamer, m) {
       "swap_refine(Tensor weight, Tensor gram, Tensor mask, int group, int segment, int max_swaps) "
       "-> (Tensor, int)");
   m.def("lamp_scores(Tensor weight) -> Tensor");
-  m.def("transposable_mask(Tensor scores) -> Tensor");
+  m.def("transposable_mask(Tensor scores, int n=2, int m=4) -> Tensor");
   m.def("machine_info() -> str");
   m.def("kernel_table() -> str");
 }

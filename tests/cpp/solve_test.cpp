@@ -156,14 +156,14 @@ TEST(Solve, TransposableMasksTakeStridedViews) {
   const Matrix scores = random_matrix(12, 20, 7);
   Matrix mask = full_mask(12, 20, 0);
   Matrix flipped = full_mask(12, 20, 0);
-  transposable_mask_24(scores.const_view(), mask.view());
+  transposable_mask(scores.const_view(), 2, 4, mask.view());
   const auto transpose = [](auto view) {
     std::swap(view.rows, view.cols);
     std::swap(view.row_stride, view.col_stride);
     return view;
   };
-  transposable_mask_24(transpose(scores.const_view()), transpose(flipped.view()),
-                       openmp_parallel_for(2));
+  transposable_mask(transpose(scores.const_view()), 2, 4, transpose(flipped.view()),
+                    openmp_parallel_for(2));
   double kept = 0;
   double other = 0;
   for (std::int64_t i = 0; i < mask.size(); ++i) {

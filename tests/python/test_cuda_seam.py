@@ -10,6 +10,8 @@ import pytest
 import torch
 
 import gossamer
+from gossamer import _weight_dispatch
+from gossamer.weight import SparseWeight
 
 LIBRARY = Path(gossamer.__file__).with_name("_C_cuda.so")
 
@@ -39,3 +41,16 @@ def test_a_weight_without_values_stays_plain_with_a_reason() -> None:
     gossamer.sparsify_(layer)
     assert type(layer.weight) is torch.nn.Parameter
     assert "meta" in next(iter(gossamer.explain(layer))).reason
+
+
+def test_a_build_without_cuda_kernels_says_so_when_a_weight_is_moved(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if hasattr(torch.ops.gossamer, "cuda_kernel"):
+        pytest.skip("this build has CUDA kernels")
+    values = torch.zeros(8, 8, dtype=torch.bfloat16)
+    values[:, ::2] = 1
+    weight = SparseWeight.from_dense(values, "2:4")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(NotImplementedError, match="this build of gossamer has no CUDA kernels"):
+        _weight_dispatch._moved(weight, torch.device("cuda", 0))

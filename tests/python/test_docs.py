@@ -30,7 +30,7 @@ def test_the_page_shows_each_extension_once() -> None:
     assert len(blocks("extending.md", "cpp")) == 1
 
 
-@pytest.mark.parametrize("page", ["extending.md", "patterns.md", "pruning.md"])
+@pytest.mark.parametrize("page", ["extending.md", "patterns.md", "pruning.md", "quantization.md"])
 def test_python_examples_run_and_are_short(page: str) -> None:
     examples = blocks(page, "python")
     assert examples

@@ -208,7 +208,10 @@ def test_measured_plan_of_a_forced_kernel_is_stored() -> None:
     kernel = next(
         row["name"]
         for row in table
-        if row["layout"] == "kcsr64" and row["runs_here"] and row["weight_dtype"] == "float32"
+        if row["operation"] == "linear"
+        and row["layout"] == "kcsr64"
+        and row["runs_here"]
+        and row["weight_dtype"] == "float32"
     )
     planned, text = ops.plan(packed, w, True, 1, "measure", "default", kernel, "off")
     assert json.loads(text)["sparse"]

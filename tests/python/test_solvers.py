@@ -319,16 +319,78 @@ def test_transposable_masks_are_the_best_of_ninety(integers: bool) -> None:
         assert float(tile[kept].double().sum()) >= best * (1 - 8 * 2.0**-24)
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (6, 9), (2, 7, 6), (0, 4)])
-def test_transposable_masks_past_the_edge(shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("sizes", [(2, 4), (1, 2), (4, 8), (3, 8), (16, 32)])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (6, 9), (2, 7, 6), (0, 4), (34, 70)])
+def test_transposable_masks_past_the_edge(shape: tuple[int, ...], sizes: tuple[int, int]) -> None:
+    n, m = sizes
     scores = torch.rand(shape)
-    mask = ops.transposable_mask(scores)
+    mask = ops.transposable_mask(scores, n, m)
     assert mask.shape == scores.shape
     for one in mask if mask.dim() == 3 else [mask]:
-        assert ops.find_violation(one.contiguous(), "2:4") == ""
-        assert ops.find_violation(one.T.contiguous(), "2:4") == ""
+        assert ops.find_violation(one.contiguous(), f"{n}:{m}") == ""
+        assert ops.find_violation(one.T.contiguous(), f"{n}:{m}") == ""
     if scores.numel() == 1:
         assert mask.all()
+
+
+def best_tile(tile: Tensor, n: int) -> float:
+    """The highest sum that any mask keeps, by linear programming: its corners are masks."""
+    from scipy.optimize import linprog
+
+    m = len(tile)
+    sums = torch.zeros(2 * m, m * m)
+    for i in range(m):
+        sums[i, i * m : (i + 1) * m] = 1
+        sums[m + i, i::m] = 1
+    goal = linprog(
+        -tile.double().flatten().numpy(), A_eq=sums.numpy(), b_eq=[n] * (2 * m), bounds=(0, 1)
+    )
+    return float(-goal.fun)
+
+
+@pytest.mark.parametrize(
+    ("n", "m", "least"),
+    [(4, 8, 0.9985), (2, 8, 0.996), (8, 16, 0.9980), (1, 4, 0.998), (3, 4, 0.999)],
+)
+def test_larger_transposable_masks_are_near_the_best(n: int, m: int, least: float) -> None:
+    scores = torch.randn(4 * m, 4 * m).abs()
+    mask = ops.transposable_mask(scores, n, m)
+    kept = best = 0.0
+    for r, c in itertools.product(range(0, 4 * m, m), repeat=2):
+        tile, own = scores[r : r + m, c : c + m], mask[r : r + m, c : c + m]
+        assert (own.sum(dim=0) == n).all()
+        assert (own.sum(dim=1) == n).all()
+        kept += float(tile[own].double().sum())
+        best += best_tile(tile, n)
+    assert least * best <= kept <= best * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("sizes", [(2, 4), (4, 8), (8, 16)])
+def test_transposable_masks_fill_every_tile(sizes: tuple[int, int]) -> None:
+    n, m = sizes
+    for scores in (
+        torch.zeros(m * 8, m * 8),
+        torch.randint(0, 3, (m * 8, m * 8)).float(),
+        -torch.rand(m * 8, m * 8),
+        torch.rand(m * 8, m * 8) ** 40,
+        (torch.rand(m * 8, m * 8) * 60 - 30).exp(),
+    ):
+        mask = ops.transposable_mask(scores, n, m)
+        for dim in (0, 1):
+            counts = mask.unflatten(dim, (-1, m)).sum(dim=dim + 1)
+            assert (counts == n).all()
+        assert torch.equal(mask, ops.transposable_mask(scores.double(), n, m))
+
+
+def test_transposable_masks_refuse_what_they_cannot_order() -> None:
+    for value in (float("nan"), float("inf")):
+        scores = torch.rand(3, 8, 8)
+        scores[1, 2, 7] = value
+        for n, m in ((2, 4), (4, 8)):
+            with pytest.raises(ValueError, match=f"transposable {n}:{m}: row 10 has a score"):
+                ops.transposable_mask(scores, n, m)
+    with pytest.raises(ValueError, match="one of 2, 4, 8, 16, 32"):
+        ops.transposable_mask(torch.rand(6, 6), 2, 6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -358,7 +420,7 @@ def test_operators_keep_their_word_to_torch() -> None:
     check(ops.obs_sweep.default, (weight, factor_of(gram), mask, "", 4, 0))
     check(ops.obs_sweep.default, (weight, factor_of(gram), None, "2:4", 4, 0))
     check(ops.lamp_scores.default, (weight,))
-    check(ops.transposable_mask.default, (weight,))
+    check(ops.transposable_mask.default, (weight, 4, 8))
     check(ops.gram_.default, (torch.zeros(8, 8), torch.randn(5, 8), torch.randn(5, 8)))
     # What these answer depends on the data: no shapes to derive, schemas and dispatch to check.
     refit = (weight * mask, gram, weight @ gram, mask, 5, 1e-5)
@@ -367,6 +429,28 @@ def test_operators_keep_their_word_to_torch() -> None:
     check(ops.admm.default, admm, test_utils=DATA_DEPENDENT)
     swap = (weight, gram, mask, 0, 0, 0)
     check(ops.swap_refine.default, swap, test_utils=DATA_DEPENDENT)
+
+
+@pytest.mark.parametrize("pattern", ["3:6", "5:4", "2:64", "0:4", "-1:4", "2:4:8", "x"])
+def test_transposable_refuses_other_patterns(pattern: str) -> None:
+    from gossamer.prune import Transposable
+
+    with pytest.raises(ValueError, match="'N:M' with 1 <= N <= M"):
+        Transposable(pattern)
+
+
+def test_larger_transposable_patterns_prune_layers() -> None:
+    from gossamer.prune import Magnitude, Transposable
+
+    model = torch.nn.Sequential(torch.nn.Linear(32, 48))
+    sparsifier = Magnitude(Transposable("4:8"))
+    sparsifier.prepare(model)
+    sparsifier.step()
+    sparsifier.squash_mask()
+    weight = model[0].weight.detach()
+    for matrix in (weight, weight.T.contiguous()):
+        assert ops.find_violation(matrix, "4:8") == ""
+    assert (weight == 0).float().mean() == 0.5
 
 
 def test_transposable_is_a_pattern_of_any_method() -> None:

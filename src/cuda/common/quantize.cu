@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
       for (int i = 0; i < kChunk; ++i)
         rounded[i] = Range<Q>::round(__fdiv_rn(to_float(v[i]), scale));
-      // The row's padding up to a multiple of sixteen is written too.
+      // Whole words of eight, as far as the padding of the row goes; nobody reads the rest of it.
       *reinterpret_cast<uint2*>(q + r * q_stride + c) = *reinterpret_cast<const uint2*>(rounded);
     }
     __syncthreads();

@@ -237,6 +237,14 @@ __device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
+/// What follows reads the sums as they are now: keeps the compiler, which takes the instructions
+/// above for finished, from reading them before the wait.
+template <int kCount>
+__device__ __forceinline__ void settle(float (&sums)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(sums[i])::"memory");
+}
+
 /// Operand descriptors: start address, distance of 8-row groups, swizzle. A is a tile of kept
 /// values (64-byte rows, 64-byte swizzle), B a tile of X (128-byte rows, 128-byte swizzle).
 __device__ __forceinline__ std::uint64_t a_descriptor(std::uint32_t address) {

@@ -291,6 +291,7 @@ __global__ void __launch_bounds__(DecodeShape<T>::kThreads, 2)
       wgmma_wait<0>();
       if (thread == 0) barrier_arrive(empty + stage * 8);
       if constexpr (kPromotes) {
+        settle(d);
 #pragma unroll
         for (int i = 0; i < kTokens / 2; ++i) total_of_stages[i] += d[i];
       }

@@ -12,10 +12,9 @@
 //
 //                 tokens                     a block: kRows outputs × kTokens tokens, persistent;
 //            ┌──────────────┐                one warpgroup loads, two multiply, each half the rows
-//   kRows    │ block 0      │ ─┐ cluster:    stage: one tile of inputs: W by bulk copies, X by
-//            ├──────────────┤  │ both load   engine, each block of the cluster a part of the
-//            tokens,
-//   kRows    │ block 1      │ ─┘ half of X   multicast to both
+//   kRows    │ block 0      │ ─┐ cluster:    stage: a tile of inputs: W by bulk copies, X by the
+//            ├──────────────┤  │ both load   copy engine, each block of the cluster a part of the
+//   kRows    │ block 1      │ ─┘ half of X   tokens, multicast to both
 //            └──────────────┘
 //
 // Bound: wgmma.sp with both operands in shared memory reaches 8/9 of the sparse peak at 256 tokens
@@ -272,6 +271,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
           accumulate = 0;
 #pragma unroll
           for (int i = 0; i < kRowTiles; ++i) {
+            settle(d[i]);
 #pragma unroll
             for (int j = 0; j < kTokens / 2; ++j) promoted[i][j] += d[i][j];
           }

@@ -10,7 +10,7 @@
 
 namespace gossamer::cpu {
 
-void register_linear_amx() {
+void register_linear_tiles() {
 #if defined(__x86_64__)
   if (!detail::is_experiment_enabled("amx")) return;
   using enum DType;
