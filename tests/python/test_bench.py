@@ -173,11 +173,13 @@ def test_a_convolution_from_end_to_end(kernel: int, last: bool) -> None:
         found = list(cpu_conv.run(options(), [case]))
     lines = [json.loads(record.to_json()) for record in found]
     assert [line["sparsity"] for line in lines] == pytest.approx([0.5, 0.9], abs=1e-2)
+    rows = {row.name for row in gs.kernels() if row.operation == "conv2d"} | {"dense"}
     for line in lines:
         check_line(line)
         assert line["tokens"] == 3 * 25
         assert line["layer"] == str(case)
         assert line["layer"].endswith("channels_last") == last
+        assert line["kernel"] in rows
         assert (line["out"], line["in"]) == (24, 16 * kernel**2)
         assert {"torch_dense", "torch_dense_channels_last"} <= set(line["peers"]) <= PEERS
 
