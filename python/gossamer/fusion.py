@@ -12,18 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from gossamer._fusion_activation import activation_of
 from gossamer._fusion_modules import FUSED, FusedConv2d, FusedLinear, fuse_layer
 from gossamer._fusion_trace import (
     Unreadable,
     compiled_forward,
-    is_activation_function,
     is_sequential,
     read,
 )
-from gossamer._weight_convolution import conv2d
-from gossamer.weight import SparseWeight, linear
+from gossamer.weight import SparseWeight
 
-__all__ = ["fuse_", "fusion_pass"]
+__all__ = ["fuse_"]
 
 _NORMS = {nn.Conv2d: nn.BatchNorm2d, nn.Linear: nn.BatchNorm1d}
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
@@ -248,7 +247,7 @@ def _grow(context: _Context, owner: nn.Module, chain: _Chain, taken: set[fx.Node
         elif module is None and _residual(chain, node, last) is not None:
             chain.addition = node
             chain.steps.append("residual")
-        elif (activation := _activation(node, module, last)) is not None:
+        elif (activation := activation_of(node, module, last)) is not None:
             chain.nodes.append(node)
             chain.activation = activation
             chain.steps.append(activation)
@@ -306,39 +305,6 @@ def _residual(chain: _Chain, node: fx.Node, last: fx.Node) -> fx.Node | None:
     return other if isinstance(other, fx.Node) and other is not last else None
 
 
-def _activation(node: fx.Node, module: nn.Module | None, last: fx.Node) -> str | None:
-    """The epilogue that a call is, None where it is none."""
-    if module is not None:
-        return _activation_module(module)
-    if node.op == "call_method" and node.args == (last,):
-        return "relu" if node.target in ("relu", "relu_") and not node.kwargs else None
-    if node.op != "call_function" or node.args != (last,):
-        return None
-    if set(node.kwargs) - {"inplace", "approximate"}:
-        return None
-    return is_activation_function(node.target, dict(node.kwargs))
-
-
-def _activation_module(module: nn.Module) -> str | None:
-    kind = type(module)
-    if kind is nn.ReLU:
-        return "relu"
-    if kind is nn.SiLU:
-        return "silu"
-    if kind is nn.GELU:
-        return {"none": "gelu", "tanh": "gelu_tanh"}.get(str(module.approximate))
-    if module._modules or module._parameters or module._buffers:
-        return None
-    # A module that only calls one of torch's, as Hugging Face's GELUActivation does.
-    try:
-        nodes = list(read(module).nodes)
-    except Unreadable:
-        return None
-    if len(nodes) != 3 or nodes[2].args != (nodes[1],):
-        return None
-    return _activation(nodes[1], None, nodes[0])
-
-
 def _may_move(owner: nn.Module, chain: _Chain) -> bool:
     """Whether the layer may run where its last step does: nothing between changes its input."""
     taken = set(chain.nodes)
@@ -393,43 +359,3 @@ def _rewrite(graph: fx.Graph, chain: _Chain) -> None:
     last.replace_all_uses_with(fused)
     for node in reversed(chain.nodes):
         graph.erase_node(node)
-
-
-# --- Under torch.compile --------------------------------------------------------------------------
-
-
-def fusion_pass(graph: fx.Graph) -> None:
-    """Gives packed layers in a captured graph the activation that follows them.
-
-    It is a pass over the graph that `torch.compile` captures, before its operators are taken apart:
-
-        torch.compile(model, options={"pre_grad_custom_pass": gossamer.fusion_pass})
-
-    A layer whose result something else uses too is left alone.
-
-    Args:
-        graph: changed in place.
-    """
-    for node in list(graph.nodes):
-        fused = _PACKED.get(node.target) if node.op == "call_function" else None
-        if fused is None or node.kwargs or len(node.args) < 2 or len(node.users) != 1:
-            continue
-        weight = node.args[1]
-        known = weight.meta.get("example_value") if isinstance(weight, fx.Node) else None
-        (after,) = node.users
-        activation = _activation(after, None, node)
-        if activation is None or not isinstance(known, SparseWeight):
-            continue
-        if fused is conv2d and len(node.args) > 6 and node.args[6] != 1:
-            continue
-        with graph.inserting_before(after):
-            call = graph.call_function(fused, node.args[:6], {"activation": activation})
-        call.meta = dict(after.meta)
-        after.replace_all_uses_with(call)
-        graph.erase_node(after)
-        graph.erase_node(node)
-    graph.lint()
-
-
-_PACKED: dict[Any, Any] = {nn.functional.linear: linear, nn.functional.conv2d: conv2d}
-"""What computes the same with an activation, where the weight is packed."""
