@@ -10,7 +10,6 @@ gs.save(model, "model.safetensors")  # and gs.load_into(model, "model.safetensor
 
 from __future__ import annotations
 
-from gossamer._fusion_pass import fusion_pass
 from gossamer.config import (
     BlockSparseWeightConfig,
     Int8DynamicActivationSparseWeightConfig,
@@ -19,6 +18,7 @@ from gossamer.config import (
 )
 from gossamer.explanation import BucketPlan, Explanation, LayerReport, explain
 from gossamer.fusion import fuse_
+from gossamer.fusion_compile import fusion_pass
 from gossamer.host import Kernel, Machine, kernels, machine
 from gossamer.io import LoadResult, load_into, save
 from gossamer.model_report import Outcome, report
