@@ -22,11 +22,13 @@ class _Fused:
     """What both kinds share; `gossamer_epilogue` is a key of `ACTIVATIONS`."""
 
     gossamer_epilogue: str | None
+    gossamer_adds_in_place: bool
 
     def _after(self, y: Tensor, residual: Any) -> Tensor:
         """The same with torch's operators, for a plain weight or a residual of another shape."""
         if residual is not None:
-            y = y + residual
+            # y += r keeps the dtype and the shape of y, which nobody else sees; y + r may not.
+            y = y.add_(residual) if self.gossamer_adds_in_place else y + residual
         return _ops.apply_activation(y, ACTIVATIONS[self.gossamer_epilogue])
 
 
@@ -114,7 +116,8 @@ def _fits(residual: Any, shape: tuple[int, ...], x: Tensor) -> bool:
     )
 
 
-def fuse_layer(module: nn.Module, activation: str | None) -> None:
+def fuse_layer(module: nn.Module, activation: str | None, adds_in_place: bool) -> None:
     """Makes an `nn.Linear` or `nn.Conv2d` its fused kind, with the same parameters and names."""
     module.__class__ = FUSED[type(module)]
     module.gossamer_epilogue = activation  # type: ignore[assignment]
+    module.gossamer_adds_in_place = adds_in_place  # type: ignore[assignment]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dis
 import inspect
+import operator
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +17,14 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-__all__ = ["Unreadable", "compiled_forward", "is_activation_function", "is_sequential", "read"]
+__all__ = [
+    "Unreadable",
+    "compiled_forward",
+    "is_activation_function",
+    "is_sequential",
+    "named_in_code",
+    "read",
+]
 
 _DECIDES = frozenset(
     (
@@ -27,6 +35,8 @@ _DECIDES = frozenset(
     )
 )
 """Names by which a forward asks for what a stand-in answers differently, or for the outside."""
+_FRESH = (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm)
+_CATCHES = ("SETUP_FINALLY", "SETUP_WITH")  # Python 3.10; later ones keep a table
 _STORES = ("STORE_ATTR", "DELETE_ATTR", "STORE_GLOBAL", "DELETE_GLOBAL", "IMPORT_NAME")
 
 
@@ -59,11 +69,69 @@ def read(module: nn.Module) -> fx.Graph:
     if not is_sequential(module):  # its loop over its children is known
         for code in _codes(forward, module):
             _refuse_decisions(code)
+    before = set(module.__dict__) | set(module._buffers)
     try:
-        return _OneLevel().trace(module)
+        graph = _OneLevel().trace(module)
     except Exception as error:  # whatever a forward does with a stand-in
         first = str(error).partition("\n")[0]
         raise Unreadable(f"torch.fx cannot trace it ({type(error).__name__}: {first})") from error
+    finally:
+        # Tensors that a forward makes of nothing: torch.fx leaves those of this one call behind.
+        made = (set(module.__dict__) | set(module._buffers)) - before
+        for name in made:
+            delattr(module, name)
+    if made:
+        raise Unreadable("its forward makes tensors that do not follow from its arguments")
+    if not is_sequential(module):
+        _restore_in_place(module, graph, list(_codes(forward, module)))
+    return graph
+
+
+def _restore_in_place(module: nn.Module, graph: fx.Graph, codes: list[types.CodeType]) -> None:
+    """Makes `y += r` of what torch.fx took for `y + r`: the former keeps the dtype of y.
+
+    Only where every addition is one, to a tensor that a child has just made and nobody else sees.
+    """
+    signs = {sign for code in codes for sign in _signs(code)}
+    changing = {sign for sign in signs if sign.endswith("=")}
+    if not changing:
+        return
+    if changing != {"+="} or "+" in signs:
+        raise Unreadable(f"its forward uses {' and '.join(sorted(signs))} on what may be tensors")
+    for node in graph.nodes:
+        if node.op != "call_function" or node.target is not operator.add:
+            continue
+        left = node.args[0]
+        is_call = isinstance(left, fx.Node) and left.op == "call_module"
+        is_fresh = is_call and isinstance(module.get_submodule(str(left.target)), _FRESH)
+        if not is_fresh or len(left.users) > 1:
+            raise Unreadable("its forward changes a tensor in place that others may see")
+        node.target = operator.iadd
+
+
+def _signs(code: types.CodeType) -> Iterator[str]:
+    """The binary operators in a function: "+", "+=", ..."""
+    for step in dis.get_instructions(code):
+        if step.opname == "BINARY_OP":
+            yield step.argrepr
+        elif step.opname.startswith("INPLACE_"):  # Python 3.10
+            yield "+=" if step.opname == "INPLACE_ADD" else f"{step.opname}="
+        elif step.opname == "BINARY_ADD":
+            yield "+"
+
+
+def named_in_code(kind: type[nn.Module]) -> frozenset[str]:
+    """Every name that the methods of a class use, those it inherits from torch's base left out."""
+    names: set[str] = set()
+    for base in kind.__mro__:
+        if base in (nn.Module, object):
+            continue
+        waiting = [f.__code__ for f in vars(base).values() if isinstance(f, types.FunctionType)]
+        while waiting:
+            code = waiting.pop()
+            names.update(code.co_names)
+            waiting += [one for one in code.co_consts if isinstance(one, types.CodeType)]
+    return frozenset(names)
 
 
 def is_sequential(module: nn.Module) -> bool:
@@ -100,7 +168,8 @@ def _refuse_decisions(code: types.CodeType) -> None:
     for step in dis.get_instructions(code):
         if step.opname in _STORES:
             raise Unreadable(f"its forward changes {step.argval}, which is more than its result")
-    if getattr(code, "co_exceptiontable", b"") or code.co_freevars:
+    catches = any(step.opname in _CATCHES for step in dis.get_instructions(code))
+    if catches or bool(getattr(code, "co_exceptiontable", None)) or code.co_freevars:
         raise Unreadable("its forward catches exceptions or closes over other variables")
 
 

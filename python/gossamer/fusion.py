@@ -18,6 +18,7 @@ from gossamer._fusion_trace import (
     Unreadable,
     compiled_forward,
     is_sequential,
+    named_in_code,
     read,
 )
 from gossamer.weight import SparseWeight
@@ -26,6 +27,7 @@ __all__ = ["fuse_"]
 
 _NORMS = {nn.Conv2d: nn.BatchNorm2d, nn.Linear: nn.BatchNorm1d}
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
+_IN_PLACE = (operator.iadd, "add_", "__iadd__")
 
 
 @dataclass
@@ -140,6 +142,16 @@ class _Context:
             return "it is in training mode"
         return None
 
+    def reached_into(self, owner: str, child: str) -> str | None:
+        """Why a child of `owner` may be used by a module above it whose forward is not read."""
+        while owner:
+            owner = owner.rpartition(".")[0]
+            above = self.modules.get(owner)
+            if owner in self.unread and above is not None and child in named_in_code(type(above)):
+                what = f"'{owner}'" if owner else "the model"
+                return f"{what}, which is not read, names a '{child}' too"
+        return None
+
     def reason(self, name: str, module: nn.Module) -> str:
         """Why nothing was fused into a layer."""
         if name in self.refused:
@@ -168,7 +180,8 @@ def _fuse_owner(context: _Context, name: str) -> None:
     for chain in chains:
         if chain.norm is not None:
             _fold(chain.layer, owner.get_submodule(chain.norm))
-        fuse_layer(chain.layer, chain.activation)
+        adds_in_place = chain.addition is not None and chain.addition.target in _IN_PLACE
+        fuse_layer(chain.layer, chain.activation, adds_in_place)
         text = f"fused: {', '.join(chain.steps)}"
         chain.layer.gossamer_fusion = text  # type: ignore[assignment]
     guards = tuple(
@@ -181,7 +194,14 @@ def _fuse_owner(context: _Context, name: str) -> None:
         return
     for chain in chains:
         _rewrite(graph, chain)
+        if chain.norm is not None:  # or a state of before would be loaded as if it were still there
+            owner._modules[chain.norm] = nn.Identity().eval()
     compiled_forward(owner, graph, guards)
+
+
+def _is_read(graph: fx.Graph, name: str) -> bool:
+    """Whether a forward takes a child's parameters or buffers by name."""
+    return any(n.op == "get_attr" and str(n.target).startswith(f"{name}.") for n in graph.nodes)
 
 
 def _is_call(node: fx.Node) -> bool:
@@ -197,7 +217,9 @@ def _chains(context: _Context, name: str, owner: nn.Module, graph: fx.Graph) -> 
         if type(layer) not in FUSED:
             continue
         full = f"{name}.{node.target}".lstrip(".")
-        why = _layer_obstacle(context, node, layer)
+        why = _layer_obstacle(context, node, layer) or context.reached_into(name, str(node.target))
+        if why is None and _is_read(graph, str(node.target)):
+            why = "its owner's forward uses its parameters itself"
         if why is not None:
             context.refused[full] = why
             continue
@@ -241,7 +263,7 @@ def _grow(context: _Context, owner: nn.Module, chain: _Chain, taken: set[fx.Node
         if type(module) is nn.Identity:
             chain.nodes.append(node)
             continue
-        if module is not None and _norm_fits(context, chain, module):
+        if module is not None and _norm_fits(context, chain, node, module):
             chain.norm = str(node.target)
             chain.steps.append(f"BatchNorm '{node.target}'")
         elif module is None and _residual(chain, node, last) is not None:
@@ -263,8 +285,8 @@ def _grow(context: _Context, owner: nn.Module, chain: _Chain, taken: set[fx.Node
     return chain
 
 
-def _norm_fits(context: _Context, chain: _Chain, norm: nn.Module) -> bool:
-    layer = chain.layer
+def _norm_fits(context: _Context, chain: _Chain, node: fx.Node, norm: nn.Module) -> bool:
+    layer, graph, target = chain.layer, node.graph, str(node.target)
     if chain.norm or chain.addition or type(norm) is not _NORMS[type(layer)]:
         return False
     why = context.obstacle(norm)
@@ -277,6 +299,8 @@ def _norm_fits(context: _Context, chain: _Chain, norm: nn.Module) -> bool:
     if isinstance(layer, nn.Linear):
         # BatchNorm1d on [images, channels, length] has its channels elsewhere.
         why = why or "a BatchNorm1d's channels are the last axis of two-dimensional inputs only"
+    if "." in target or _is_read(graph, target):
+        why = "its BatchNorm belongs to another module, or its owner uses its parameters itself"
     if norm.num_features != rows:
         why = "its BatchNorm has another number of channels"
     if why is not None:
@@ -295,10 +319,9 @@ def _residual(chain: _Chain, node: fx.Node, last: fx.Node) -> fx.Node | None:
     if not is_method and not (node.op == "call_function" and node.target in _ADDITIONS):
         return None
     left, right = node.args
-    changes_left = node.target in (operator.iadd, "add_", "__iadd__")
     if left is last:
         other = right
-    elif right is last and not changes_left:
+    elif right is last and node.target not in _IN_PLACE:
         other = left
     else:
         return None

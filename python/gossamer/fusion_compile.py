@@ -36,7 +36,8 @@ def fusion_pass(graph: fx.Graph) -> None:
             continue
         if fused is conv2d and len(node.args) > 6 and node.args[6] != 1:
             continue
-        with graph.inserting_before(after):
+        # Where the layer was, not where the activation is: its input may change in between.
+        with graph.inserting_before(node):
             call = graph.call_function(fused, node.args[:6], {"activation": activation})
         call.meta = dict(after.meta)
         after.replace_all_uses_with(call)
