@@ -173,7 +173,7 @@ def _entry(dense: nn.Module, pattern: str, x: Tensor, options: Options) -> Entry
             mask = torch.ops.gossamer.magnitude_mask(matrix, pattern, "tensor")
             weight.copy_(torch.where(mask, matrix, 0.0).reshape(weight.shape))
             kept, total = kept + int(torch.count_nonzero(weight)), total + weight.numel()
-    packed = copy.deepcopy(pruned)
+    packed = gs.fuse_(copy.deepcopy(pruned))  # as the engines among the peers do
     gs.sparsify_(packed, filter_fn=lambda module, name: name in chosen)
     check(str(pattern), packed, pruned, x)
     reports = [report for report in gs.explain(packed) if report.name in chosen]
