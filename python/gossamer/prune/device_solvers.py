@@ -2,7 +2,9 @@
 """The solvers as torch operations, for tensors that are not on the CPU.
 
 Registered as the CUDA kernels of `torch.ops.gossamer`. The C++ of `src/prune` and these follow the
-same formulas; the tests hold one against the other. Products are full float32, never TF32.
+same formulas; the tests hold one against the other. Products are full float32, never TF32. Where
+`_C_cuda.so` is loaded its kernels select groups and sweep columns; torch operations give the same
+where it is not.
 """
 
 from __future__ import annotations
@@ -20,6 +22,13 @@ __all__ = ["accumulate_gram", "admm", "obs_sweep", "refit", "select", "swap_refi
 
 _TOKENS_IN_FLOAT = 4096
 _CHECK_EVERY = 3
+_SWEPT_COLUMNS = 128
+"""The most that one call of `obs_sweep_block_` takes."""
+
+
+def _has_kernels(tensor: Tensor) -> bool:
+    """Whether `_C_cuda.so` is loaded and its kernels take this tensor."""
+    return tensor.is_cuda and hasattr(torch.ops.gossamer, "obs_sweep_block_")
 
 
 @contextlib.contextmanager
@@ -73,6 +82,9 @@ def _keep_highest(rows: Tensor, dropped: int) -> Tensor:
 
 
 def _select_groups(scores: Tensor, fields: PatternFields, segment: int) -> Tensor:
+    if _has_kernels(scores):
+        chosen: Tensor = torch.ops.gossamer.select_groups(scores, fields.n, fields.m, segment)
+        return chosen
     rows, cols = scores.shape
     pieces = scores.reshape(rows, cols // segment, segment)
     groups = math.ceil(segment / fields.m)
@@ -103,54 +115,115 @@ def obs_sweep(
     weight: Tensor, factor: Tensor, mask: Tensor | None, pattern: str, block: int, segment: int
 ) -> tuple[Tensor, Tensor]:
     """See obs_sweep of include/gossamer/solve.h."""
-    weight, cols = weight.clone(), weight.shape[1]
-    kept = torch.zeros_like(weight, dtype=torch.bool) if mask is None else mask.clone()
+    weight, cols = weight.clone(memory_format=torch.contiguous_format), weight.shape[1]
+    kept = torch.zeros_like(weight, dtype=torch.bool)
+    if mask is not None:
+        kept.copy_(mask)
     fields = None if mask is not None else parse_pattern(pattern)
     if fields is not None and fields.kind in ("block", "vnm"):
         raise ValueError(
             f"the sweep cannot select pattern '{pattern}': unstructured, fanin and N:M are "
             "accepted; select the mask first and pass no pattern"
         )
+    grouped = fields if fields is not None and fields.kind == "nm" else None
     segment = segment or cols
+    sweep = _sweep_by_kernel if _has_kernels(weight) else _sweep_columns
     pivots = factor.diagonal()
+    _check_numbers(weight, pivots)
     begin = 0
     with _full_float32():
         while begin < cols:
-            end = _block_end(begin, cols, block, segment, fields)
-            if fields is not None and fields.kind != "nm":
+            end = min(begin + block, cols)
+            if grouped is not None:
+                end = _whole_groups(begin, cols, min(block, _SWEPT_COLUMNS), segment, grouped)
+            elif fields is not None:
                 _select_block(weight, pivots, kept, fields, begin, end)
-            owed = torch.zeros_like(weight[:, begin:end])
-            next_group = begin
-            for col in range(begin, end):
-                if fields is not None and fields.kind == "nm" and col == next_group:
-                    next_group = min(col + fields.m, (col // segment + 1) * segment)
-                    own = slice(col, next_group)
-                    scores = (weight[:, own] / pivots[own]).square()
-                    kept[:, own] = _select_groups(scores, fields, next_group - col)
-                error = torch.where(kept[:, col], 0, weight[:, col] / pivots[col])
-                owed[:, col - begin] = error
-                weight[:, col:end] -= error[:, None] * factor[col, col:end]
-                weight[:, col] = torch.where(kept[:, col], weight[:, col], 0)
-            weight[:, end:] -= owed @ factor[begin:end, end:]
+            for first in range(begin, end, _SWEPT_COLUMNS):
+                last = min(first + _SWEPT_COLUMNS, end)
+                owed = sweep(weight, factor, kept, first, last, grouped, segment)
+                if last < cols:
+                    weight[:, last:].addmm_(owed, factor[first:last, last:], alpha=-1)
             begin = end
     return weight, kept
 
 
-def _block_end(
-    begin: int, cols: int, block: int, segment: int, fields: PatternFields | None
-) -> int:
-    if fields is None or fields.kind != "nm":
-        return min(begin + block, cols)
-    end = begin
-    while end < cols and (end == begin or end - begin < block):
-        end = min(end + fields.m, (end // segment + 1) * segment)
+def _check_numbers(weight: Tensor, pivots: Tensor) -> None:
+    """Refuses what would spread as NaN and infinity over the weight; waits for the device once."""
+    positive, finite = (pivots > 0) & pivots.isfinite(), weight.isfinite().all()
+    if bool(positive.all() & finite):
+        return
+    if not bool(positive.all()):
+        place = int(positive.logical_not().nonzero()[0])
+        raise ValueError(
+            f"factor: element {place} of the diagonal is {float(pivots[place]):g}, expected a "
+            "positive number; damp the Gram matrix more before it is factored"
+        )
+    row, col = (int(i) for i in weight.isfinite().logical_not().nonzero()[0])
+    raise ValueError(
+        f"weight: row {row}, column {col} is {float(weight[row, col]):g}, expected a finite number"
+    )
+
+
+def _whole_groups(begin: int, cols: int, most: int, segment: int, fields: PatternFields) -> int:
+    """Where a block ends that has whole groups, and no more than `most` columns or one group."""
+    end = _group_end(begin, segment, fields)
+    while end < cols and _group_end(end, segment, fields) - begin <= most:
+        end = _group_end(end, segment, fields)
     return end
+
+
+def _group_end(col: int, segment: int, fields: PatternFields) -> int:
+    """One past the last column of the group that a column opens."""
+    return min(col + fields.m, (col // segment + 1) * segment)
+
+
+def _sweep_by_kernel(
+    weight: Tensor,
+    factor: Tensor,
+    kept: Tensor,
+    begin: int,
+    end: int,
+    fields: PatternFields | None,
+    segment: int,
+) -> Tensor:
+    """Sweeps columns [begin, end) in place; what they owe to those right of them is returned."""
+    n, m = (0, 0) if fields is None else (fields.n, fields.m)
+    owed: Tensor = torch.ops.gossamer.obs_sweep_block_(
+        weight, factor, kept, begin, end, n, m, segment
+    )
+    return owed
+
+
+def _sweep_columns(
+    weight: Tensor,
+    factor: Tensor,
+    kept: Tensor,
+    begin: int,
+    end: int,
+    fields: PatternFields | None,
+    segment: int,
+) -> Tensor:
+    """What `_sweep_by_kernel` does, a column at a time."""
+    pivots = factor.diagonal()
+    owed = torch.zeros_like(weight[:, begin:end])
+    next_group = begin
+    for col in range(begin, end):
+        if fields is not None and col == next_group:
+            next_group = _group_end(col, segment, fields)
+            own = slice(col, next_group)
+            scores = (weight[:, own].double() / pivots[own]).square()
+            kept[:, own] = _select_groups(scores, fields, next_group - col)
+        error = torch.where(kept[:, col], 0, weight[:, col] / pivots[col])
+        owed[:, col - begin] = error
+        weight[:, col:end] -= error[:, None] * factor[col, col:end]
+        weight[:, col] = torch.where(kept[:, col], weight[:, col], 0)
+    return owed
 
 
 def _select_block(
     weight: Tensor, pivots: Tensor, kept: Tensor, fields: PatternFields, begin: int, end: int
 ) -> None:
-    scores = (weight[:, begin:end] / pivots[begin:end]).square()
+    scores = (weight[:, begin:end].double() / pivots[begin:end]).square()
     rows = 1 if fields.kind == "fanin" else len(weight)
     dropped = _dropped(fields.sparsity, rows * end) - _dropped(fields.sparsity, rows * begin)
     flat = scores if fields.kind == "fanin" else scores.reshape(1, -1)
@@ -242,6 +315,13 @@ def swap_refine(
     return kept.to(mask.device), swaps
 
 
+def _transposable_mask(scores: Tensor, n: int = 2, m: int = 4) -> Tensor:
+    mask: Tensor = torch.ops.gossamer.transposable_mask(scores.cpu(), n, m)
+    return mask.to(scores.device)
+
+
+if not hasattr(torch.ops.gossamer, "obs_sweep_block_"):
+    torch.library.register_kernel("gossamer::transposable_mask", "cuda", _transposable_mask)
 for _name, _kernel in (
     ("gram_", accumulate_gram),
     ("obs_sweep", obs_sweep),
