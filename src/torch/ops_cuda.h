@@ -44,7 +44,8 @@ Tensor unpack(const Tensor& packed, const std::vector<std::int64_t>& shape, Scal
 Tensor unpack_mask(const Tensor& packed, const std::vector<std::int64_t>& shape);
 Tensor convert(const Tensor& packed, const std::string& layout);
 
-// ops_cuda_prune.cpp
+// ops_cuda_prune.cpp; the first and the last refuse without GOSSAMER_EXPERIMENTAL=cuda-prune, and
+// transposable_mask goes by way of the CPU.
 /// The mask [.., in] that keeps N of every M neighbours; groups start anew after `segment` columns.
 Tensor select_groups(const Tensor& scores, std::int64_t n, std::int64_t m, std::int64_t segment);
 /// Waits for the GPU, which says whether all scores are finite.

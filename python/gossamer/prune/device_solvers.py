@@ -2,15 +2,16 @@
 """The solvers as torch operations, for tensors that are not on the CPU.
 
 Registered as the CUDA kernels of `torch.ops.gossamer`. The C++ of `src/prune` and these follow the
-same formulas; the tests hold one against the other. Products are full float32, never TF32. Where
-`_C_cuda.so` is loaded its kernels select groups and sweep columns; torch operations give the same
-where it is not.
+same formulas; the tests hold one against the other. Products are full float32, never TF32.
+`_C_cuda.so` has kernels that select groups and sweep columns. They have not run on hardware yet:
+torch operations do both unless `GOSSAMER_EXPERIMENTAL` names `cuda-prune`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Iterator
 
 import torch
@@ -24,11 +25,17 @@ _TOKENS_IN_FLOAT = 4096
 _CHECK_EVERY = 3
 _SWEPT_COLUMNS = 128
 """The most that one call of `obs_sweep_block_` takes."""
+_LARGEST_RANKED = 16
+"""Larger groups are sorted: ranking compares every pair."""
 
 
 def _has_kernels(tensor: Tensor) -> bool:
-    """Whether `_C_cuda.so` is loaded and its kernels take this tensor."""
-    return tensor.is_cuda and hasattr(torch.ops.gossamer, "obs_sweep_block_")
+    """Whether kernels of `_C_cuda.so` take this tensor, and were asked for."""
+    return (
+        tensor.is_cuda
+        and hasattr(torch.ops.gossamer, "obs_sweep_block_")
+        and "cuda-prune" in os.environ.get("GOSSAMER_EXPERIMENTAL", "").split(",")
+    )
 
 
 @contextlib.contextmanager
@@ -86,12 +93,26 @@ def _select_groups(scores: Tensor, fields: PatternFields, segment: int) -> Tenso
         chosen: Tensor = torch.ops.gossamer.select_groups(scores, fields.n, fields.m, segment)
         return chosen
     rows, cols = scores.shape
-    pieces = scores.reshape(rows, cols // segment, segment)
     groups = math.ceil(segment / fields.m)
-    padded = pieces.new_full((*pieces.shape[:2], groups * fields.m), -torch.inf)
-    padded[..., :segment] = pieces
-    kept = _keep_highest(padded.view(rows, -1, groups, fields.m), fields.m - fields.n)
-    return kept.flatten(2)[..., :segment].reshape(rows, cols)
+    padded = scores.reshape(rows, cols // segment, segment)
+    if segment % fields.m:
+        padded = torch.nn.functional.pad(padded, (0, groups * fields.m - segment), value=-torch.inf)
+    grouped = padded.reshape(rows, -1, fields.m)
+    if fields.m <= _LARGEST_RANKED:
+        kept = _ranks(grouped) < fields.n
+    else:
+        kept = _keep_highest(grouped, fields.m - fields.n)
+    return kept.view(rows, -1, groups * fields.m)[..., :segment].reshape(rows, cols)
+
+
+def _ranks(groups: Tensor) -> Tensor:
+    """How many of its group rank above each score, the lower index first among equals."""
+    above = torch.zeros_like(groups, dtype=torch.int8)
+    for distance in range(1, groups.shape[-1]):
+        first = groups[..., :-distance] >= groups[..., distance:]
+        above[..., distance:] += first
+        above[..., :-distance] += first.logical_not()
+    return above
 
 
 def _select_blocks(scores: Tensor, fields: PatternFields, scope: str) -> Tensor:
@@ -203,21 +224,36 @@ def _sweep_columns(
     fields: PatternFields | None,
     segment: int,
 ) -> Tensor:
-    """What `_sweep_by_kernel` does, a column at a time."""
-    pivots = factor.diagonal()
-    owed = torch.zeros_like(weight[:, begin:end])
-    next_group = begin
+    """What `_sweep_by_kernel` does, a column at a time.
+
+    Time goes into starting operations, so that there are few: the columns of the block are rows of
+    a copy, and a weight that is kept owes w/∞ = 0.
+    """
+    columns = weight[:, begin:end].T.contiguous()
+    upper = factor[begin:end, begin:end].contiguous()
+    pivots = upper.diagonal()[:, None]
+    chosen = kept[:, begin:end].T.contiguous()
+    owed = torch.empty_like(columns)
+    next_group = begin if fields is not None else end
+    divisors = pivots.where(chosen.logical_not(), torch.inf)
+    side = 0 if fields is None else fields.m
+    earlier = torch.ones(side, side, dtype=torch.bool, device=weight.device).tril(-1)[..., None]
     for col in range(begin, end):
+        at = col - begin
         if fields is not None and col == next_group:
             next_group = _group_end(col, segment, fields)
-            own = slice(col, next_group)
-            scores = (weight[:, own].double() / pivots[own]).square()
-            kept[:, own] = _select_groups(scores, fields, next_group - col)
-        error = torch.where(kept[:, col], 0, weight[:, col] / pivots[col])
-        owed[:, col - begin] = error
-        weight[:, col:end] -= error[:, None] * factor[col, col:end]
-        weight[:, col] = torch.where(kept[:, col], weight[:, col], 0)
-    return owed
+            own = slice(at, next_group - begin)
+            scores = (columns[own].double() / pivots[own]).square()
+            other, mine = scores[None], scores[:, None]
+            ties = (other == mine) & earlier[: len(scores), : len(scores)]
+            torch.lt(((other > mine) | ties).sum(dim=1), fields.n, out=chosen[own])
+            divisors[own] = pivots[own].where(chosen[own].logical_not(), torch.inf)
+        torch.div(columns[at], divisors[at], out=owed[at])
+        if col + 1 < end:
+            columns[at + 1 :].addr_(upper[at, at + 1 :], owed[at], alpha=-1)
+    weight[:, begin:end] = columns.where(chosen, 0).T
+    kept[:, begin:end] = chosen.T
+    return owed.T
 
 
 def _select_block(
@@ -320,7 +356,7 @@ def _transposable_mask(scores: Tensor, n: int = 2, m: int = 4) -> Tensor:
     return mask.to(scores.device)
 
 
-if not hasattr(torch.ops.gossamer, "obs_sweep_block_"):
+if not hasattr(torch.ops.gossamer, "obs_sweep_block_"):  # without _C_cuda.so
     torch.library.register_kernel("gossamer::transposable_mask", "cuda", _transposable_mask)
 for _name, _kernel in (
     ("gram_", accumulate_gram),

@@ -6,8 +6,7 @@
 //                                            w_i −= e · U_ji     columns i > j over the lanes
 //
 // Products and differences are rounded one by one, as the core's are: inside a block both give the
-// same bits. Bound: the latency of `width` dependent steps; all rows of a layer of 4096 are in
-// flight at once on an H100.
+// same bits. Bound: the latency of `width` dependent steps. Not yet run on hardware.
 #include <cuda_runtime.h>
 
 #include <algorithm>
