@@ -21,6 +21,7 @@ ALLOWED = {
     "core": {"core"},
     "prune": {"prune", "cpu", "core"},
     "cpu": {"cpu", "core"},
+    "convert": {"convert", "cpu", "core"},
     "cuda": {"cuda", "core"},
     "plan": {"plan", "cpu", "core"},
     "io": {"io", "core"},

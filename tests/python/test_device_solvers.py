@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.library import opcheck
 
 import gossamer as gs
 from gossamer.prune import device_solvers as ours
@@ -228,6 +229,15 @@ def test_sweeps_on_a_gpu_refuse_what_they_cannot_read() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             sweep(*arguments)
+
+
+@needs_gpu
+def test_opcheck_of_kernels_without_a_shape() -> None:
+    scores, mask = torch.randn(4, 8, device="cuda"), torch.ones(4, 8, device="cuda").bool()
+    factor = torch.eye(8, device="cuda")
+    opcheck(core.select_groups.default, (scores, 2, 4), test_utils="test_schema")
+    block = (scores, factor, mask, 0, 8, 2, 4, 0)
+    opcheck(core.obs_sweep_block_.default, block, test_utils="test_schema")
 
 
 @needs_gpu
