@@ -40,6 +40,11 @@ class ConvPanel {
   /// without a pixel are zero.
   void fill(const ConvFunctions& steps, std::int64_t begin, std::int64_t end, float* tile) const;
 
+  /// The same where the inputs lie as in the packed matrix: input k is channel k % channels of tap
+  /// k / channels.
+  void fill_by_tap(const ConvFunctions& steps, std::int64_t begin, std::int64_t end,
+                   float* tile) const;
+
  private:
   /// Pixels of one output row as one tap sees them: some before X begins, some inside, some behind.
   struct RowRun {
@@ -51,10 +56,14 @@ class ConvPanel {
   };
 
   void find_runs(std::int64_t tap, std::vector<RowRun>& runs) const;
+  /// Channels [channel, channel + channels) as one tap sees them, `stride` floats apart.
+  void fill_tap(const ConvFunctions& steps, std::int64_t tap, std::int64_t channel,
+                std::int64_t channels, float* tile, std::int64_t stride) const;
   void fill_planar(const ConvFunctions& steps, std::span<const RowRun> runs, const std::byte* x,
-                   std::int64_t channels, float* tile) const;
+                   std::int64_t channels, float* tile, std::int64_t stride) const;
   void fill_channels_last(const ConvFunctions& steps, std::span<const RowRun> runs,
-                          const std::byte* x, std::int64_t channels, float* tile) const;
+                          const std::byte* x, std::int64_t channels, float* tile,
+                          std::int64_t stride) const;
 
   const Conv2dArgs& args_;
   std::int64_t bytes_;  ///< of an element of X
