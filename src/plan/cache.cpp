@@ -18,7 +18,7 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr int kCacheVersion = 1;
+constexpr int kCacheVersion = 2;
 constexpr const char* kFileName = "plans-v1.json";
 constexpr std::size_t kMaxPlans = 4096;
 constexpr std::uintmax_t kMaxFileBytes = std::uintmax_t{64} << 20;

@@ -20,6 +20,7 @@ struct BucketScore {
   double mean = 0.0;
   double expected = 0.0;
   double worst = 0.0;
+  double worst_beyond_call = 0.0;  ///< the same with kCallSeconds forgiven
   double spread = 0.0;
   bool dense = false;  ///< kSpeed runs dense here
 };
@@ -29,6 +30,7 @@ struct LayoutScore {
   std::vector<BucketScore> buckets;  ///< of the probed buckets, smallest first
   double objective = 0.0;
   bool slower = false;
+  bool forgiven = false;  ///< slower somewhere, by no more than a call may cost
   bool wins = false;
 };
 
@@ -53,7 +55,10 @@ class Decider {
       result.plan.choices[static_cast<std::size_t>(bucket)] =
           choice(best, bucket, result.plan.sparse);
     }
-    if (evidence_.has_dense && forced_.empty()) result.contested = contested(best);
+    if (evidence_.has_dense && forced_.empty()) {
+      result.contested = contested(best);
+      if (!result.plan.sparse) add_contested_layouts(best.layout, result.contested);
+    }
     return result;
   }
 
@@ -73,6 +78,12 @@ class Decider {
     return fastest / timing.seconds;
   }
 
+  double ratio_beyond_call(std::size_t candidate, std::size_t probe) const {
+    const double seconds = evidence_.candidates[candidate].at[probe].seconds;
+    const double counted = std::max(seconds - kCallSeconds, 0.01 * seconds);
+    return ratio(candidate, probe) * seconds / counted;
+  }
+
   // Nothing where the row was not timed at every probed token count of the bucket.
   std::optional<BucketScore> score(std::size_t candidate, int bucket) const {
     BucketScore s;
@@ -90,6 +101,8 @@ class Decider {
         s.worst = r;
         s.worst_probe = p;
       }
+      const double beyond_call = ratio_beyond_call(candidate, p);
+      if (count == 0 || beyond_call < s.worst_beyond_call) s.worst_beyond_call = beyond_call;
       s.spread = std::max(s.spread, timing.spread);
       log_sum += std::log(r);
       ++count;
@@ -144,12 +157,15 @@ class Decider {
       if (!best) return std::nullopt;
       const bool slower = evidence_.has_dense && best->worst < kNotSlowerRatio;
       best->dense = slower && memory_ == MemoryMode::kSpeed && forced_.empty();
-      s.slower |= slower;
+      const bool forgiven = best->worst_beyond_call >= kNotSlowerRatio;
+      s.slower |= slower && !forgiven;
+      s.forgiven |= slower && forgiven;
       s.wins |= !slower && best->mean >= kWinRatio;
       log_sum += best->dense ? 0.0 : std::log(best->mean);
       s.buckets.push_back(*best);
     }
     s.objective = std::exp(log_sum / static_cast<double>(s.buckets.size()));
+    s.slower |= s.forgiven && s.objective < kWinRatio;
     return s;
   }
 
@@ -227,6 +243,9 @@ class Decider {
     if (low.worst_probe != top.worst_probe) {
       reason += fmt::format("; {}: {}", low.dense ? "dense where it is faster" : "least gain",
                             beside_dense(low, ""));
+      if (s.forgiven && !low.dense) {
+        reason += fmt::format(", within the {} that a call may cost", format_seconds(kCallSeconds));
+      }
     }
     return with_limit(std::move(reason));
   }
@@ -316,12 +335,27 @@ class Decider {
             !evidence_.probed[p])
           continue;
         const Timing& t = candidate(b).at[p];
-        const bool near_slower = std::abs(t.ratio - kNotSlowerRatio) < t.spread;
+        const bool near_slower =
+            std::abs(ratio_beyond_call(b.candidate, p) - kNotSlowerRatio) < t.spread;
         const bool near_win = !clear_win && std::abs(t.ratio - kWinRatio) < t.spread;
         if (near_slower || near_win) found.push_back({b.candidate, p});
       }
     }
     return found;
+  }
+
+  // A layer is not left dense because one unlucky time barred a layout that may be better than the
+  // one that was chosen to tell of.
+  void add_contested_layouts(Layout told, std::vector<Contested>& found) const {
+    std::vector<Layout> seen{told};
+    for (const Candidate& candidate : evidence_.candidates) {
+      if (std::find(seen.begin(), seen.end(), candidate.layout) != seen.end()) continue;
+      seen.push_back(candidate.layout);
+      if (const std::optional<LayoutScore> own = score(candidate.layout)) {
+        const std::vector<Contested> more = contested(*own);
+        found.insert(found.end(), more.begin(), more.end());
+      }
+    }
   }
 
   const Evidence& evidence_;

@@ -20,6 +20,10 @@ namespace gossamer::plan {
 
 inline constexpr double kWinRatio = 1.05;        ///< sparse must win by 5 % somewhere
 inline constexpr double kNotSlowerRatio = 0.97;  ///< and lose nowhere by more than noise
+/// and the call: what PyTorch's door may cost a packed layer more than a dense one. It decides
+/// nothing but layers of a few microseconds, and those only where the packed layer gains on the
+/// whole.
+inline constexpr double kCallSeconds = 3e-6;
 
 /// One row beside dense at one token count.
 struct Timing {

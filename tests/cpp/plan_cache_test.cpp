@@ -177,9 +177,9 @@ TEST_F(PlanCache, FilesWithoutSenseAreIgnoredAndRewritten) {
                                   "not json",
                                   good.substr(0, good.size() / 2),
                                   "[]",
-                                  "{\"version\": 2, \"plans\": {}}",
-                                  "{\"version\": 1}",
-                                  "{\"version\": 1, \"plans\": []}",
+                                  "{\"version\": 3, \"plans\": {}}",
+                                  "{\"version\": 2}",
+                                  "{\"version\": 2, \"plans\": []}",
                                   std::string(100000, '['),
                                   std::string("\0\xff\xfe", 3)};
   const auto replaced = [&](const std::string& from, const std::string& to) {

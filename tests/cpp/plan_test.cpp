@@ -29,17 +29,17 @@ bool contains(const std::string& text, std::string_view word) {
   return text.find(word) != std::string::npos;
 }
 
-// Evidence of exact ratios: dense takes 100 µs, a row 100 µs / ratio(bucket).
+// Evidence of exact ratios: dense takes 10 ms, a row 10 ms / ratio(bucket).
 Candidate row_with(const char* name, const std::function<double(int bucket)>& ratio,
-                   double spread = 0.0) {
+                   double spread = 0.0, double dense_seconds = 10e-3) {
   test::reset_fakes();
   Candidate candidate{
       .name = name, .layout = find_linear_kernel(name)->layout, .at = {}, .model = {}};
   for (std::size_t p = 0; p < kProbeCount; ++p) {
     const double r = ratio(kProbes[p].bucket);
     candidate.at[p] = {.known = true,
-                       .seconds = 100e-6 / r,
-                       .dense_seconds = 100e-6,
+                       .seconds = dense_seconds / r,
+                       .dense_seconds = dense_seconds,
                        .ratio = r,
                        .spread = spread};
   }
@@ -71,7 +71,7 @@ TEST(Decide, SparseNeedsFivePercentSomewhere) {
   EXPECT_EQ(loses.choices[2].kernel, kDenseKernel);
   EXPECT_TRUE(contains(loses.reason, "plain: no token count gains 5 %")) << loses.reason;
   EXPECT_TRUE(
-      contains(loses.reason, "dense 100.0 µs, best sparse fake_bitmask 95.3 µs at 9 tokens"))
+      contains(loses.reason, "dense 10.00 ms, best sparse fake_bitmask 9.53 ms at 9 tokens"))
       << loses.reason;
 }
 
@@ -86,7 +86,7 @@ TEST(Decide, OneSlowBucketKeepsTheLayerPlain) {
   const Plan plain = with(0.969, MemoryMode::kDefault);
   EXPECT_FALSE(plain.sparse);
   EXPECT_TRUE(
-      contains(plain.reason, "dense 100.0 µs, best sparse fake_bitmask 103.2 µs at 1 token"))
+      contains(plain.reason, "dense 10.00 ms, best sparse fake_bitmask 10.32 ms at 1 token"))
       << plain.reason;
   EXPECT_TRUE(contains(plain.reason, "memory=\"speed\"")) << plain.reason;
   for (const PlanChoice& choice : plain.choices) EXPECT_EQ(choice.kernel, kDenseKernel);
@@ -94,11 +94,28 @@ TEST(Decide, OneSlowBucketKeepsTheLayerPlain) {
   const Plan speed = with(0.969, MemoryMode::kSpeed);
   EXPECT_TRUE(speed.sparse);
   EXPECT_EQ(speed.choices[0].kernel, kDenseKernel);
-  EXPECT_DOUBLE_EQ(speed.choices[0].milliseconds, 0.1);
+  EXPECT_DOUBLE_EQ(speed.choices[0].milliseconds, 10.0);
   EXPECT_EQ(speed.choices[1].kernel, "fake_bitmask");
   EXPECT_FALSE(verdict_of(evidence_of({row_with("fake_bitmask", [](int) { return 0.9; })}),
                           MemoryMode::kSpeed)
                    .sparse);
+}
+
+TEST(Decide, WhatACallMayCostIsForgivenToALayerThatGainsOnTheWhole) {
+  const auto with = [](double least, double gain, double dense_seconds) {
+    return verdict_of(evidence_of({row_with(
+        "fake_bitmask", [=](int bucket) { return bucket == 0 ? least : gain; }, 0.0,
+        dense_seconds)}));
+  };
+  const Plan packed = with(0.8, 3.0, 10e-6);  // 12.5 µs instead of 10
+  EXPECT_TRUE(packed.sparse) << packed.reason;
+  EXPECT_TRUE(contains(packed.reason,
+                       "least gain: dense 10.0 µs, fake_bitmask 12.5 µs at 1 token (0.80x), "
+                       "within the 3.0 µs that a call may cost"))
+      << packed.reason;
+  EXPECT_FALSE(with(0.74, 3.0, 10e-6).sparse) << "13.5 µs: 3.5 more, 3.3 with 3 % of noise";
+  EXPECT_FALSE(with(0.8, 3.0, 1e-3).sparse) << "250 µs more";
+  EXPECT_FALSE(with(0.3, 1.2, 1e-6).sparse) << "six buckets of 1.2 do not make up for 0.3";
 }
 
 TEST(Decide, OneEndOfABucketIsEnoughToBeSlower) {
@@ -124,6 +141,18 @@ TEST(Decide, ALayoutThatIsSlowerSomewhereLosesToOneThatIsNot) {
   const auto kcsr = row_with("fake_kcsr64_fast", [](int) { return 1.2; });
   EXPECT_EQ(verdict_of(evidence_of({bitmask, kcsr})).layout, Layout::kKcsr64);
   EXPECT_EQ(verdict_of(evidence_of({bitmask, kcsr}), MemoryMode::kSpeed).layout, Layout::kBitmask);
+}
+
+TEST(Decide, DoubtsAboutEveryLayoutAreRaisedBeforeALayerStaysDense) {
+  // One layout is slower beyond doubt, the other's time at one token is uncertain.
+  const auto bitmask = row_with("fake_bitmask", [](int b) { return b == 0 ? 0.5 : 9.0; }, 0.01);
+  const auto kcsr = row_with("fake_kcsr64_fast", [](int b) { return b == 0 ? 0.96 : 2.0; }, 0.1);
+  const Verdict verdict =
+      plan::decide(evidence_of({bitmask, kcsr}), MemoryMode::kDefault, "");
+  EXPECT_FALSE(verdict.plan.sparse);
+  ASSERT_EQ(verdict.contested.size(), 1u);
+  EXPECT_EQ(verdict.contested[0].candidate, 1u);
+  EXPECT_EQ(verdict.contested[0].probe, 0u);
 }
 
 TEST(Decide, CountsThatWereNotTimedTakeTheRowThatTheModelExpectsToWin) {

@@ -57,11 +57,32 @@ def test_a_page_holds_target_reached_rate_and_plot(tmp_path: Path) -> None:
     made = performance.documents(written(tmp_path, {}, more))
     page = made["performance.md"]
     assert "| decode | float32 | 2 | 1.5 / 2.00 | 2.2 / 3.00 | 2.7 / - |" in page
-    assert "| 4.0 of 8.0 |" in page
+    assert "| layer | tokens | 0.5 | 0.7 |" in page
+    assert "| 8x16 | 1 | 2.00, 50% | 2.00, 50% |" in page
+    assert "2 cases, 0 below 0.97 of the peer that they replace." in page
     assert "2026-01-02" in page
     drawing = made["performance/m-cpu-decode-float32-2.svg"]
     assert drawing.startswith("<svg xmlns=")
     assert drawing.count("<circle") == 2
+
+
+def test_tables_name_what_is_below_the_promise(tmp_path: Path) -> None:
+    peers = {"torch_dense": 2.0, "openvino": 1.0}
+    slow = {"layer": "a", "ms": 2.5, "dense_ms": 1.0, "peers": peers, "read_gbs": 0.0}
+    noise = {**slow, "layer": "b", "ms": 2.064}
+    page = performance.documents(written(tmp_path, slow, noise))["performance.md"]
+    assert "| a | 1 | 0.40 (0.80) |" in page
+    assert "2 cases, 1 below 0.97 of the peer that they replace: a unstructured:0.5" in page
+    gpu = {"suite": "gpu-24", "layer": "a", "peers": {"cublas": 2.0, "cusparselt": 1.5}}
+    page = performance.documents(written(tmp_path, gpu, {**gpu, "tokens": 64}))["performance.md"]
+    assert "| layer | 1 | 64 |" in page
+    assert "| a | 2.00 / 1.50 | 2.00 / 1.50 |" in page
+
+
+def test_notes_on_bounds_stand_before_the_tables(tmp_path: Path) -> None:
+    (tmp_path / "bounds.md").write_text("## What bounds it\n")
+    page = performance.documents(written(tmp_path, {}))["performance.md"]
+    assert page.index("## What bounds it") < page.index("## m")
 
 
 def test_the_newest_line_of_a_case_counts(tmp_path: Path) -> None:

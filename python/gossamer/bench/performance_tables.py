@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The tables of docs/performance.md: one row a layer, one column a pattern or token count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import TypeVar
+
+from gossamer.bench.record import Record
+
+__all__ = ["PROMISE", "tables"]
+
+PROMISE = 0.97
+"""The least speed-up that a plan promises, beyond the microseconds of the call."""
+CALL_MILLISECONDS = 3e-3
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+def tables(records: Sequence[Record], suite: str) -> str:
+    """Markdown of one suite's records of one machine, for each dtype and thread count a table."""
+    parts = []
+    for dtype in _in_order(records, lambda r: r.dtype):
+        for threads in _in_order(records, lambda r: r.threads):
+            part = [r for r in records if r.dtype == dtype and r.threads == threads]
+            if part:
+                made = _gpu(part) if suite.startswith("gpu") else _cpu(part)
+                where = dtype if suite.startswith("gpu") else f"{dtype}, {_threads(threads)}"
+                parts.append(f"**{where}**\n\n{made}")
+    slow = [r for r in records if below_promise(r)]
+    count = f"{len(records)} cases, {len(slow)} below {PROMISE} of the peer that they replace"
+    worst = sorted(slow, key=lambda r: r.speedup)[:5]
+    named = "; ".join(
+        f"{_layer(r)} {r.pattern} {r.dtype}, {r.tokens} tokens, {_threads(r.threads)}: "
+        f"{replaced(r) / r.ms:.2f}x"
+        for r in worst
+    )
+    return "\n".join([*parts, f"{count}{': ' if named else '.'}{named}\n"])
+
+
+def replaced(record: Record) -> float:
+    """Milliseconds of what a packed layer replaces in PyTorch: torch's dense, or cuBLAS."""
+    return record.peers.get("torch_dense", record.peers.get("cublas", record.dense_ms))
+
+
+def below_promise(record: Record) -> bool:
+    """Slower than what it replaces by more than noise and a call."""
+    return record.ms - CALL_MILLISECONDS > replaced(record) / PROMISE
+
+
+def _cpu(records: Sequence[Record]) -> str:
+    patterns = _in_order(records, lambda r: r.pattern)
+    rows = []
+    for layer, tokens in _in_order(records, lambda r: (_layer(r), r.tokens)):
+        cells = []
+        for pattern in patterns:
+            found = [
+                r for r in records if (_layer(r), r.tokens, r.pattern) == (layer, tokens, pattern)
+            ]
+            cells.append(_cpu_cell(found[-1]) if found else "")
+        rows.append([layer, str(tokens), *cells])
+    heads = ["layer", "tokens", *(p.removeprefix("unstructured:") for p in patterns)]
+    return _markdown(heads, rows)
+
+
+def _cpu_cell(r: Record) -> str:
+    text = f"{r.dense_ms / r.ms:.2f}"
+    if replaced(r) != r.dense_ms:
+        text += f" ({replaced(r) / r.ms:.2f})"
+    if r.read_gbs:
+        text += f", {r.bytes / r.ms / 1e6 / r.read_gbs:.0%}"
+    return text if r.kernel != "dense" else f"{text} dense"
+
+
+def _gpu(records: Sequence[Record]) -> str:
+    columns = sorted({r.tokens for r in records})
+    rows = []
+    for layer, pattern in _in_order(records, lambda r: (_layer(r), r.pattern)):
+        cells = []
+        for tokens in columns:
+            found = [
+                r for r in records if (_layer(r), r.pattern, r.tokens) == (layer, pattern, tokens)
+            ]
+            cells.append(_gpu_cell(found[-1]) if found else "")
+        rows.append([layer, *cells])
+    return _markdown(["layer", *(str(tokens) for tokens in columns)], rows)
+
+
+def _gpu_cell(r: Record) -> str:
+    text = f"{replaced(r) / r.ms:.2f}"
+    if "cusparselt" in r.peers:
+        text += f" / {r.peers['cusparselt'] / r.ms:.2f}"
+    return text
+
+
+def _layer(record: Record) -> str:
+    return record.layer or f"{record.out}x{record.inputs}"
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread" + ("" if count == 1 else "s")
+
+
+def _in_order(records: Sequence[Record], key: Callable[[Record], Key]) -> list[Key]:
+    return list(dict.fromkeys(key(r) for r in records))
+
+
+def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
