@@ -21,7 +21,7 @@ class ConvInputs {
     std::normal_distribution<float> normal;
     for (float& value : tile_) value = normal(random);
     if (problem.epilogue.bias) bias_ = elements(problem.weight.out());
-    if (problem.epilogue.quantized) {
+    if (problem.weight.dtype() == DType::kInt8) {
       weight_scale_.assign(static_cast<std::size_t>(problem.weight.out()), 0.01f);
     }
   }
@@ -48,7 +48,7 @@ class ConvInputs {
     args.residual = residual_.empty() ? nullptr : residual_.data();
     args.activation = problem_.epilogue.activation;
     args.parallel = problem_.options.parallel;
-    if (!problem_.epilogue.quantized) return args;
+    if (weight_scale_.empty()) return args;
     x_scale_.resize(std::max(x_scale_.size(), static_cast<std::size_t>(s.images)));
     args.weight_scale = weight_scale_.data();
     args.x_scale = x_scale_.data();
