@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from gossamer import _ops
-from gossamer._quantization import QUANTIZED_DTYPES, dequantized
+from gossamer._quantization import dequantized, quantized_dtypes
 from gossamer._weight_facts import Facts, facts_of
 from gossamer._weight_tables import FUNCTIONS, OPERATORS, refuse
 
@@ -193,29 +193,33 @@ class SparseWeight(torch.Tensor):
         """Wraps packed int8 values and their scales: row r of the weight is `scale[r]` times row r.
 
         Args:
-            packed: uint8 [bytes], a matrix [out, in] of int8 that is not transposed.
+            packed: uint8 [bytes], int8 [out, in] that is not transposed, or a convolution's [out,
+                channels, height, width].
             scale: float32 [out].
-            dtype: of the parameter that it stands for: float32, float16 or bfloat16.
-            dense: [out, in] in `dtype`, what the plan runs where it says dense.
+            dtype: of the parameter that it stands for: float32, float16 or bfloat16; a
+                convolution's float32.
+            dense: in the shape of the weight and in `dtype`, what the plan runs where it says
+                dense.
 
         Raises:
             ValueError: one of them is something else.
         """
         facts = facts_of(packed)
-        if facts.dtype != torch.int8 or facts.batch != 1 or facts.kernel or facts.transposed:
+        if facts.dtype != torch.int8 or facts.batch != 1 or facts.transposed:
             raise ValueError(
                 f"packed is a weight {list(facts.shape)} of {facts.dtype}: a quantized weight is "
-                "an int8 matrix [out, in]; pack int8 values, not transposed"
+                "int8 [out, in] or a convolution's; pack int8 values, not transposed"
             )
         if tuple(scale.shape) != (facts.out,) or scale.dtype != torch.float32:
             raise ValueError(
                 f"scale is {list(scale.shape)} {scale.dtype}: float32 [{facts.out}], one for each "
                 "output, is accepted"
             )
-        if dtype not in QUANTIZED_DTYPES:
+        accepted = quantized_dtypes(facts.kernel is not None)
+        if dtype not in accepted:
             raise ValueError(
-                f"a quantized weight cannot stand for {dtype}; "
-                f"{', '.join(map(str, QUANTIZED_DTYPES))} are accepted"
+                f"a quantized {'convolution' if facts.kernel else 'weight'} cannot stand for "
+                f"{dtype}; {', '.join(map(str, accepted))} are accepted"
             )
         if dense is not None and (tuple(dense.shape) != facts.shape or dense.dtype != dtype):
             raise ValueError(

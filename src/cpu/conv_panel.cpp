@@ -19,7 +19,7 @@ std::int64_t first_at_least(std::int64_t a, std::int64_t b, std::int64_t c) {
 
 ConvPanel::ConvPanel(const Conv2dArgs& args, std::int64_t vector_lanes)
     : args_(args),
-      bytes_(dtype_bytes(args.weight.dtype())),
+      bytes_(dtype_bytes(activation_dtype(args))),
       taps_(args.shape.kernel_h * args.shape.kernel_w),
       vector_lanes_(vector_lanes) {}
 
@@ -97,29 +97,44 @@ void ConvPanel::find_pieces() {
 
 void ConvPanel::fill(const ConvFunctions& steps, std::int64_t begin, std::int64_t end,
                      float* tile) const {
-  const ImageStrides& strides = args_.x_strides;
-  const auto* x = static_cast<const std::byte*>(args_.x);
   for (std::int64_t tap = 0; tap < taps_; ++tap) {
     const std::int64_t channel = first_at_least(begin, tap, taps_);
     const std::int64_t channels = first_at_least(end, tap, taps_) - channel;
-    if (channels <= 0) continue;
     float* to = tile + (channel * taps_ + tap - begin) * lanes_;
-    const std::byte* from = x + channel * strides.channel * bytes_;
-    strides.channels_last() ? fill_channels_last(steps, runs_of(tap), from, channels, to)
-                            : fill_planar(steps, tap, from, channels, to);
+    fill_tap(steps, tap, channel, channels, to, taps_ * lanes_);
   }
 }
 
+void ConvPanel::fill_by_tap(const ConvFunctions& steps, std::int64_t begin, std::int64_t end,
+                            float* tile) const {
+  const std::int64_t all = args_.shape.in_channels;
+  for (std::int64_t k = begin; k < end;) {
+    const std::int64_t channels = std::min(all - k % all, end - k);
+    fill_tap(steps, k / all, k % all, channels, tile + (k - begin) * lanes_, lanes_);
+    k += channels;
+  }
+}
+
+void ConvPanel::fill_tap(const ConvFunctions& steps, std::int64_t tap, std::int64_t channel,
+                         std::int64_t channels, float* tile, std::int64_t stride) const {
+  if (channels <= 0) return;
+  const ImageStrides& strides = args_.x_strides;
+  const std::byte* x = static_cast<const std::byte*>(args_.x) + channel * strides.channel * bytes_;
+  strides.channels_last() ? fill_channels_last(steps, runs_of(tap), x, channels, tile, stride)
+                          : fill_planar(steps, tap, x, channels, tile, stride);
+}
+
 void ConvPanel::fill_planar(const ConvFunctions& steps, std::int64_t tap, const std::byte* x,
-                            std::int64_t channels, float* tile) const {
+                            std::int64_t channels, float* tile, std::int64_t stride) const {
   const std::int64_t vectors = lanes_ / vector_lanes_;
   steps.copy({x, args_.x_strides.channel, args_.shape.stride_w, channels,
               pieces_.data() + first_pieces_[static_cast<std::size_t>(tap)],
-              piece_ends_.data() + tap * vectors, vectors, tile, taps_ * lanes_});
+              piece_ends_.data() + tap * vectors, vectors, tile, stride});
 }
 
 void ConvPanel::fill_channels_last(const ConvFunctions& steps, std::span<const RowRun> runs,
-                                   const std::byte* x, std::int64_t channels, float* tile) const {
+                                   const std::byte* x, std::int64_t channels, float* tile,
+                                   std::int64_t stride) const {
   std::array<const void*, kMaxLanes> pixels;
   std::fill_n(pixels.begin(), lanes_, nullptr);
   const std::int64_t step = args_.shape.stride_w * args_.x_strides.column * bytes_;
@@ -129,7 +144,7 @@ void ConvPanel::fill_channels_last(const ConvFunctions& steps, std::span<const R
       pixels[static_cast<std::size_t>(run.lane + run.before + t)] = from;
     }
   }
-  steps.transpose({pixels.data(), channels, tile, taps_ * lanes_, lanes_});
+  steps.transpose({pixels.data(), channels, tile, stride, lanes_});
 }
 
 }  // namespace gossamer::cpu

@@ -41,6 +41,11 @@ class ConvPanel {
   /// without a pixel are zero.
   void fill(const ConvFunctions& steps, std::int64_t begin, std::int64_t end, float* tile) const;
 
+  /// The same where the inputs lie as in the packed matrix: input k is channel k % channels of tap
+  /// k / channels.
+  void fill_by_tap(const ConvFunctions& steps, std::int64_t begin, std::int64_t end,
+                   float* tile) const;
+
  private:
   /// Pixels of one output row as one tap sees them: some before X begins, some inside.
   struct RowRun {
@@ -54,10 +59,14 @@ class ConvPanel {
   std::span<const RowRun> runs_of(std::int64_t tap) const;
   /// The runs of every tap, cut at the ends of vectors.
   void find_pieces();
+  /// Channels [channel, channel + channels) as one tap sees them, `stride` floats apart.
+  void fill_tap(const ConvFunctions& steps, std::int64_t tap, std::int64_t channel,
+                std::int64_t channels, float* tile, std::int64_t stride) const;
   void fill_planar(const ConvFunctions& steps, std::int64_t tap, const std::byte* x,
-                   std::int64_t channels, float* tile) const;
+                   std::int64_t channels, float* tile, std::int64_t stride) const;
   void fill_channels_last(const ConvFunctions& steps, std::span<const RowRun> runs,
-                          const std::byte* x, std::int64_t channels, float* tile) const;
+                          const std::byte* x, std::int64_t channels, float* tile,
+                          std::int64_t stride) const;
 
   const Conv2dArgs& args_;
   std::int64_t bytes_;  ///< of an element of X

@@ -64,6 +64,37 @@ struct ConvFunctions {
   void (*store)(const ConvStoreTask&);
 };
 
+/// A tile of floats to whole numbers, `inputs` neighbouring ones in 32 bits: to[k][t] holds
+/// from[inputs·k + j][t] · inverse[t], rounded, for all j; zero where there is no such input.
+struct ConvQuantizeTask {
+  const float* from;  ///< [columns][lanes]
+  std::int64_t columns;
+  std::int64_t lanes;
+  const float* inverse;  ///< [lanes], 1 / scale
+  std::uint32_t* to;     ///< [ceil(columns / inputs)][lanes]
+};
+
+/// 32-bit sums to floats in their place: (sums[r][t] - corrections[r]) · weight_scale[r] ·
+/// x_scale[t].
+struct ConvDequantizeTask {
+  float* sums;  ///< [rows][lanes]
+  std::int64_t rows;
+  std::int64_t lanes;
+  const std::int32_t* corrections;  ///< or null: 0
+  const float* weight_scale;
+  const float* x_scale;  ///< [lanes]
+};
+
+struct ConvQuantizeFunctions {
+  void (*quantize)(const ConvQuantizeTask&);
+  void (*dequantize)(const ConvDequantizeTask&);
+  std::int64_t inputs;  ///< 4 bytes, each plus 128, or 2 of 16 bits
+};
+
+extern const ConvQuantizeFunctions generic_conv2d_pairs;
+extern const ConvQuantizeFunctions avx2_conv2d_pairs;
+extern const ConvQuantizeFunctions avx512_conv2d_quads;
+
 extern const ConvFunctions generic_conv2d_f32;
 extern const ConvFunctions avx2_conv2d_f32;
 extern const ConvFunctions avx512_conv2d_f32;

@@ -40,11 +40,15 @@ inline Vector add_second_pixels(Vector pixels, const float* x, std::uint32_t lan
 }
 
 #include "cpu/conv2d.inl"
+//
+#include "cpu/conv_quantize.inl"
 
 }  // namespace
 
 namespace gossamer::cpu {
 
 constinit const ConvFunctions avx2_conv2d_f32 = conv_functions_for<Float32>();
+
+constinit const ConvQuantizeFunctions avx2_conv2d_pairs = {quantize_tile<2>, dequantize_sums, 2};
 
 }  // namespace gossamer::cpu

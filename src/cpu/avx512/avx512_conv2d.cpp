@@ -35,11 +35,15 @@ inline Vector add_second_pixels(Vector pixels, const float* x, std::uint32_t lan
 }
 
 #include "cpu/conv2d.inl"
+//
+#include "cpu/conv_quantize.inl"
 
 }  // namespace
 
 namespace gossamer::cpu {
 
 constinit const ConvFunctions avx512_conv2d_f32 = conv_functions_for<Float32>();
+
+constinit const ConvQuantizeFunctions avx512_conv2d_quads = {quantize_tile<4>, dequantize_sums, 4};
 
 }  // namespace gossamer::cpu
