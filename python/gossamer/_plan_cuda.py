@@ -94,13 +94,10 @@ def obstacle(dtype: torch.dtype, device: torch.device) -> str | None:
         )
     if not _kernel(torch.empty(1, 64, dtype=dtype, device=device), 64):
         major, minor = torch.cuda.get_device_capability(device)
-        text = (
+        return (
             f"no kernel multiplies 2:4 weights on {torch.cuda.get_device_name(device)} (compute "
             f"capability {major}.{minor}), so it runs dense"
         )
-        if major >= 8:
-            text += "; kernels that have not run on hardware yet: GOSSAMER_EXPERIMENTAL=sm80"
-        return text
     return None
 
 

@@ -56,13 +56,6 @@ struct Sp24Tile {
   bool accurate_sums = true;
 };
 
-/// Rows that have not run on their hardware yet refuse unless GOSSAMER_EXPERIMENTAL names them.
-inline constexpr std::string_view kExperiment8Bit = "sm90-8bit";
-inline constexpr std::string_view kExperimentSm80 = "sm80";
-
-/// The sentence with which such a row refuses; empty where the environment asks for it.
-std::string refuse_experiment(std::string_view name);
-
 /// One row: a kernel instance.
 struct LinearSp24Kernel {
   std::string_view name;  ///< "sm90_decode_sp24_bf16_8"

@@ -92,7 +92,7 @@ struct GemmInstance {
 
   static std::string refuses(const LinearSp24Kernel&, const LinearSp24Args& args,
                              const DeviceInfo& device) {
-    if (std::string why = refuse_device(device, args.dtype); !why.empty()) return why;
+    if (std::string why = refuse_device(device); !why.empty()) return why;
     if (Shape::kXByTma && !tma_can_reach(args.x, args.dtype, args.in, args.x_stride)) {
       return "needs X with base and rows aligned to 16 bytes; the stride is " +
              std::to_string(args.x_stride) + " elements";
