@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from gossamer.config import (
     BlockSparseWeightConfig,
+    Float8DynamicActivationSemiSparseWeightConfig,
+    Int8DynamicActivationSemiSparseWeightConfig,
     Int8DynamicActivationSparseWeightConfig,
     SemiSparseWeightConfig,
     SparseConfig,
@@ -45,7 +47,9 @@ __all__ = [
     "BlockSparseWeightConfig",
     "BucketPlan",
     "Explanation",
+    "Float8DynamicActivationSemiSparseWeightConfig",
     "GradualMagnitude",
+    "Int8DynamicActivationSemiSparseWeightConfig",
     "Int8DynamicActivationSparseWeightConfig",
     "Kernel",
     "LayerReport",
