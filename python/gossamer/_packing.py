@@ -74,7 +74,7 @@ def decide(
         why = _quantization_obstacle(values, request.quantize, transposed, convolution)
         if why is not None:
             return Decision(None, plain_report(why))
-    if values.device.type == "cuda":
+    if _is_on_gpu(values):
         return _decide_cuda(values, name, request, transposed, bias, convolution)
     if request.pattern is None:
         zeros = 1.0 - torch.ops.gossamer.count_nonzeros(_rows(values)) / values.numel()
@@ -116,13 +116,17 @@ def _quantization_obstacle(
         return "convolutions are not quantized, linear layers are"
     if transposed or values.dim() != 2:
         return "weights stored as [in, out] and stacks are not quantized, matrices [out, in] are"
-    if quantization != "int8" and values.device.type != "cuda":
+    if quantization != "int8" and not _is_on_gpu(values):
         return f"float8 weights are multiplied on CUDA devices, and this one is on {values.device}"
     if values.dtype not in QUANTIZED_DTYPES:
         return f"a {values.dtype} layer is not quantized; float32, float16 and bfloat16 ones are"
     if not bool(torch.isfinite(values).all()):
         return "its weight holds NaN or infinity and cannot be quantized"
     return None
+
+
+def _is_on_gpu(tensor: Tensor) -> bool:
+    return tensor.device.type == "cuda"
 
 
 def _rows(values: Tensor) -> Tensor:
@@ -165,7 +169,9 @@ def _decide_cuda(
     if request.quantize is not None:
         try:
             weight = _quantized_tiles(values, request.quantize, name)
-        except RuntimeError as error:  # such as full memory
+        except ValueError:  # the weight breaks its pattern
+            raise
+        except Exception as error:  # such as a full memory
             first = (str(error).splitlines() or [type(error).__name__])[0]
             return Decision(None, plain_report(f"plain: quantizing it failed: {first}"))
     else:
@@ -253,7 +259,7 @@ def decide_packed(
         report["reason"] = f"layout {request.layout} was asked for; not compared with dense"
         return Decision(weight._replace(packed), _with_facts(report, packed))
     logical = values.detach().mT if weight.transposed else values.detach()
-    if weight.layout_name == "nm24_tiles" and weight.device.type == "cuda":
+    if weight.layout_name == "nm24_tiles" and _is_on_gpu(weight.packed):
         return _plan_on_cuda(weight, logical, request, bias, report)
     if weight.quantization not in (None, "int8"):
         report["reason"] = (
