@@ -10,6 +10,8 @@ gs.save(model, "model.safetensors")  # and gs.load_into(model, "model.safetensor
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from gossamer.config import (
     BlockSparseWeightConfig,
     Float8DynamicActivationSemiSparseWeightConfig,
@@ -20,7 +22,6 @@ from gossamer.config import (
 )
 from gossamer.explanation import BucketPlan, Explanation, LayerReport, explain
 from gossamer.fusion import fuse_
-from gossamer.fusion_compile import fusion_pass
 from gossamer.host import Kernel, Machine, kernels, machine
 from gossamer.io import LoadResult, load_into, save
 from gossamer.model_report import Outcome, report
@@ -39,6 +40,9 @@ from gossamer.prune import (
 from gossamer.sparsify import desparsify_, sparsify_
 from gossamer.version import __version__
 from gossamer.weight import SparseWeight, linear
+
+if TYPE_CHECKING:
+    from gossamer.fusion_compile import fusion_pass
 
 __all__ = [
     "ALPS",
@@ -78,3 +82,12 @@ __all__ = [
     "save",
     "sparsify_",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # The pass is inductor's kind of object, and importing inductor takes a second.
+    if name == "fusion_pass":
+        from gossamer.fusion_compile import fusion_pass
+
+        return fusion_pass
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

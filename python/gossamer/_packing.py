@@ -12,11 +12,14 @@ from torch import Tensor, nn
 
 from gossamer import _ops, _plan_cuda
 from gossamer._convolution import Convolution
-from gossamer._quantization import QUANTIZED_DTYPES, VALUE_DTYPES, pack_quantized
+from gossamer._quantization import VALUE_DTYPES, pack_quantized, quantized_dtypes
 from gossamer._weight_facts import LEAST_ZEROS
 from gossamer.weight import SparseWeight
 
 __all__ = ["LEAST_ZEROS", "Decision", "Request", "decide", "decide_packed", "plain_report", "swap"]
+
+_MOST_INPUTS = 65536
+"""Of a quantized filter: the products of more may not fit 32 bits."""
 
 Report = dict[str, Any]
 """What was decided for a layer, in plain JSON types; `module.gossamer_report` keeps it."""
@@ -112,14 +115,15 @@ def _quantization_obstacle(
     values: Tensor, quantization: str, transposed: bool, convolution: Convolution | None
 ) -> str | None:
     """Why a weight is not quantized; None where it may be."""
-    if convolution is not None:
-        return "convolutions are not quantized, linear layers are"
-    if transposed or values.dim() != 2:
+    if transposed or values.dim() != (2 if convolution is None else 4):
         return "weights stored as [in, out] and stacks are not quantized, matrices [out, in] are"
+    if convolution is not None and values[0].numel() > _MOST_INPUTS:
+        return f"its filters have {values[0].numel()} inputs; at most {_MOST_INPUTS} are quantized"
     if quantization != "int8" and not _is_on_gpu(values):
         return f"float8 weights are multiplied on CUDA devices, and this one is on {values.device}"
-    if values.dtype not in QUANTIZED_DTYPES:
-        return f"a {values.dtype} layer is not quantized; float32, float16 and bfloat16 ones are"
+    accepted = quantized_dtypes(convolution is not None)
+    if values.dtype not in accepted:
+        return f"a {values.dtype} layer is not quantized; {', '.join(map(str, accepted))} ones are"
     if not bool(torch.isfinite(values).all()):
         return "its weight holds NaN or infinity and cannot be quantized"
     return None
@@ -226,7 +230,8 @@ def _quantized_note(weight: SparseWeight) -> str:
         return ""
     kind, _, how = weight.quantization.partition("-")
     sums = f" with {how} sums" if how else ""
-    return f"{kind} weights{sums}, inputs quantized a token at a time: "
+    unit = "a token" if weight.kernel_size is None else "an image"
+    return f"{kind} weights{sums}, inputs quantized {unit} at a time: "
 
 
 def decide_packed(

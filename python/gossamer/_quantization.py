@@ -12,6 +12,7 @@ __all__ = [
     "dequantized",
     "pack_quantized",
     "quantize_rows",
+    "quantized_dtypes",
     "step",
 ]
 
@@ -25,6 +26,11 @@ _LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 """Of int8 -128 is not used, so that the range is symmetric; of float8 it is the largest number."""
 
 
+def quantized_dtypes(convolution: bool) -> tuple[torch.dtype, ...]:
+    """`QUANTIZED_DTYPES` of one kind of layer: convolutions are computed in float32 only."""
+    return (torch.float32,) if convolution else QUANTIZED_DTYPES
+
+
 def quantize_rows(values: Tensor, dtype: torch.dtype = torch.int8) -> tuple[Tensor, Tensor]:
     """Symmetric int8 or float8 with a scale a row.
 
@@ -32,11 +38,11 @@ def quantize_rows(values: Tensor, dtype: torch.dtype = torch.int8) -> tuple[Tens
     |w - scale * q| <= `step`(w, scale) up to rounding in float32. A row of zeros has scale 0.
 
     Args:
-        values: [out, in], finite.
+        values: [out, in] or a convolution's [out, channels, height, width], finite.
         dtype: int8 or float8_e4m3fn.
 
     Returns:
-        q, [out, in] of `dtype`, and scale, float32 [out].
+        q, the shape of `values` in `dtype`, and scale, float32 [out].
 
     Raises:
         ValueError: something in `values` is not finite.
@@ -47,13 +53,14 @@ def quantize_rows(values: Tensor, dtype: torch.dtype = torch.int8) -> tuple[Tens
             "the weight holds NaN or infinity and cannot be quantized; look for what put it there"
         )
     most = _LARGEST[dtype]
-    largest = rows.abs().amax(dim=1) if rows.shape[1] else rows.new_zeros(rows.shape[0])
+    largest = rows.abs().flatten(1)
+    largest = largest.amax(dim=1) if largest.shape[1] else rows.new_zeros(rows.shape[0])
     # A tensor divisor: CUDA multiplies by the reciprocal of a number, a unit away at times.
     scale = largest / torch.full_like(largest, most)
     inverse = torch.where(scale > 0, scale.reciprocal(), 0.0)
     # The reciprocal of a subnormal scale is infinite: such a row is zeros.
     inverse = torch.where(torch.isfinite(inverse), inverse, 0.0)
-    q = (rows * inverse.unsqueeze(1)).clamp_(-most, most)
+    q = (rows * _by_output(inverse, rows)).clamp_(-most, most)
     q = torch.round(q) if dtype is torch.int8 else q
     return q.to(dtype), torch.where(inverse > 0, scale, 0.0)
 
@@ -76,8 +83,13 @@ def step(values: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def dequantized(q: Tensor, scale: Tensor) -> Tensor:
-    """scale[r] * q[r], float32 [out, in]."""
-    return q.to(torch.float32) * scale.unsqueeze(1)
+    """scale[r] * q[r], float32 in the shape of q."""
+    return q.to(torch.float32) * _by_output(scale, q)
+
+
+def _by_output(scale: Tensor, values: Tensor) -> Tensor:
+    """[out] as [out, 1, …]."""
+    return scale.reshape(-1, *[1] * (values.dim() - 1))
 
 
 def pack_quantized(
@@ -92,8 +104,8 @@ def pack_quantized(
     """A floating weight as packed 8-bit values, and their scales, on the weight's device.
 
     Args:
-        values: [out, in]; zeros mark what is pruned. On a GPU they are quantized there and packed
-            on the CPU.
+        values: [out, in] or [out, channels, height, width]; zeros mark what is pruned. On a GPU
+            they are quantized there and packed on the CPU.
         pattern: None takes the tightest that the zeros of `values` satisfy.
         mask: bool, what is kept; None keeps the non-zeros, those that round to zero included.
         name: what error messages call the weight.
@@ -108,10 +120,10 @@ def pack_quantized(
     """
     ops = torch.ops.gossamer
     mask = (values != 0 if mask is None else mask).cpu()
-    if not pattern:
+    if not pattern and values.dim() == 2:
         pattern = ops.infer_pattern(torch.where(mask, 1.0, 0.0))
     q, scale = quantize_rows(values, dtype)
-    packed = ops.pack(q.cpu(), mask, pattern, "format", False, name)
+    packed = ops.pack(q.cpu(), mask, pattern or "", "format", False, name)
     if layout != "format":
         packed = ops.convert(packed, layout)
     return packed.to(values.device), scale

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import return_and_correct_aliasing
 
 from gossamer import _ops
-from gossamer._quantization import QUANTIZED_DTYPES, pack_quantized
+from gossamer._quantization import pack_quantized, quantized_dtypes
 from gossamer._weight_convolution import convolution, convolution_call
 from gossamer._weight_facts import DTYPES, LEAST_ZEROS
 from gossamer._weight_functions import addmm, linear_call, matmul
@@ -98,10 +98,11 @@ def _dispatch_to_copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 def _restated(weight: SparseWeight, dtype: torch.dtype) -> SparseWeight:
     """A quantized weight that stands for another dtype; values and scales are what they were."""
-    if dtype not in QUANTIZED_DTYPES:
+    accepted = quantized_dtypes(weight.kernel_size is not None)
+    if dtype not in accepted:
         raise ValueError(
-            f"a quantized weight cannot stand for {dtype}; {', '.join(map(str, QUANTIZED_DTYPES))} "
-            "are accepted; take weight.to_dense() for others"
+            f"a quantized weight {list(weight.shape)} cannot stand for {dtype}; "
+            f"{', '.join(map(str, accepted))} are accepted; take weight.to_dense() for others"
         )
     copy = weight._clone()
     dense = None if copy.dense is None else copy.dense.to(dtype)

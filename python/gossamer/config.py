@@ -127,19 +127,21 @@ class BlockSparseWeightConfig:
 class Int8DynamicActivationSparseWeightConfig:
     """Sparse weights of eight bits, activations quantized as they come.
 
-    A weight row w becomes int8 values q times s_w = max |w| / 127; each token x of the input
-    becomes p times s_x = max |x| / 127, anew in every call. The integer sum of q·p is exact, then
-    comes s_x·s_w, bias and activation in float32. With |w - s_w q| <= s_w / 2 and
-    |x - s_x p| <= s_x / 2, an output differs from the unquantized one by at most
+    A weight row w becomes int8 values q times s_w = max |w| / 127; each token x of the input, or
+    each image x of a convolution's, becomes p times s_x = max |x| / 127, anew in every call. The
+    integer sum of q·p is exact, then comes s_x·s_w, bias and activation in float32. With
+    |w - s_w q| <= s_w / 2 and |x - s_x p| <= s_x / 2, an output differs from the unquantized one by
+    at most
 
         sum over the kept inputs k of  |x_k| s_w / 2 + |w_k| s_x / 2 + s_w s_x / 4
 
-    plus rounding in float32. What is pruned adds nothing to it. A token that holds NaN or infinity
-    gives NaN in all its outputs.
+    plus rounding in float32. What is pruned adds nothing to it. A token or image that holds NaN or
+    infinity gives NaN in all its outputs.
 
-    Linear layers are quantized (`nn.Linear` and its kind, in float32, float16 or bfloat16; on a
-    GPU 2:4 ones in float16 or bfloat16); convolutions and transposed weights stay as they are. A
-    layer is quantized only where that is faster than the floating dense layer it replaces.
+    Linear layers are quantized (`nn.Linear` and its kind, in float32, float16 or bfloat16; on a GPU
+    2:4 ones in float16 or bfloat16), and on the CPU convolutions (`nn.Conv2d` in float32);
+    transposed weights stay as they are. A layer is quantized only where that is faster than the
+    floating dense layer it replaces.
 
     Attributes:
         pattern: as in `SparseConfig`: `unstructured:S`, `block:1x4:S` and `2:4` have int8 kernels

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from gossamer import _ops
-from gossamer._quantization import QUANTIZED_DTYPES, VALUE_DTYPES, dequantized
+from gossamer._quantization import VALUE_DTYPES, dequantized, quantized_dtypes
 from gossamer._weight_facts import Facts, facts_of
 from gossamer._weight_tables import FUNCTIONS, OPERATORS, refuse
 
@@ -190,32 +190,37 @@ class SparseWeight(torch.Tensor):
         """Wraps packed 8-bit values and scales: row r of the weight is `scale[r]` times row r.
 
         Args:
-            packed: uint8 [bytes], a matrix [out, in] of int8 or float8_e4m3fn that is not
-                transposed. Float8 is multiplied on a GPU only.
+            packed: uint8 [bytes], int8 or float8_e4m3fn [out, in] that is not transposed, or a
+                convolution's int8 [out, channels, height, width]. Float8 is multiplied on a GPU
+                only.
             scale: float32 [out].
-            dtype: of the parameter that it stands for: float32, float16 or bfloat16.
-            dense: [out, in] in `dtype`, what the plan runs where it says dense.
+            dtype: of the parameter that it stands for: float32, float16 or bfloat16; a
+                convolution's float32.
+            dense: in the shape of the weight and in `dtype`, what the plan runs where it says
+                dense.
             accurate: sums of float8 products in float32 throughout; int8's are exact anyhow.
 
         Raises:
             ValueError: one of them is something else.
         """
         facts = facts_of(packed)
-        is_matrix = facts.batch == 1 and not facts.kernel and not facts.transposed
-        if facts.dtype not in VALUE_DTYPES.values() or not is_matrix:
+        accepted = (torch.int8,) if facts.kernel else tuple(VALUE_DTYPES.values())
+        if facts.dtype not in accepted or facts.batch != 1 or facts.transposed:
             raise ValueError(
                 f"packed is a weight {list(facts.shape)} of {facts.dtype}: a quantized weight is "
-                "an int8 matrix [out, in], or a float8_e4m3fn one; pack such values, not transposed"
+                "int8 or float8_e4m3fn [out, in], or a convolution's in int8; pack such values, "
+                "not transposed"
             )
         if tuple(scale.shape) != (facts.out,) or scale.dtype != torch.float32:
             raise ValueError(
                 f"scale is {list(scale.shape)} {scale.dtype}: float32 [{facts.out}], one for each "
                 "output, is accepted"
             )
-        if dtype not in QUANTIZED_DTYPES:
+        accepted = quantized_dtypes(facts.kernel is not None)
+        if dtype not in accepted:
             raise ValueError(
-                f"a quantized weight cannot stand for {dtype}; "
-                f"{', '.join(map(str, QUANTIZED_DTYPES))} are accepted"
+                f"a quantized {'convolution' if facts.kernel else 'weight'} cannot stand for "
+                f"{dtype}; {', '.join(map(str, accepted))} are accepted"
             )
         if dense is not None and (tuple(dense.shape) != facts.shape or dense.dtype != dtype):
             raise ValueError(

@@ -4,6 +4,7 @@
 #include <array>
 #include <vector>
 
+#include "core/experimental.h"
 #include "cuda/sm80/rows.h"
 #include "cuda/sm90/rows.h"
 
@@ -28,6 +29,12 @@ const LinearSp24Kernel* find_linear_sp24(std::string_view name) {
     if (row.name == name) return &row;
   }
   return nullptr;
+}
+
+std::string refuse_experiment(std::string_view name) {
+  if (detail::is_experiment_enabled(name)) return {};
+  return "has not run on hardware yet; GOSSAMER_EXPERIMENTAL=" + std::string(name) +
+         " in the environment allows it";
 }
 
 namespace {

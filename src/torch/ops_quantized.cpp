@@ -46,6 +46,8 @@ void check_like_x(const Tensor& tensor, const char* name, DType x) {
                      dtype_name(dtype), dtype_name(x)));
 }
 
+}  // namespace
+
 void check_scale(const Tensor& scale, const PackedView& weight) {
   if (weight.dtype() == DType::kFloat8E4M3) {
     refuse(
@@ -68,8 +70,6 @@ void check_scale(const Tensor& scale, const PackedView& weight) {
                   "accepted",
                   shape_text(sizes), dtype_name(dtype_of(scale, "scale")), weight.out()));
 }
-
-}  // namespace
 
 Tensor linear_quantized(const Tensor& x, const PackedView& weight, const Tensor& scale,
                         const std::optional<Tensor>& bias, Activation activation,
