@@ -61,9 +61,9 @@ struct ImageStrides {
 
 /// One call: Y = act(conv2d(X, W) + bias + residual). W is packed as the matrix
 /// [OC, KH·KW·IC] (the taps of a filter in row order, the channels of a tap side by side). X, Y,
-/// bias and residual have the activation dtype. Y's rows are contiguous within an image: planar
-/// rows follow each other without gaps, channels-last pixels likewise. Y may not overlap the
-/// inputs (residual excepted, where its strides are Y's).
+/// bias and residual have the activation dtype: W's, and of an int8 weight float32. Y's rows are
+/// contiguous within an image: planar rows follow each other without gaps, channels-last pixels
+/// likewise. Y may not overlap the inputs (residual excepted, where its strides are Y's).
 struct Conv2dArgs {
   PackedView weight;
   Conv2dShape shape;
@@ -75,14 +75,28 @@ struct Conv2dArgs {
   const void* residual = nullptr;  ///< shape and strides of Y, or null
   Activation activation = Activation::kNone;
   ParallelFor parallel{};
+
+  // Quantized calls: the weight is int8 of at most 65536 inputs, filter r is weight_scale[r] times
+  // its values. A pixel x of image i is rounded to p = x / x_scale[i], at most 127 either way, and
+  // enters the products as x_scale[i]·p; image_scales() gives scales that no pixel exceeds. Where
+  // x_scale[i] is NaN all of the image's results are.
+  const float* weight_scale = nullptr;  ///< [OC], or null: not quantized
+  const float* x_scale = nullptr;       ///< [images]
 };
+
+/// float32 where the weight is int8, otherwise its dtype.
+DType activation_dtype(const Conv2dArgs& args);
+
+/// scale[i] = max |x| / 127 over image i of a quantized call's X, 0 where nothing is larger than
+/// 4e-37, NaN where something is not finite. Reads shape, x, x_strides and parallel.
+void image_scales(const Conv2dArgs& args, float* scale);
 
 /// One row of the convolutions' kernel table.
 struct Conv2dKernel {
   std::string_view name;  ///< "avx2_conv2d_kcsr128_f32_nv8"
   std::uint32_t needs = kIsaGeneric;
   Layout layout = Layout::kKcsr128;
-  DType dtype = DType::kFloat32;  ///< of weight and activations
+  DType dtype = DType::kFloat32;  ///< of the weight; activations: activation_dtype()
   int lanes = 1;                  ///< pixels that one vector holds
   void (*run)(const Conv2dArgs& args) = nullptr;
 };
@@ -140,11 +154,13 @@ Plan plan_conv2d(const PackedView& weight, const Conv2dLayer& layer, const Epilo
                  const Machine& machine, const Conv2dDensePeer& dense, const PlanOptions& options);
 
 /// Throws Error(kInvalidArgument) where the arguments contradict each other or no memory layout
-/// that a kernel takes, naming what and the remedy. Every entry checks.
+/// that a kernel takes, naming what and the remedy; likewise where an int8 weight has no scales or
+/// too many inputs, and where another one has scales. Every entry checks.
 void check_conv2d(const Conv2dArgs& args);
 
 /// Plain loops over the kept positions, sums in float64, rounded once: what every kernel is tested
-/// against. Pruned weights are not read, so NaN and Inf in X pass them by. Serial.
+/// against. Pruned weights are not read, so NaN and Inf in X pass them by. Of a quantized call X
+/// is not rounded: a row's result differs by at most x_scale / 2 times the sum of |w|. Serial.
 void reference_conv2d(const Conv2dArgs& args);
 
 }  // namespace gossamer

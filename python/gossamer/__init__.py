@@ -10,15 +10,18 @@ gs.save(model, "model.safetensors")  # and gs.load_into(model, "model.safetensor
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from gossamer.config import (
     BlockSparseWeightConfig,
+    Float8DynamicActivationSemiSparseWeightConfig,
+    Int8DynamicActivationSemiSparseWeightConfig,
     Int8DynamicActivationSparseWeightConfig,
     SemiSparseWeightConfig,
     SparseConfig,
 )
 from gossamer.explanation import BucketPlan, Explanation, LayerReport, explain
 from gossamer.fusion import fuse_
-from gossamer.fusion_compile import fusion_pass
 from gossamer.host import Kernel, Machine, kernels, machine
 from gossamer.io import LoadResult, load_into, save
 from gossamer.model_report import Outcome, report
@@ -38,6 +41,9 @@ from gossamer.sparsify import desparsify_, sparsify_
 from gossamer.version import __version__
 from gossamer.weight import SparseWeight, linear
 
+if TYPE_CHECKING:
+    from gossamer.fusion_compile import fusion_pass
+
 __all__ = [
     "ALPS",
     "RIA",
@@ -45,7 +51,9 @@ __all__ = [
     "BlockSparseWeightConfig",
     "BucketPlan",
     "Explanation",
+    "Float8DynamicActivationSemiSparseWeightConfig",
     "GradualMagnitude",
+    "Int8DynamicActivationSemiSparseWeightConfig",
     "Int8DynamicActivationSparseWeightConfig",
     "Kernel",
     "LayerReport",
@@ -74,3 +82,12 @@ __all__ = [
     "save",
     "sparsify_",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # The pass is inductor's kind of object, and importing inductor takes a second.
+    if name == "fusion_pass":
+        from gossamer.fusion_compile import fusion_pass
+
+        return fusion_pass
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -23,6 +23,7 @@ class _Fused:
 
     gossamer_epilogue: str | None
     gossamer_adds_in_place: bool
+    gossamer_takes_rows: bool
 
     def _after(self, y: Tensor, residual: Any) -> Tensor:
         """The same with torch's operators, for a plain weight or a residual of another shape."""
@@ -44,7 +45,16 @@ class FusedLinear(_Fused, nn.Linear):
 
         Returns:
             [..., out], or the shape that broadcasting gives.
+
+        Raises:
+            ValueError: a BatchNorm1d was folded into the layer and `input` is not [tokens, in].
         """
+        if self.gossamer_takes_rows and input.dim() != 2:
+            raise ValueError(
+                f"input has shape {list(input.shape)}: a BatchNorm1d was folded into this layer, "
+                "which is the same for inputs of two dimensions only; flatten the input, or use "
+                "the model as it was before gossamer.fuse_"
+            )
         values = self.weight
         if isinstance(values, SparseWeight) and not values.transposed:
             shape = (*input.shape[:-1], values.out_features)
@@ -68,7 +78,9 @@ class FusedConv2d(_Fused, nn.Conv2d):
             [[images,] out, height, width], or the shape that broadcasting gives.
         """
         values = self.weight
-        if isinstance(values, SparseWeight) and _fits(residual, self._shape(input), input):
+        if isinstance(values, SparseWeight) and (
+            residual is None or _fits(residual, self._shape(input), input)
+        ):
             numbers = Convolution.of(self)
             return convolution(
                 input,
@@ -116,8 +128,11 @@ def _fits(residual: Any, shape: tuple[int, ...], x: Tensor) -> bool:
     )
 
 
-def fuse_layer(module: nn.Module, activation: str | None, adds_in_place: bool) -> None:
+def fuse_layer(
+    module: nn.Module, activation: str | None, adds_in_place: bool, takes_rows: bool = False
+) -> None:
     """Makes an `nn.Linear` or `nn.Conv2d` its fused kind, with the same parameters and names."""
     module.__class__ = FUSED[type(module)]
     module.gossamer_epilogue = activation  # type: ignore[assignment]
     module.gossamer_adds_in_place = adds_in_place  # type: ignore[assignment]
+    module.gossamer_takes_rows = takes_rows  # type: ignore[assignment]

@@ -23,6 +23,11 @@ from gossamer import _ops_cuda
 
 _OLDEST_TORCH = (2, 10)
 
+FLOAT8_BIT = 48
+ACCURATE_BIT = 49
+"""Of the argument `layout` on a GPU: the values of a quantized weight are float8, and their sums
+are to be accurate (src/torch/ops_cuda_linear.cpp)."""
+
 _Fake = TypeVar("_Fake", bound=Callable[..., Any])
 
 
@@ -174,6 +179,7 @@ def _conv2d_fake(
     activation: int = 0,
     residual: Tensor | None = None,
     dense: Tensor | None = None,
+    scale: Tensor | None = None,
 ) -> Tensor:
     top, bottom, left, right = _paddings(padding)
     height = _output_side(x.shape[-2], kernel[0], stride[0], top + bottom, dilation[0])
@@ -357,7 +363,9 @@ def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     grad_x = grad_bias = None
     if needs_grad[0] and scale is not None:
         # Straight through the rounding of x: the gradient of the product with the weight as it is.
-        values = _ops.unpack(packed, [ctx.out, ctx.inputs], torch.int8)
+        is_float8 = ctx.layout >> FLOAT8_BIT & 1
+        kind = torch.float8_e4m3fn if is_float8 else torch.int8
+        values = _ops.unpack(packed, [ctx.out, ctx.inputs], kind)
         grad_x = (grad * scale.to(grad.dtype)) @ values.to(grad.dtype)
     elif needs_grad[0]:
         grad_x = _ops.linear_dx(grad, packed, ctx.layout, ctx.inputs, dense)
@@ -391,10 +399,10 @@ torch.library.register_autograd(
 
 def _conv2d_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, packed, layout, out, kernel, stride, padding, dilation, *operands = inputs
-    bias, activation, residual, dense = operands
+    bias, activation, residual, dense, scale = operands
     relu = output if activation == Activation.RELU else None
     smooth = (x, bias, residual) if activation > Activation.RELU else (None, None, None)
-    ctx.save_for_backward(packed, relu, dense, *smooth)
+    ctx.save_for_backward(packed, relu, dense, scale, *smooth)
     ctx.layout = layout
     ctx.out = out
     ctx.kernel = list(kernel)
@@ -422,9 +430,9 @@ def _conv2d_dx(ctx: Any, grad: Tensor, values: Tensor) -> Tensor:
 
 
 def _conv2d_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    packed, output, dense, x, bias, residual = ctx.saved_tensors
+    packed, output, dense, scale, x, bias, residual = ctx.saved_tensors
     # Arguments that a call left out have no entry.
-    needs_grad = (*ctx.needs_input_grad, *[False] * 12)
+    needs_grad = (*ctx.needs_input_grad, *[False] * 13)
     if needs_grad[11]:
         raise RuntimeError(
             "the dense copy of a packed weight has no gradient: train the dense weight under a "
@@ -435,17 +443,21 @@ def _conv2d_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if output is not None:
         grad = torch.ops.aten.threshold_backward(grad, output, 0)
     elif ctx.activation > Activation.RELU:
-        y = _ops.conv2d(x, packed, *numbers, bias, 0, residual, dense)
+        y = _ops.conv2d(x, packed, *numbers, bias, 0, residual, dense, scale)
         grad = _smooth_backward(grad, y, ctx.activation)
     grad_x = grad_bias = None
     if needs_grad[0]:
         shape = (ctx.out, ctx.input_shape[-3], *ctx.kernel)
-        values = dense if dense is not None else _ops.unpack(packed, shape, grad.dtype)
+        if scale is not None:
+            # Straight through the rounding of x, as for linear.
+            values = _ops.unpack(packed, shape, torch.int8) * scale.reshape(-1, 1, 1, 1)
+        else:
+            values = dense if dense is not None else _ops.unpack(packed, shape, grad.dtype)
         grad_x = _conv2d_dx(ctx, grad, values)
     if needs_grad[8]:
         grad_bias = grad.sum(dim=(-2, -1)) if grad.dim() == 3 else grad.sum(dim=(0, 2, 3))
     grad_residual = grad if needs_grad[10] else None
-    return grad_x, *[None] * 7, grad_bias, None, grad_residual, None
+    return grad_x, *[None] * 7, grad_bias, None, grad_residual, None, None
 
 
 torch.library.register_autograd(

@@ -93,6 +93,9 @@ def convolution_as_torch(
     else:
         op = _conv2d_eager
     code, out = weight.layout_code, weight.out_features
+    if weight.scale is not None:
+        rest = (bias, 0, None, None, weight.scale)
+        return op(x, weight.packed, code, out, kernel, stride, padding, dilation, *rest)
     return op(x, weight.packed, code, out, kernel, stride, padding, dilation, bias)
 
 
@@ -165,6 +168,7 @@ def convolution(
             activation,
             residual,
             weight.dense,
+            weight.scale,
         )
     return y if result_dtype is None else y.to(result_dtype)
 

@@ -47,11 +47,13 @@ def fuse_(model: nn.Module) -> nn.Module:
     """Folds BatchNorm into the layer before it and gives a layer what follows it.
 
     An `nn.Conv2d` takes an `nn.BatchNorm2d`, then the addition of a residual, then ReLU, GELU (by
-    the error function or by tanh) or SiLU; an `nn.Linear` the same but for the BatchNorm. Plain
-    layers run torch's operators one after the other, packed ones all of it in one operator; call
-    `fuse_` before or after `sparsify_`, before is exact to the bit of the pruning. A folded
-    BatchNorm or an activation module that is left without a caller in a `nn.Sequential` becomes an
-    `nn.Identity`. Names of parameters stay; a layer whose BatchNorm is folded gains a bias.
+    the error function or by tanh) or SiLU; an `nn.Linear` the same with an `nn.BatchNorm1d`, and
+    takes [tokens, in] only from then on, because the BatchNorm has its channels elsewhere in inputs
+    of three dimensions. Plain layers run torch's operators one after the other, packed ones all of
+    it in one operator; call `fuse_` before or after `sparsify_`, before is exact to the bit of the
+    pruning. A folded BatchNorm or an activation module that is left without a caller in a
+    `nn.Sequential` becomes an `nn.Identity`. Names of parameters stay; a layer whose BatchNorm is
+    folded gains a bias.
 
     Each module's forward is read by torch.fx, its children as single calls. It is left alone where
     what it computes could depend on more than its tensors: arguments that may be left out, tests of
@@ -181,7 +183,9 @@ def _fuse_owner(context: _Context, name: str) -> None:
         if chain.norm is not None:
             _fold(chain.layer, owner.get_submodule(chain.norm))
         adds_in_place = chain.addition is not None and chain.addition.target in _IN_PLACE
-        fuse_layer(chain.layer, chain.activation, adds_in_place)
+        # BatchNorm1d's channels are a Linear's outputs where there are two dimensions only.
+        takes_rows = chain.norm is not None and isinstance(chain.layer, nn.Linear)
+        fuse_layer(chain.layer, chain.activation, adds_in_place, takes_rows)
         text = f"fused: {', '.join(chain.steps)}"
         chain.layer.gossamer_fusion = text  # type: ignore[assignment]
     guards = tuple(
@@ -296,9 +300,6 @@ def _norm_fits(context: _Context, chain: _Chain, node: fx.Node, norm: nn.Module)
     rows = weight.shape[0]  # type: ignore[index]
     if isinstance(weight, SparseWeight) and (weight.scale is not None or weight.transposed):
         why = "its packed weight is quantized; fold before packing"
-    if isinstance(layer, nn.Linear):
-        # BatchNorm1d on [images, channels, length] has its channels elsewhere.
-        why = why or "a BatchNorm1d's channels are the last axis of two-dimensional inputs only"
     if "." in target or _is_read(graph, target):
         why = "its BatchNorm belongs to another module, or its owner uses its parameters itself"
     if norm.num_features != rows:

@@ -33,7 +33,34 @@ void check_numbers(const Conv2dShape& s) {
   }
 }
 
+void check_scales(const Conv2dArgs& args) {
+  constexpr std::int64_t kMaxInputs = 65536;  // more products may not fit 32 bits
+  const bool has_images = args.shape.images > 0;
+  const bool has_scales = args.weight_scale != nullptr && (args.x_scale != nullptr || !has_images);
+  const bool has_none = args.weight_scale == nullptr && args.x_scale == nullptr;
+  if (args.weight.dtype() != DType::kInt8) {
+    if (has_none) return;
+    fail(kInvalid, "conv2d: scales are given and the weight is {}; they belong to int8 weights",
+         dtype_name(args.weight.dtype()));
+  }
+  if (!has_scales) {
+    fail(kInvalid,
+         "conv2d: the weight is int8 and {} is null; give the scales of all filters and of all "
+         "images (image_scales)",
+         args.weight_scale == nullptr ? "weight_scale" : "x_scale");
+  }
+  if (args.weight.in() > kMaxInputs) {
+    fail(kInvalid, "conv2d: the int8 weight has {} inputs, at most {} are computed; leave it float",
+         args.weight.in(), kMaxInputs);
+  }
+}
+
 }  // namespace
+
+DType activation_dtype(const Conv2dArgs& args) {
+  const DType dtype = args.weight.dtype();
+  return dtype == DType::kInt8 ? DType::kFloat32 : dtype;
+}
 
 void check_conv2d(const Conv2dArgs& args) {
   const Conv2dShape& s = args.shape;
@@ -46,6 +73,7 @@ void check_conv2d(const Conv2dArgs& args) {
          args.weight.out(), args.weight.in(), args.weight.batch(), s.out_channels, s.kernel_h,
          s.kernel_w, s.in_channels, s.out_channels, in);
   }
+  check_scales(args);
   const ImageStrides& x = args.x_strides;
   if (x.column != 1 && x.channel != 1) {
     fail(

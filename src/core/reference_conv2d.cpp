@@ -27,7 +27,7 @@ std::int64_t offset(const ImageStrides& s, std::int64_t image, std::int64_t chan
 double sum_at(const Conv2dArgs& args, const Filter& filter, std::int64_t image, std::int64_t oy,
               std::int64_t ox) {
   const Conv2dShape& s = args.shape;
-  const DType dtype = args.weight.dtype();
+  const DType dtype = activation_dtype(args);
   double sum = 0.0;
   for (std::int64_t i = 0; i < filter.count; ++i) {
     const std::int64_t k = filter.taps[static_cast<std::size_t>(i)];
@@ -44,7 +44,7 @@ double sum_at(const Conv2dArgs& args, const Filter& filter, std::int64_t image, 
 
 void compute_filter(const Conv2dArgs& args, const Filter& filter, std::int64_t channel) {
   const Conv2dShape& s = args.shape;
-  const DType dtype = args.weight.dtype();
+  const DType dtype = activation_dtype(args);
   const auto element = [&](const void* data, std::int64_t index) {
     return load_as<double>(dtype, static_cast<const std::byte*>(data), index);
   };
@@ -75,6 +75,9 @@ void reference_conv2d(const Conv2dArgs& args) {
   for (std::int64_t row = 0; row < w.out(); ++row) {
     filter.count = source->entries(0, row, filter.taps.data(), raw.data());
     detail::load_row(w.dtype(), raw.data(), filter.count, 1, filter.values.data());
+    if (args.weight_scale != nullptr) {
+      for (double& value : filter.values) value *= args.weight_scale[row];
+    }
     compute_filter(args, filter, row);
   }
 }

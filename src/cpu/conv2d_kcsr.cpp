@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "core/layouts.h"
+#include "cpu/conv_driver.h"
 #include "cpu/conv_panel.h"
 #include "cpu/conv_rows.h"
 #include "cpu/conv_task.h"
@@ -27,60 +28,11 @@
 namespace gossamer::cpu {
 namespace {
 
-using detail::ceil_div;
-
 /// One instruction set and element type, and one widest panel.
 struct Variant {
   const KcsrFunctions& sums;
   const ConvFunctions& steps;
   int vectors;
-};
-
-/// Filters [first, first + count), whose sums for one panel are ready, to Y.
-struct Finished {
-  const Conv2dArgs& args;
-  const ConvPanel& panel;
-  const float* sums;
-  std::int64_t lanes;
-  std::int64_t first;
-  std::int64_t count;
-
-  std::int64_t bytes() const { return dtype_bytes(args.weight.dtype()); }
-  const std::byte* at(const void* data, std::int64_t index) const {
-    return data == nullptr ? nullptr : static_cast<const std::byte*>(data) + index * bytes();
-  }
-  std::byte* y(std::int64_t index) const {
-    return static_cast<std::byte*>(args.y) + index * bytes();
-  }
-
-  /// Channels-last pixels follow each other through rows and images: one panel is one matrix.
-  void store_channels_last(const KcsrFunctions& functions) const {
-    const std::int64_t stride = args.y_strides.column;
-    const std::int64_t offset = panel.first_pixel() * stride + first;
-    KcsrStoreTask task{};
-    task.sums = sums;
-    task.lanes = lanes;
-    task.out = {nullptr,
-                0,
-                panel.pixels(),
-                count,
-                at(args.bias, first),
-                at(args.residual, offset),
-                stride,
-                y(offset),
-                stride,
-                args.activation};
-    functions.store(task);
-  }
-
-  void store_planar(const ConvFunctions& steps) const {
-    for (const ConvPanel::ImageRun& run : panel.image_runs()) {
-      const std::int64_t offset =
-          run.image * args.y_strides.image + first * args.y_strides.channel + run.pixel;
-      steps.store({sums + run.lane, lanes, count, run.length, at(args.bias, first),
-                   at(args.residual, offset), y(offset), args.y_strides.channel, args.activation});
-    }
-  }
 };
 
 /// All inputs of `rows` filters from `row` on for one panel of pixels.
@@ -100,9 +52,7 @@ void run_panel(const Variant& variant, const KcsrSource& source, const Conv2dArg
     task.columns = end - begin;
     variant.sums.add[width](task);
   }
-  const Finished finished{args, panel, sums, lanes, row, rows};
-  args.y_strides.channels_last() ? finished.store_channels_last(variant.sums)
-                                 : finished.store_planar(variant.steps);
+  FinishedFilters{args, panel, sums, lanes, row, rows}.store(variant.sums, variant.steps);
 }
 
 void run_part(const Variant& variant, KcsrSource source, const Conv2dArgs& args,
@@ -111,7 +61,7 @@ void run_part(const Variant& variant, KcsrSource source, const Conv2dArgs& args,
   const std::int64_t tile_floats = source.block * widest;
   float* tile = scratch(tile_floats + kSumsFloats);
   float* sums = tile + tile_floats;
-  ConvPanel panel(args);
+  ConvPanel panel(args, variant.steps.vector_lanes);
   for (std::int64_t row = part.row_begin; row < part.row_end;) {
     const std::int64_t rows = std::min(part.row_end - row, kSumsFloats / widest);
     source.index(row, rows, nullptr);
@@ -127,43 +77,11 @@ void run_part(const Variant& variant, KcsrSource source, const Conv2dArgs& args,
   }
 }
 
-/// A 1×1 convolution that takes every pixel sees each image as a single row.
-Conv2dArgs flattened(Conv2dArgs args) {
-  Conv2dShape& s = args.shape;
-  const bool pointwise = s.kernel_h == 1 && s.kernel_w == 1 && s.stride_h == 1 && s.stride_w == 1 &&
-                         s.pad_top == 0 && s.pad_bottom == 0 && s.pad_left == 0 && s.pad_right == 0;
-  if (!pointwise || args.x_strides.row != s.width * args.x_strides.column) return args;
-  s.width *= s.height;
-  s.height = 1;
-  return args;
-}
-
 void run(const Variant& variant, const Conv2dArgs& given) {
   const Conv2dArgs args = flattened(given);
-  const std::int64_t pixels = args.shape.pixels();
-  if (pixels <= 0 || args.weight.out() == 0) return;
-  const std::int64_t lanes = variant.sums.vector_lanes * variant.vectors;
-  const std::int64_t panels = ceil_div(pixels, lanes);
-  const std::int64_t work =
-      args.weight.kept() * ceil_div(pixels, variant.sums.vector_lanes) / kMinWorkPerThread;
-  const std::int64_t threads =
-      std::clamp(work, std::int64_t{1}, std::int64_t{std::max(args.parallel.threads, 1)});
-  // Pixels first, because a tile is then filled once; filters where panels do not suffice.
-  const std::int64_t pixel_parts = std::min(threads, panels);
-  const std::int64_t row_parts = ceil_div(threads, pixel_parts);
-  ParallelFor parallel = args.parallel;
-  if (threads == 1) parallel.run = nullptr;
   const KcsrSource source(args.weight, 0);
-  parallel_for(parallel, pixel_parts * row_parts, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t item = begin; item < end; ++item) {
-      const std::int64_t row = item / pixel_parts;
-      const std::int64_t column = item % pixel_parts;
-      run_part(variant, source, args,
-               {source.balanced_row(row, row_parts), source.balanced_row(row + 1, row_parts),
-                panels * column / pixel_parts * lanes,
-                std::min(panels * (column + 1) / pixel_parts * lanes, pixels)});
-    }
-  });
+  run_conv_parts(args, variant.sums.vector_lanes, variant.vectors, source,
+                 [&](const SpmmPart& part) { run_part(variant, source, args, part); });
 }
 
 template <const KcsrFunctions& sums, const ConvFunctions& steps, Layout layout, int vectors>

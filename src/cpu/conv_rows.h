@@ -7,7 +7,9 @@
 
 namespace gossamer::cpu {
 
-/// The convolutions over K-blocked CSR, for the kernel table.
+/// The convolutions over K-blocked CSR.
 std::vector<Conv2dKernel> conv2d_kcsr_rows();
+/// Those of int8 weights in the bitmask format.
+std::vector<Conv2dKernel> conv2d_int8_rows();
 
 }  // namespace gossamer::cpu

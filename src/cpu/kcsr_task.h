@@ -113,6 +113,8 @@ extern const KcsrFunctions avx512vnni_spmm_block_quads;
 /// Values are pairs of int8 widened to 16 bits, tiles hold inputs likewise; sums are 32-bit
 /// integers.
 extern const KcsrFunctions avx2_spmm_int8_pairs;
+/// Of convolutions, which only add.
+extern const KcsrFunctions generic_spmm_int8_pairs;
 
 /// Turns the bits of some rows into what KcsrAddTask reads: cols[i] is the column, inside its block
 /// of inputs, of the i-th kept value of these rows; segments[k·rows + r] says where block k of row
@@ -148,6 +150,7 @@ void avx512bf16_bitmask_pairs(const BitmaskUnitTask& task);
 void avx512vnni_bitmask_quads(const BitmaskUnitTask& task);
 /// Pairs of int8, each widened to 16 bits; no corrections.
 void avx2_bitmask_int8_pairs(const BitmaskUnitTask& task);
+void generic_bitmask_int8_pairs(const BitmaskUnitTask& task);
 
 /// AMX. Rows are taken in groups of 16: sums have room for whole groups. Tiles are those of pairs
 /// of bfloat16 and of fours of int8, the latter as they are in X.

@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Table rows of AMX. They have not run on such a machine yet, so that they are in the table only
-// where GOSSAMER_EXPERIMENTAL names amx; the tests run them on a model of the tile registers.
+// Table rows of AMX. Where there are no tile registers the tests run them on a model of them.
 //
 // With all inputs in one tile of X sums stay in their registers, and X comes
 // from L2; with fewer it comes from L1, and sums are loaded and stored in between.
-#include "core/experimental.h"
 #include "cpu/registration.h"
 #include "cpu/tile_rows.h"
 
@@ -12,7 +10,6 @@ namespace gossamer::cpu {
 
 void register_linear_tiles() {
 #if defined(__x86_64__)
-  if (!detail::is_experiment_enabled("amx")) return;
   using enum DType;
   constexpr std::uint32_t kBf16 = kIsaAvx512 | kIsaAvx512Vbmi2 | kIsaAvx512Bf16 | kIsaAmxBf16;
   constexpr std::uint32_t kInt8Sets = kIsaAvx512 | kIsaAvx512Vbmi2 | kIsaAvx512Vnni | kIsaAmxInt8;

@@ -9,4 +9,8 @@ namespace gossamer::cpu {
 float avx2_quantize(const float* x, std::int64_t count, std::int8_t* q);
 float avx512_quantize(const float* x, std::int64_t count, std::int8_t* q);
 
+// max |x| as the bits of a float; at least 0x7f800000 where something is not finite.
+std::int32_t avx2_largest_bits(const float* x, std::int64_t count);
+std::int32_t avx512_largest_bits(const float* x, std::int64_t count);
+
 }  // namespace gossamer::cpu

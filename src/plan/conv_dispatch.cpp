@@ -12,7 +12,9 @@ namespace {
 using detail::fail;
 
 /// What run_conv2d converts a weight to whose layout no row takes: every machine has a row for it.
-constexpr Layout kConverted = Layout::kKcsr128;
+Layout converted_layout(DType dtype) {
+  return dtype == DType::kInt8 ? Layout::kBitmask : Layout::kKcsr128;
+}
 
 bool computes(const Conv2dKernel& row, Layout layout, DType dtype) {
   return row.layout == layout && row.dtype == dtype && host_machine().has(row.needs);
@@ -37,10 +39,13 @@ const Conv2dKernel& sparse_row(const PackedView& weight, std::uint32_t planned) 
   if (forced != nullptr && computes(*forced, weight.layout(), weight.dtype())) return *forced;
   if (const Conv2dKernel* row = planned_row(weight, planned)) return *row;
   const Conv2dKernel* row = plan::widest_conv2d_row(weight.layout(), weight.dtype());
-  if (row == nullptr) row = plan::widest_conv2d_row(kConverted, weight.dtype());
+  if (row == nullptr)
+    row = plan::widest_conv2d_row(converted_layout(weight.dtype()), weight.dtype());
   if (row != nullptr) return *row;
   fail(ErrorCode::kUnsupported,
-       "no kernel computes a convolution with {} weights; float32 is accepted: convert the model "
+       "no kernel computes a convolution with {} weights; float32 and int8 are accepted: convert "
+       "the "
+       "model "
        "with .to(torch.float32), or unpack the weight and compute dense",
        dtype_name(weight.dtype()));
 }

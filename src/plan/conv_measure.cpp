@@ -21,6 +21,9 @@ class ConvInputs {
     std::normal_distribution<float> normal;
     for (float& value : tile_) value = normal(random);
     if (problem.epilogue.bias) bias_ = elements(problem.weight.out());
+    if (problem.weight.dtype() == DType::kInt8) {
+      weight_scale_.assign(static_cast<std::size_t>(problem.weight.out()), 0.01f);
+    }
   }
 
   static std::int64_t bytes(const Conv2dShape& s) {
@@ -45,7 +48,16 @@ class ConvInputs {
     args.residual = residual_.empty() ? nullptr : residual_.data();
     args.activation = problem_.epilogue.activation;
     args.parallel = problem_.options.parallel;
+    if (weight_scale_.empty()) return args;
+    x_scale_.resize(std::max(x_scale_.size(), static_cast<std::size_t>(s.images)));
+    args.weight_scale = weight_scale_.data();
+    args.x_scale = x_scale_.data();
     return args;
+  }
+
+  /// What a call does before a row runs: the scales of a quantized one.
+  void prepare(const Conv2dArgs& args) {
+    if (args.x_scale != nullptr) image_scales(args, x_scale_.data());
   }
 
  private:
@@ -59,7 +71,7 @@ class ConvInputs {
   }
 
   const ConvProblem& problem_;
-  std::vector<float> tile_, x_, y_, bias_, residual_;
+  std::vector<float> tile_, x_, y_, bias_, residual_, weight_scale_, x_scale_;
 };
 
 class ConvMeasurer {
@@ -191,9 +203,12 @@ class ConvMeasurer {
     return all;
   }
 
-  double run_row(std::size_t row, const Conv2dArgs& args, int calls) const {
+  double run_row(std::size_t row, const Conv2dArgs& args, int calls) {
     const Stopwatch watch;
-    for (int i = 0; i < calls; ++i) rows_[row]->run(args);
+    for (int i = 0; i < calls; ++i) {
+      inputs_.prepare(args);
+      rows_[row]->run(args);
+    }
     return watch.seconds() / calls;
   }
 

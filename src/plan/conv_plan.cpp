@@ -181,7 +181,7 @@ Plan plan_conv2d(const PackedView& weight, const Conv2dLayer& layer, const Epilo
   const std::vector<const Conv2dKernel*> rows = runnable_rows(weight, machine, forced);
   if (rows.empty()) {
     return plain_plan(weight, fmt::format("plain: no kernel computes a convolution with {} weights "
-                                          "on {}; float32 has kernels",
+                                          "on {}; float32 and int8 have kernels",
                                           dtype_name(weight.dtype()), machine.name));
   }
   const auto in_own_layout = [&](Plan plan) {

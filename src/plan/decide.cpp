@@ -55,7 +55,10 @@ class Decider {
       result.plan.choices[static_cast<std::size_t>(bucket)] =
           choice(best, bucket, result.plan.sparse);
     }
-    if (evidence_.has_dense && forced_.empty()) result.contested = contested(best);
+    if (evidence_.has_dense && forced_.empty()) {
+      result.contested = contested(best);
+      if (!result.plan.sparse) add_contested_layouts(best.layout, result.contested);
+    }
     return result;
   }
 
@@ -339,6 +342,20 @@ class Decider {
       }
     }
     return found;
+  }
+
+  // A layer is not left dense because one unlucky time barred a layout that may be better than the
+  // one that was chosen to tell of.
+  void add_contested_layouts(Layout told, std::vector<Contested>& found) const {
+    std::vector<Layout> seen{told};
+    for (const Candidate& candidate : evidence_.candidates) {
+      if (std::find(seen.begin(), seen.end(), candidate.layout) != seen.end()) continue;
+      seen.push_back(candidate.layout);
+      if (const std::optional<LayoutScore> own = score(candidate.layout)) {
+        const std::vector<Contested> more = contested(*own);
+        found.insert(found.end(), more.begin(), more.end());
+      }
+    }
   }
 
   const Evidence& evidence_;

@@ -39,6 +39,9 @@ Tensor linear_quantized(const Tensor& x, const PackedView& weight, const Tensor&
                         const std::optional<Tensor>& bias, Activation activation,
                         const std::optional<Tensor>& residual, const std::optional<Tensor>& dense);
 
+/// Refuses scales that are not those of the packed weight, which must be int8.
+void check_scale(const Tensor& scale, const PackedView& weight);
+
 // ops_conv.cpp
 /// The numbers of a convolution beside its weight, as the operators take them.
 struct ConvNumbers {
@@ -52,7 +55,8 @@ Tensor conv2d(const Tensor& x, const Tensor& packed, std::int64_t layout, std::i
               const std::vector<std::int64_t>& kernel, const std::vector<std::int64_t>& stride,
               const std::vector<std::int64_t>& padding, const std::vector<std::int64_t>& dilation,
               const std::optional<Tensor>& bias, std::int64_t activation,
-              const std::optional<Tensor>& residual, const std::optional<Tensor>& dense);
+              const std::optional<Tensor>& residual, const std::optional<Tensor>& dense,
+              const std::optional<Tensor>& scale);
 /// act(conv2d(x, dense) + bias + residual) by aten::conv2d, x of four dimensions.
 Tensor dense_conv2d(const Tensor& x, const Tensor& dense, const std::optional<Tensor>& bias,
                     const Conv2dLayer& layer, Activation activation,

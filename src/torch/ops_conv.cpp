@@ -80,16 +80,17 @@ Tensor in_format(const Tensor& tensor, const Sizes& sizes, bool channels_last) {
   return copy;
 }
 
-void check_operand(const Tensor& tensor, const char* name, const PackedView& weight) {
+void check_operand(const Tensor& tensor, const char* name, DType wanted, bool quantized) {
   if (!tensor.is_cpu()) {
     refuse(fmt::format(
         "{} is not on the CPU, where the packed weight is; move it with .to(\"cpu\")", name));
   }
   const DType dtype = dtype_of(tensor, name);
-  if (dtype == weight.dtype()) return;
+  if (dtype == wanted) return;
   refuse(fmt::format(
-      "{} is {}, the packed weight is {}: both must be the same; convert {} with .to(torch.{})",
-      name, dtype_name(dtype), dtype_name(weight.dtype()), name, dtype_name(weight.dtype())));
+      "{} is {}, the packed weight is {}{}: both must be the same; convert {} with .to(torch.{})",
+      name, dtype_name(dtype), dtype_name(wanted), quantized ? " in eight bits" : "", name,
+      dtype_name(wanted)));
 }
 
 void check_bias(const Tensor& bias, const PackedView& weight) {
@@ -227,12 +228,16 @@ Tensor conv2d(const Tensor& x, const Tensor& packed, std::int64_t layout, std::i
               const std::vector<std::int64_t>& kernel, const std::vector<std::int64_t>& stride,
               const std::vector<std::int64_t>& padding, const std::vector<std::int64_t>& dilation,
               const std::optional<Tensor>& bias, std::int64_t activation,
-              const std::optional<Tensor>& residual, const std::optional<Tensor>& dense) {
+              const std::optional<Tensor>& residual, const std::optional<Tensor>& dense,
+              const std::optional<Tensor>& scale) {
   return guarded([&] {
     const PackedTensor packed_tensor(packed);
     const PackedView& weight = packed_tensor.view();
     check_record(weight, layout, out, kernel);
-    check_operand(x, "x", weight);
+    if (scale) check_scale(*scale, weight);
+    // A quantized layer's activations are what its weight stood for.
+    const DType dtype = scale ? DType::kFloat32 : weight.dtype();
+    check_operand(x, "x", dtype, scale.has_value());
     const Images images = as_images(x);
     check_input(images, weight);
     const Conv2dLayer layer = checked_layer({stride, padding, dilation});
@@ -245,14 +250,14 @@ Tensor conv2d(const Tensor& x, const Tensor& packed, std::int64_t layout, std::i
 
     std::optional<Tensor> bias_row;
     if (bias) {
-      check_operand(*bias, "bias", weight);
+      check_operand(*bias, "bias", dtype, scale.has_value());
       check_bias(*bias, weight);
       bias_row = bias->is_contiguous() ? *bias : as_contiguous(*bias);
       args.bias = bias_row->const_data_ptr();
     }
     std::optional<Tensor> addend;
     if (residual) {
-      check_operand(*residual, "residual", weight);
+      check_operand(*residual, "residual", dtype, scale.has_value());
       if (!std::ranges::equal(sizes_of(*residual), y_shape)) {
         refuse(fmt::format("residual has shape {}, the result {}: both must be the same",
                            shape_text(sizes_of(*residual)), shape_text(y_shape)));
@@ -261,7 +266,7 @@ Tensor conv2d(const Tensor& x, const Tensor& packed, std::int64_t layout, std::i
       args.residual = addend->const_data_ptr();
     }
     if (dense) {
-      check_operand(*dense, "dense", weight);
+      check_operand(*dense, "dense", dtype, scale.has_value());
       check_dense_conv2d(*dense, weight);
       if (choose_conv2d_kernel(weight, args.shape.pixels()) == nullptr) {
         const Tensor y = dense_conv2d(x, *dense, bias, layer, args.activation, residual);
@@ -269,14 +274,22 @@ Tensor conv2d(const Tensor& x, const Tensor& packed, std::int64_t layout, std::i
       }
     }
 
-    Tensor y = x.dim() == 3 ? empty(y_shape, weight.dtype())
-                            : empty_images(y_sizes, images.channels_last, weight.dtype());
+    Tensor y =
+        x.dim() == 3 ? empty(y_shape, dtype) : empty_images(y_sizes, images.channels_last, dtype);
     if (y.numel() == 0) return y;
     const Sizes y_strides = image_strides(y_sizes, images.channels_last);
     args.x = images.tensor.const_data_ptr();
     args.x_strides = images.strides();
     args.y = y.mutable_data_ptr();
     args.y_strides = {y_strides[0], y_strides[1], y_strides[2], y_strides[3]};
+    std::optional<Tensor> x_scale;
+    if (scale) {
+      const std::array<std::int64_t, 1> count{args.shape.images};
+      x_scale = empty(count, DType::kFloat32);
+      image_scales(args, static_cast<float*>(x_scale->mutable_data_ptr()));
+      args.x_scale = static_cast<const float*>(x_scale->const_data_ptr());
+      args.weight_scale = static_cast<const float*>(scale->const_data_ptr());
+    }
     run_conv2d(args);
     return y;
   });

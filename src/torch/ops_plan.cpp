@@ -260,13 +260,18 @@ std::tuple<Tensor, std::string> plan_conv2d(const Tensor& packed, const Tensor& 
     const PackedView& weight = packed_tensor.view();
     Conv2dLayer layer = checked_layer({stride, padding, dilation});
     layer.channels_last = channels_last;
-    const Epilogue epilogue{.bias = bias, .activation = checked_activation(activation)};
+    // An int8 weight beside floating values is the quantized form of them.
+    const Epilogue epilogue{.bias = bias,
+                            .residual = false,
+                            .activation = checked_activation(activation),
+                            .quantized = weight.dtype() == DType::kInt8};
     PlanOptions options = plan_options(weight, mode, memory, kernel, cache);
     if (options.mode == PlanMode::kMeasure) options.call_overhead = dense_conv_call_seconds();
     check_dense_conv2d(dense, weight);
     DenseConvolution convolution(dense, layer, bias, epilogue.activation);
     Conv2dDensePeer peer;
     peer.run = [&convolution](const Conv2dShape& shape) { convolution.run(shape); };
+    if (epilogue.quantized) peer.name = dtype_name(dtype_of(dense, "dense"));
 
     const Plan found =
         gossamer::plan_conv2d(weight, layer, epilogue, host_machine(), peer, options);

@@ -46,7 +46,14 @@ void check_like_x(const Tensor& tensor, const char* name, DType x) {
                      dtype_name(dtype), dtype_name(x)));
 }
 
+}  // namespace
+
 void check_scale(const Tensor& scale, const PackedView& weight) {
+  if (weight.dtype() == DType::kFloat8E4M3) {
+    refuse(
+        "a float8 weight with scales is multiplied on CUDA devices only: move the model there with "
+        ".to(\"cuda\"), or unpack it with gossamer.desparsify_(model)");
+  }
   if (weight.dtype() != DType::kInt8 || weight.batch() != 1) {
     refuse(fmt::format(
         "scale is given, and the packed weight is a batch of {} in {}: scales belong to a single "
@@ -63,8 +70,6 @@ void check_scale(const Tensor& scale, const PackedView& weight) {
                   "accepted",
                   shape_text(sizes), dtype_name(dtype_of(scale, "scale")), weight.out()));
 }
-
-}  // namespace
 
 Tensor linear_quantized(const Tensor& x, const PackedView& weight, const Tensor& scale,
                         const std::optional<Tensor>& bias, Activation activation,

@@ -19,12 +19,12 @@ STABLE_TORCH_LIBRARY(gossamer, m) {
   m.def(
       "conv2d(Tensor x, Tensor packed, int layout, int out, int[] kernel, int[] stride, int[] "
       "padding, int[] dilation, Tensor? bias=None, int activation=0, Tensor? residual=None, "
-      "Tensor? dense=None) -> Tensor");
+      "Tensor? dense=None, Tensor? scale=None) -> Tensor");
   m.def(
       "conv2d_autograd(Tensor x, Tensor packed, int layout, int out, int[] kernel, int[] stride, "
       "int[] "
       "padding, int[] dilation, Tensor? bias=None, int activation=0, Tensor? residual=None, "
-      "Tensor? dense=None) -> Tensor");
+      "Tensor? dense=None, Tensor? scale=None) -> Tensor");
   m.def(
       "pack(Tensor values, Tensor? mask, str pattern, str layout, bool transposed, str name) -> "
       "Tensor");

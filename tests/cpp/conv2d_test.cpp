@@ -31,18 +31,32 @@ class Problem {
  public:
   static constexpr std::int64_t kGuard = 64;
 
-  Problem(const Case& c, Layout layout, Random& random)
+  Problem(const Case& c, const Conv2dKernel& kernel, Random& random)
+      : Problem(c, kernel.layout, random, kernel.dtype == DType::kInt8) {}
+
+  Problem(const Case& c, Layout layout, Random& random, bool quantized = false)
       : case_(c),
+        quantized_(quantized),
         weight_values_(random_sparse(random, DType::kFloat32, Pattern::unstructured(c.sparsity),
                                      c.shape.out_channels, taps())),
-        weight_(pack_filters(weight_values_, layout)),
+        weight_scale_(row_scales()),
+        weight_(pack_filters(layout)),
         x_(random_matrix(random, DType::kFloat32, 1, x_size())),
         bias_(random_matrix(random, DType::kFloat32, 1, c.shape.out_channels)),
         residual_(random_matrix(random, DType::kFloat32, 1, y_size())),
         y_(random_matrix(random, DType::kFloat32, 1, y_size() + 2 * kGuard)),
-        before_(y_) {}
+        before_(y_) {
+    quantize_x();
+  }
 
   Matrix& x() { return x_; }
+  const std::vector<float>& x_scale() const { return x_scale_; }
+  /// After X has changed.
+  void quantize_x() {
+    if (!quantized_) return;
+    x_scale_.resize(static_cast<std::size_t>(case_.shape.images));
+    image_scales(args(), x_scale_.data());
+  }
   const Matrix& weight_values() const { return weight_values_; }
 
   Conv2dArgs args() {
@@ -57,6 +71,10 @@ class Problem {
     if (case_.residual) args.residual = residual_.bytes.data();
     if (case_.relu) args.activation = Activation::kRelu;
     if (case_.threads > 1) args.parallel = openmp_parallel_for(case_.threads);
+    if (quantized_) {
+      args.weight_scale = weight_scale_.data();
+      args.x_scale = x_scale_.data();
+    }
     return args;
   }
 
@@ -78,8 +96,25 @@ class Problem {
          {&positive.weight_values_, &positive.x_, &positive.bias_, &positive.residual_}) {
       for (std::int64_t i = 0; i < m->size(); ++i) m->as<float>()[i] = std::fabs(m->as<float>()[i]);
     }
-    positive.weight_ = pack_filters(positive.weight_values_, Layout::kBitmask);
+    positive.weight_ = positive.pack_filters(Layout::kBitmask);
     return positive.reference();
+  }
+
+  /// What rounding X to eight bits adds to every output at most: half a step for each input that a
+  /// filter keeps there. Zeros where it is not rounded.
+  std::vector<float> steps() const {
+    Problem half = *this;
+    half.case_.bias = half.case_.residual = half.case_.relu = false;
+    for (std::int64_t i = 0; i < half.weight_values_.size(); ++i) {
+      half.weight_values_.as<float>()[i] = std::fabs(half.weight_values_.as<float>()[i]);
+    }
+    half.weight_ = half.pack_filters(Layout::kBitmask);
+    const std::int64_t image = case_.shape.images == 0 ? 1 : x_size() / case_.shape.images;
+    for (std::int64_t i = 0; i < half.x_.size(); ++i) {
+      half.x_.as<float>()[i] =
+          quantized_ ? x_scale_[static_cast<std::size_t>(i / image)] / 2 : 0.0f;
+    }
+    return half.reference();
   }
 
   bool guards_untouched() const {
@@ -93,7 +128,29 @@ class Problem {
   }
 
  private:
-  PackedWeight pack_filters(const Matrix& values, Layout layout) const {
+  /// max |w| / 127 of every filter.
+  std::vector<float> row_scales() const {
+    std::vector<float> scales(static_cast<std::size_t>(case_.shape.out_channels));
+    for (std::int64_t i = 0; i < weight_values_.size(); ++i) {
+      float& scale = scales[static_cast<std::size_t>(i / taps())];
+      scale = std::max(scale, std::fabs(weight_values_.as<float>()[i]) / 127.0f);
+    }
+    return scales;
+  }
+
+  /// The weight in eight bits.
+  Matrix rounded_weight() const {
+    Matrix rounded = zeros(DType::kInt8, case_.shape.out_channels, taps());
+    for (std::int64_t i = 0; i < weight_values_.size(); ++i) {
+      const float scale = weight_scale_[static_cast<std::size_t>(i / taps())];
+      rounded.as<std::int8_t>()[i] = static_cast<std::int8_t>(
+          scale > 0 ? std::lround(weight_values_.as<float>()[i] / scale) : 0);
+    }
+    return rounded;
+  }
+
+  PackedWeight pack_filters(Layout layout) const {
+    const Matrix values = quantized_ ? rounded_weight() : weight_values_;
     PackOptions options;
     options.kernel_h = case_.shape.kernel_h;
     options.kernel_w = case_.shape.kernel_w;
@@ -111,7 +168,10 @@ class Problem {
   }
 
   Case case_;
+  bool quantized_;
   Matrix weight_values_;
+  std::vector<float> weight_scale_;
+  std::vector<float> x_scale_;
   PackedWeight weight_;
   Matrix x_;
   Matrix bias_;
@@ -193,16 +253,19 @@ class EveryConvolution : public ::testing::TestWithParam<Conv2dKernel> {
 TEST_P(EveryConvolution, AgreesWithTheReference) {
   Random random(7);
   for (const Case& c : cases()) {
-    Problem problem(c, GetParam().layout, random);
+    Problem problem(c, GetParam(), random);
     const std::vector<float> expected = problem.reference();
     const std::vector<float> scale = problem.magnitudes();
+    const std::vector<float> steps = problem.steps();
     const std::vector<float> actual = problem.run(GetParam());
     // n products and n sums of relative error 2^-24 each, bias and residual included; the
-    // reference is rounded once.
+    // reference is rounded once. Eight bits: the sums are exact, and rounding X, which is off by
+    // half a step, takes two of these errors, the scales three.
     const double roundings =
         static_cast<double>(c.shape.kernel_h * c.shape.kernel_w * c.shape.in_channels + 4);
     for (std::size_t i = 0; i < actual.size(); ++i) {
-      const double bound = roundings * 0x1p-24 * static_cast<double>(scale[i]);
+      const double step = static_cast<double>(steps[i]);
+      const double bound = step + roundings * 0x1p-24 * (static_cast<double>(scale[i]) + step);
       ASSERT_NEAR(actual[i], expected[i], bound) << c.name << " at " << i;
     }
     EXPECT_TRUE(problem.guards_untouched()) << c.name;
@@ -212,7 +275,7 @@ TEST_P(EveryConvolution, AgreesWithTheReference) {
 TEST_P(EveryConvolution, ThreadsDoNotChangeTheResult) {
   Random random(8);
   Case c{"threads", shape(3, 32, 48, 13, 13, 3, 1, 1)};
-  Problem one(c, GetParam().layout, random);
+  Problem one(c, GetParam(), random);
   const std::vector<float> expected = one.run(GetParam());
   Conv2dArgs args = one.args();
   for (const int threads : {2, 3, 7}) {
@@ -232,12 +295,84 @@ TEST_P(EveryConvolution, PrunedWeightsAddNothingToNanAndInfinity) {
     c.channels_last = channels_last;
     c.sparsity = 1.0;
     c.bias = true;
-    Problem problem(c, GetParam().layout, random);
+    Problem problem(c, GetParam(), random);
     for (std::int64_t i = 0; i < problem.x().size(); ++i) {
       problem.x().as<float>()[i] = i % 2 == 0 ? std::numeric_limits<float>::quiet_NaN()
                                               : std::numeric_limits<float>::infinity();
     }
+    if (GetParam().dtype == DType::kInt8) continue;  // see AnImageThatIsNotFiniteIsNaN
     for (const float y : problem.run(GetParam())) EXPECT_TRUE(std::isfinite(y));
+  }
+}
+
+TEST_P(EveryConvolution, WholeNumbersAreExactInEightBits) {
+  if (GetParam().dtype != DType::kInt8) GTEST_SKIP() << "not a quantized row";
+  Random random(11);
+  for (const bool channels_last : {false, true}) {
+    Case c{"exact", shape(3, 13, 9, 11, 10, 3, 1, 1)};
+    c.channels_last = channels_last;
+    Problem problem(c, GetParam(), random);
+    // Every image holds 127, so that its scale is 1 and nothing of X is rounded.
+    const std::int64_t image = problem.x().size() / 3;
+    for (std::int64_t i = 0; i < problem.x().size(); ++i) {
+      problem.x().as<float>()[i] =
+          i % image == 5 ? 127.0f : static_cast<float>(static_cast<int>(i * 37 % 255) - 127);
+    }
+    problem.quantize_x();
+    for (const float scale : problem.x_scale()) ASSERT_EQ(scale, 1.0f);
+    const std::vector<float> expected = problem.reference();
+    const std::vector<float> scale = problem.magnitudes();
+    const std::vector<float> actual = problem.run(GetParam());
+    for (std::size_t i = 0; i < actual.size(); ++i) {
+      // The sum is exact: it is rounded once, as the reference is, and multiplied by a scale.
+      ASSERT_NEAR(actual[i], expected[i], 4 * 0x1p-24 * static_cast<double>(scale[i])) << i;
+    }
+  }
+}
+
+TEST_P(EveryConvolution, AnImageThatIsNotFiniteIsNaN) {
+  if (GetParam().dtype != DType::kInt8) GTEST_SKIP() << "not a quantized row";
+  Random random(12);
+  for (const float bad :
+       {std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::infinity()}) {
+    Case c{"nan", shape(3, 6, 4, 5, 5, 3, 1, 1)};
+    Problem problem(c, GetParam(), random);
+    const std::vector<float> before = problem.run(GetParam());
+    problem.x().as<float>()[6 * 25 + 7] = bad;  // of the second image
+    problem.quantize_x();
+    const std::vector<float> after = problem.run(GetParam());
+    for (std::size_t i = 0; i < after.size(); ++i) {
+      if (i / 100 == 1) {
+        ASSERT_TRUE(std::isnan(after[i])) << i;
+      } else {
+        ASSERT_EQ(after[i], before[i]) << i;
+      }
+    }
+  }
+}
+
+TEST(ImageScales, AreThoseOfEachImageWhateverItsMemory) {
+  Random random(13);
+  const Conv2dShape s = shape(3, 5, 2, 6, 7, 3, 1, 1);
+  const std::int64_t image = 5 * 6 * 7;
+  Matrix x = random_matrix(random, DType::kFloat32, 3, image);
+  for (std::int64_t i = 0; i < image; ++i) x.as<float>()[image + i] = 0.0f;
+  const PackedWeight weight = pack_matrix(matrix_f32(2, 45, std::vector<float>(90, 1.0f)),
+                                          Pattern::unstructured(0.0), Layout::kBitmask);
+  for (const bool channels_last : {false, true}) {
+    Conv2dArgs args{.weight = weight, .shape = s};
+    args.x = x.bytes.data();
+    args.x_strides = channels_last ? ImageStrides::nhwc(5, 6, 7) : ImageStrides::planar(5, 6, 7);
+    args.parallel = openmp_parallel_for(2);
+    float scales[3] = {};
+    image_scales(args, scales);
+    for (std::int64_t i = 0; i < 3; ++i) {
+      float largest = 0.0f;
+      for (std::int64_t k = 0; k < image; ++k) {
+        largest = std::max(largest, std::fabs(x.as<float>()[i * image + k]));
+      }
+      EXPECT_EQ(scales[i], largest / 127.0f) << i;
+    }
   }
 }
 
@@ -284,6 +419,13 @@ TEST(CheckConv2d, NamesWhatContradicts) {
       "larger than the padded input");
   has([](Conv2dArgs& a) { a.x_strides = {512, 64, 16, 2}; }, "make it contiguous");
   has([](Conv2dArgs& a) { a.y_strides.row = 9; }, "without gaps");
+  const float scale[4] = {};
+  has([&](Conv2dArgs& a) { a.weight_scale = scale; }, "they belong to int8 weights");
+  Problem quantized(c, Layout::kBitmask, random, true);
+  Conv2dArgs args = quantized.args();
+  args.x_scale = nullptr;
+  const std::string missing = message_of([&] { check_conv2d(args); });
+  EXPECT_NE(missing.find("x_scale is null"), std::string::npos) << missing;
 }
 
 }  // namespace

@@ -209,8 +209,9 @@ TEST(ChooseConv2d, TakesTheHeadersRowAndElseTheWidest) {
 
 TEST(ChooseConv2d, RefusesADtypeWithoutKernels) {
   const PackedWeight weight = filters(0.9, Layout::kKcsr128, DType::kFloat64);
-  EXPECT_NE(message_of([&] { choose_conv2d_kernel(weight, 1); }).find("float32 is accepted"),
-            std::string::npos);
+  EXPECT_NE(
+      message_of([&] { choose_conv2d_kernel(weight, 1); }).find("float32 and int8 are accepted"),
+      std::string::npos);
 }
 
 TEST(RunConv2d, ComputesEveryLayoutAndAPlannedDense) {

@@ -143,6 +143,18 @@ TEST(Decide, ALayoutThatIsSlowerSomewhereLosesToOneThatIsNot) {
   EXPECT_EQ(verdict_of(evidence_of({bitmask, kcsr}), MemoryMode::kSpeed).layout, Layout::kBitmask);
 }
 
+TEST(Decide, DoubtsAboutEveryLayoutAreRaisedBeforeALayerStaysDense) {
+  // One layout is slower beyond doubt, the other's time at one token is uncertain.
+  const auto bitmask = row_with("fake_bitmask", [](int b) { return b == 0 ? 0.5 : 9.0; }, 0.01);
+  const auto kcsr = row_with("fake_kcsr64_fast", [](int b) { return b == 0 ? 0.96 : 2.0; }, 0.1);
+  const Verdict verdict =
+      plan::decide(evidence_of({bitmask, kcsr}), MemoryMode::kDefault, "");
+  EXPECT_FALSE(verdict.plan.sparse);
+  ASSERT_EQ(verdict.contested.size(), 1u);
+  EXPECT_EQ(verdict.contested[0].candidate, 1u);
+  EXPECT_EQ(verdict.contested[0].probe, 0u);
+}
+
 TEST(Decide, CountsThatWereNotTimedTakeTheRowThatTheModelExpectsToWin) {
   Candidate few = row_with("fake_kcsr64_slow", [](int) { return 2.0; });
   Candidate many = row_with("fake_kcsr64_fast", [](int) { return 1.9; });

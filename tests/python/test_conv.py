@@ -254,7 +254,7 @@ def test_other_dtypes_are_stored_but_not_computed() -> None:
     w = sparse_filters(8, 6, (3, 3))
     half = SparseWeight.from_dense(w.half())
     assert torch.equal(half.to_dense(), w.half())
-    with pytest.raises(RuntimeError, match="float32 is accepted"):
+    with pytest.raises(RuntimeError, match="float32 and int8 are accepted"):
         F.conv2d(torch.randn(1, 6, 9, 9).half(), half)
 
 

@@ -306,3 +306,39 @@ def test_the_pass_under_compile(activation: nn.Module, code: int) -> None:
     # The kernel's activation and torch's differ by a few units in the last place of values below
     # four; the second layer sums 48 of them with weights below one.
     torch.testing.assert_close(got, model(x), rtol=0, atol=(48 + 2) * 4 * UNIT)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_batchnorm_behind_a_linear(packed: bool, bias: bool) -> None:
+    torch.manual_seed(3)
+    model = nn.Sequential(
+        nn.Linear(40, 24, bias=bias), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, 6)
+    ).eval()
+    norm = model[1]
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.5, 2.0)
+    norm.weight.data.normal_()
+    norm.bias.data.normal_()
+    prune_(model[0].weight)
+    x = torch.randn(7, 40)
+    exact = copy.deepcopy(model).double()
+    expected = exact(x.double())
+    scale = (exact[1].weight / (exact[1].running_var + exact[1].eps).sqrt()).abs()
+    shift = exact[1].running_mean.abs() * scale + exact[1].bias.abs()
+    if packed:
+        gs.sparsify_(model, layout=GENERIC)
+    gs.fuse_(model)
+    assert type(model[1]) is nn.Identity
+    assert type(model[2]) is nn.Identity
+    assert "BatchNorm '1', relu" in gs.explain(model)["0"].reason
+    # n products and n sums of relative error UNIT, and a folded value is rounded once.
+    size = x.double().abs() @ exact[0].weight.abs().mT * scale + shift
+    size = size if not bias else size + exact[0].bias.abs() * scale
+    error = (40 + 3) * UNIT * size @ exact[3].weight.abs().mT
+    error += (24 + 2) * UNIT * (size @ exact[3].weight.abs().mT + exact[3].bias.abs())
+    assert bool(((model(x).double() - expected).abs() <= error).all())
+    with pytest.raises(ValueError, match="a BatchNorm1d was folded into this layer"):
+        model(torch.randn(2, 7, 40))
+    with pytest.raises(ValueError, match="a BatchNorm1d was folded into this layer"):
+        model(torch.randn(40))

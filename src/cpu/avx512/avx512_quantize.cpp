@@ -14,4 +14,8 @@ float avx512_quantize(const float* x, std::int64_t count, std::int8_t* q) {
   return quantize(x, count, q);
 }
 
+std::int32_t avx512_largest_bits(const float* x, std::int64_t count) {
+  return largest_bits(x, count);
+}
+
 }  // namespace gossamer::cpu

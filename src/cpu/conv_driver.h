@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include "core/layouts.h"
+#include "cpu/conv_panel.h"
+#include "cpu/conv_task.h"
+#include "cpu/spmm_driver.h"
+#include "gossamer/conv.h"
+
+// What convolutions share whatever layout and element type their weight has.
+namespace gossamer::cpu {
+
+/// Filters [first, first + count), whose sums for one panel are ready, to Y.
+struct FinishedFilters {
+  const Conv2dArgs& args;
+  const ConvPanel& panel;
+  const float* sums;
+  std::int64_t lanes;
+  std::int64_t first;
+  std::int64_t count;
+
+  std::int64_t bytes() const { return dtype_bytes(activation_dtype(args)); }
+  const std::byte* at(const void* data, std::int64_t index) const {
+    return data == nullptr ? nullptr : static_cast<const std::byte*>(data) + index * bytes();
+  }
+  std::byte* y(std::int64_t index) const {
+    return static_cast<std::byte*>(args.y) + index * bytes();
+  }
+
+  /// Channels-last pixels follow each other through rows and images: one panel is one matrix.
+  void store_channels_last(const KcsrFunctions& functions) const {
+    const std::int64_t stride = args.y_strides.column;
+    const std::int64_t offset = panel.first_pixel() * stride + first;
+    KcsrStoreTask task{};
+    task.sums = sums;
+    task.lanes = lanes;
+    task.out = {nullptr,
+                0,
+                panel.pixels(),
+                count,
+                at(args.bias, first),
+                at(args.residual, offset),
+                stride,
+                y(offset),
+                stride,
+                args.activation};
+    functions.store(task);
+  }
+
+  void store_planar(const ConvFunctions& steps) const {
+    for (const ConvPanel::ImageRun& run : panel.image_runs()) {
+      const std::int64_t offset =
+          run.image * args.y_strides.image + first * args.y_strides.channel + run.pixel;
+      steps.store({sums + run.lane, lanes, count, run.length, at(args.bias, first),
+                   at(args.residual, offset), y(offset), args.y_strides.channel, args.activation});
+    }
+  }
+
+  void store(const KcsrFunctions& functions, const ConvFunctions& steps) const {
+    args.y_strides.channels_last() ? store_channels_last(functions) : store_planar(steps);
+  }
+};
+
+/// A 1×1 convolution that takes every pixel sees each image as a single row.
+inline Conv2dArgs flattened(Conv2dArgs args) {
+  Conv2dShape& s = args.shape;
+  const bool pointwise = s.kernel_h == 1 && s.kernel_w == 1 && s.stride_h == 1 && s.stride_w == 1 &&
+                         s.pad_top == 0 && s.pad_bottom == 0 && s.pad_left == 0 && s.pad_right == 0;
+  if (!pointwise || args.x_strides.row != s.width * args.x_strides.column) return args;
+  s.width *= s.height;
+  s.height = 1;
+  return args;
+}
+
+/// Calls run(part) for all filters and pixels, threads side by side. A source is the weight: it has
+/// `balanced_row(part, parts)`.
+template <typename Source, typename Run>
+void run_conv_parts(const Conv2dArgs& args, std::int64_t vector_lanes, int vectors,
+                    const Source& source, const Run& run) {
+  using detail::ceil_div;
+  const std::int64_t pixels = args.shape.pixels();
+  if (pixels <= 0 || args.weight.out() == 0) return;
+  const std::int64_t lanes = vector_lanes * vectors;
+  const std::int64_t panels = ceil_div(pixels, lanes);
+  const std::int64_t work = args.weight.kept() * ceil_div(pixels, vector_lanes) / kMinWorkPerThread;
+  const std::int64_t threads =
+      std::clamp(work, std::int64_t{1}, std::int64_t{std::max(args.parallel.threads, 1)});
+  // Pixels first, because a tile is then filled once; filters where panels do not suffice.
+  const std::int64_t pixel_parts = std::min(threads, panels);
+  const std::int64_t row_parts = ceil_div(threads, pixel_parts);
+  ParallelFor parallel = args.parallel;
+  if (threads == 1) parallel.run = nullptr;
+  parallel_for(parallel, pixel_parts * row_parts, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t item = begin; item < end; ++item) {
+      const std::int64_t row = item / pixel_parts;
+      const std::int64_t column = item % pixel_parts;
+      run({source.balanced_row(row, row_parts), source.balanced_row(row + 1, row_parts),
+           panels * column / pixel_parts * lanes,
+           std::min(panels * (column + 1) / pixel_parts * lanes, pixels)});
+    }
+  });
+}
+
+}  // namespace gossamer::cpu
