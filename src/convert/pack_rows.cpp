@@ -5,7 +5,6 @@
 #include <numeric>
 #include <vector>
 
-#include "convert/nibbles.h"
 #include "convert/rows.h"
 #include "core/encode.h"
 #include "core/mask_verify.h"
@@ -91,38 +90,32 @@ std::optional<PackedWeight> pack_bitmask(const DenseRows& dense, const cpu::RowC
   return buffer.finish();
 }
 
-/// The bytes of a row's bits that hold its groups of four, two a byte.
-std::int64_t nibble_bytes(std::int64_t in) { return ceil_div(ceil_div(in, 4), 2); }
-
-bool fits_nibbles(const std::uint64_t* kept, std::int64_t in) {
-  const auto* const from = reinterpret_cast<const std::uint8_t*>(kept);
-  bool fits = true;
-  for (std::int64_t i = 0; i < nibble_bytes(in); ++i) fits &= kNibbleTables.stored[from[i]] != 0;
-  return fits;
-}
-
-/// Stored bytes and filled bits of a row.
-void fill_nibbles(const std::uint64_t* kept, std::int64_t in, std::uint8_t* indices,
-                  std::uint64_t* filled) {
-  const auto* const from = reinterpret_cast<const std::uint8_t*>(kept);
+/// Stored bytes and filled bits of a row; false where a group keeps more than two.
+bool fill_nibbles(const cpu::RowCodec& codec, const std::uint64_t* kept, std::int64_t in,
+                  std::uint8_t* indices, std::uint64_t* filled) {
   auto* const to = reinterpret_cast<std::uint8_t*>(filled);
-  const std::int64_t bytes = nibble_bytes(in);
-  for (std::int64_t i = 0; i < bytes; ++i) {
-    indices[i] = kNibbleTables.stored[from[i]];
-    to[i] = kNibbleTables.filled[from[i]];
+  const std::int64_t groups = ceil_div(in, 4);
+  const std::int64_t bytes = ceil_div(groups, 2);
+  const auto* const from = reinterpret_cast<const std::uint8_t*>(kept);
+  const bool fits = codec.to_nibbles(from, bytes, indices, to);
+  if (groups % 2 != 0) {  // The last byte has one group.
+    indices[bytes - 1] &= 0x0f;
+    to[bytes - 1] &= 0x0f;
   }
-  if (ceil_div(in, 4) % 2 == 0) return;
-  indices[bytes - 1] &= 0x0f;  // The last byte has one group.
-  to[bytes - 1] &= 0x0f;
+  return fits;
 }
 
 std::optional<PackedWeight> pack_nibbles(const DenseRows& dense, const cpu::RowCodec& codec,
                                          const FormatInfo& info, const PackOptions& options) {
   const Marks marks = mark_rows(dense, codec, options.parallel);
+  const std::int64_t index_bytes = ceil_div(ceil_div(info.in, 4), 2);
   std::atomic<bool> fits{true};
   parallel_for(options.parallel, dense.rows(), [&](std::int64_t begin, std::int64_t end) {
+    std::vector<std::uint8_t> indices(static_cast<std::size_t>(index_bytes));
+    std::vector<std::uint64_t> filled(static_cast<std::size_t>(marks.words));
     for (std::int64_t r = begin; r < end; ++r) {
-      if (!fits_nibbles(marks.row(r), info.in)) fits = false;
+      const bool own = fill_nibbles(codec, marks.row(r), info.in, indices.data(), filled.data());
+      if (!own) fits = false;
     }
   });
   if (!fits) return std::nullopt;
@@ -133,7 +126,7 @@ std::optional<PackedWeight> pack_nibbles(const DenseRows& dense, const cpu::RowC
   parallel_for(options.parallel, dense.rows(), [&](std::int64_t begin, std::int64_t end) {
     std::vector<std::uint64_t> filled(static_cast<std::size_t>(marks.words));
     for (std::int64_t r = begin; r < end; ++r) {
-      fill_nibbles(marks.row(r), info.in, indices + r * nibble_bytes(info.in), filled.data());
+      fill_nibbles(codec, marks.row(r), info.in, indices + r * index_bytes, filled.data());
       codec.compress(dense.value_row(r), dense.magnitude, marks.row(r), filled.data(), info.in,
                      stored + r * slots * dense.bytes, slots);
     }

@@ -2,7 +2,6 @@
 #include <cstring>
 #include <vector>
 
-#include "convert/nibbles.h"
 #include "convert/rows.h"
 #include "gossamer/machine.h"
 
@@ -38,8 +37,9 @@ Target target_of(const MatrixView* view) {
 /// Rows of a packed weight: their bits, and where their values begin.
 class StoredRows {
  public:
-  StoredRows(const PackedView& packed, RowFormat format)
+  StoredRows(const PackedView& packed, RowFormat format, const cpu::RowCodec& codec)
       : packed_(packed),
+        codec_(codec),
         format_(format),
         bytes_(dtype_bytes(packed.dtype())),
         groups_(ceil_div(packed.in(), 4)) {}
@@ -54,7 +54,7 @@ class StoredRows {
     }
     const std::int64_t width = ceil_div(groups_, 2);
     const auto* const from = packed_.array<std::uint8_t>(NmArrays::kIndices) + row * width;
-    for (std::int64_t i = 0; i < width; ++i) to[i] = kNibbleTables.bits[from[i]];
+    codec_.from_nibbles(from, width, to);
   }
 
   const std::byte* values(std::int64_t batch, std::int64_t row) const {
@@ -68,6 +68,7 @@ class StoredRows {
 
  private:
   PackedView packed_;
+  cpu::RowCodec codec_;
   RowFormat format_;
   std::int64_t bytes_;
   std::int64_t groups_;
@@ -83,7 +84,7 @@ bool unpack_rows(const PackedView& packed, const MatrixView* values, const Matri
   };
   if (!format || !side_by_side(values) || !side_by_side(mask)) return false;
   const cpu::RowCodec codec = cpu::row_codec(dtype_bytes(packed.dtype()));
-  const StoredRows stored(packed, *format);
+  const StoredRows stored(packed, *format, codec);
   const Target dense = target_of(values);
   const Target kept = target_of(mask);
   const std::int64_t out = packed.out();

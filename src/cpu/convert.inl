@@ -2,8 +2,6 @@
 // A row between dense and packed, portable: no branch depends on the data. Included inside an
 // anonymous namespace; the instruction sets replace the loops that they have vectors for.
 
-inline std::int64_t words_of(std::int64_t in) { return (in + 63) / 64; }
-
 inline std::int64_t count_bits(std::uint64_t word) { return __builtin_popcountll(word); }
 
 template <typename Raw>
@@ -57,4 +55,52 @@ inline void spread(const std::uint64_t* bits, std::int64_t in, std::uint8_t* mas
   for (std::int64_t i = 0; i < in; ++i) {
     mask[i] = static_cast<std::uint8_t>(bits[i / 64] >> (i % 64) & 1);
   }
+}
+
+/// For a group's four bits the stored nibble and the bits with the lowest free ones added; 0, which
+/// no pair of positions has, where more than two are set. For a stored nibble the bits.
+struct NibbleTables {
+  std::uint8_t stored[16];
+  std::uint8_t filled[16];
+  std::uint8_t bits[16];
+};
+
+constexpr NibbleTables make_nibble_tables() {
+  NibbleTables tables{};
+  for (unsigned group = 0; group < 16; ++group) {
+    tables.bits[group] = static_cast<std::uint8_t>(1u << (group & 3) | 1u << (group >> 2));
+    unsigned filled = group;
+    int count = 0;
+    for (unsigned b = group; b != 0; b &= b - 1) ++count;
+    if (count > 2) continue;
+    for (; count < 2; ++count) filled |= filled + 1;
+    unsigned positions[2] = {};
+    for (unsigned i = 0, found = 0; i < 4; ++i) {
+      if ((filled >> i & 1u) != 0) positions[found++] = i;
+    }
+    tables.filled[group] = static_cast<std::uint8_t>(filled);
+    tables.stored[group] = static_cast<std::uint8_t>(positions[0] | positions[1] << 2);
+  }
+  return tables;
+}
+
+constexpr NibbleTables kNibbles = make_nibble_tables();
+
+inline std::uint8_t both(const std::uint8_t (&table)[16], unsigned byte) {
+  return static_cast<std::uint8_t>(table[byte & 15] | table[byte >> 4] << 4);
+}
+
+inline bool to_nibbles(const std::uint8_t* bits, std::int64_t bytes, std::uint8_t* stored,
+                       std::uint8_t* filled) {
+  bool fits = true;
+  for (std::int64_t i = 0; i < bytes; ++i) {
+    stored[i] = both(kNibbles.stored, bits[i]);
+    filled[i] = both(kNibbles.filled, bits[i]);
+    fits &= (stored[i] & 0x0f) != 0 && (stored[i] & 0xf0) != 0;
+  }
+  return fits;
+}
+
+inline void from_nibbles(const std::uint8_t* stored, std::int64_t bytes, std::uint8_t* bits) {
+  for (std::int64_t i = 0; i < bytes; ++i) bits[i] = both(kNibbles.bits, stored[i]);
 }

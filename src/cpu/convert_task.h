@@ -25,11 +25,17 @@ struct RowCodec {
                  bool streaming);
   /// Writes `in` mask bytes, 0 or 1; `streaming` as above.
   void (*spread)(const std::uint64_t* bits, std::int64_t in, std::uint8_t* mask, bool streaming);
+  /// Of `bytes` bytes of bits, two groups of four in each: `stored` takes the positions of two kept
+  /// ones as nibbles (i0 | i1 << 2), `filled` the bits with the lowest free ones added until a
+  /// group has two. False where one has more.
+  bool (*to_nibbles)(const std::uint8_t* bits, std::int64_t bytes, std::uint8_t* stored,
+                     std::uint8_t* filled);
+  /// The reverse: the bits of stored nibbles.
+  void (*from_nibbles)(const std::uint8_t* stored, std::int64_t bytes, std::uint8_t* bits);
 };
 
 // For elements of 2 and 4 bytes.
 RowCodec generic_row_codec(std::int64_t element_bytes);
 RowCodec avx2_row_codec(std::int64_t element_bytes);
-RowCodec avx512vbmi2_row_codec(std::int64_t element_bytes);
 
 }  // namespace gossamer::cpu

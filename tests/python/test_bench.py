@@ -18,6 +18,7 @@ from gossamer.bench import (
     Record,
     append,
     contest,
+    convert,
     cpu_conv,
     cpu_decode,
     cpu_linear,
@@ -195,6 +196,19 @@ def test_decode_from_end_to_end(dtype: str) -> None:
         check_line(line)
         assert line["dtype"] == dtype
         assert line["read_gbs"] == 10.0
+
+
+@pytest.mark.parametrize("pattern", convert.PATTERNS)
+def test_conversions_from_end_to_end(pattern: str) -> None:
+    case = convert.Case(96, pattern, torch.bfloat16)
+    lines = [json.loads(record.to_json()) for record in convert.run(options(), [case])]
+    assert [line["kernel"] for line in lines] == ["pack_", "unpack_", "pack", "unpack"]
+    for line in lines:
+        assert [name for name in line if name not in OPTIONAL] == list(FIELDS)
+        assert line["speedup"] == pytest.approx(line["dense_ms"] / line["ms"], rel=1e-3)
+        assert list(line["peers"].values()) == [line["dense_ms"]]
+        assert line["machine"] == gs.machine().name
+    assert [list(line["peers"]) for line in lines] == [["copy"], ["copy"], ["clone"], ["clone"]]
 
 
 @pytest.mark.parametrize("suite", ["cpu-model", "cpu-stacks"])

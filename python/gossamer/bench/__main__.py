@@ -14,12 +14,13 @@ from pathlib import Path
 import torch
 
 import gossamer as gs
-from gossamer.bench import cpu_conv, cpu_decode, cpu_linear, cpu_model, gpu_24, host
+from gossamer.bench import convert, cpu_conv, cpu_decode, cpu_linear, cpu_model, gpu_24, host
 from gossamer.bench.record import Record, append
 from gossamer.bench.roofline import measure_roofline
 from gossamer.bench.suite import Options
 
 SUITES: dict[str, Callable[[Options], Iterator[Record]]] = {
+    "convert": convert.run,
     "cpu-conv": cpu_conv.run,
     "cpu-decode": cpu_decode.run,
     "cpu-linear": cpu_linear.run,

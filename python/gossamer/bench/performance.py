@@ -147,6 +147,8 @@ def _plots(records: Sequence[Record], machine: str, suite: str) -> Iterable[tupl
 
 
 def _curves(records: Sequence[Record], suite: str) -> list[Curve]:
+    if suite == "convert":
+        return []
     gpu = suite.startswith("gpu")
     groups: dict[str, list[tuple[float, float]]] = {}
     for r in records:

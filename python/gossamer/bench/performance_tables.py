@@ -19,6 +19,8 @@ Key = TypeVar("Key", bound=Hashable)
 
 def tables(records: Sequence[Record], suite: str) -> str:
     """Markdown of one suite's records of one machine, for each dtype and thread count a table."""
+    if suite == "convert":
+        return _conversions(records)
     parts = []
     for dtype in _in_order(records, lambda r: r.dtype):
         for threads in _in_order(records, lambda r: r.threads):
@@ -36,6 +38,21 @@ def tables(records: Sequence[Record], suite: str) -> str:
         for r in worst
     )
     return "\n".join([*parts, f"{count}{': ' if named else '.'}{named}\n"])
+
+
+def _conversions(records: Sequence[Record]) -> str:
+    lines = [
+        "Share of the bandwidth of a copy that moves as many bytes, milliseconds in brackets.\n",
+        "| what | dtype | pattern | device | threads | share | peer |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for r in records:
+        peer = ", ".join(f"{name} {ms:.3g} ms" for name, ms in r.peers.items())
+        lines.append(
+            f"| {r.layer} | {r.dtype} | {r.pattern} | {r.device} | {r.threads} "
+            f"| {r.speedup:.0%} ({r.ms:.3g}) | {peer} |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def replaced(record: Record) -> float:

@@ -37,9 +37,47 @@ inline __m128i load_eight(const std::uint8_t* bytes) {
   return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes));
 }
 
+/// gather[byte] as places of 16-bit elements' bytes, ready to shuffle.
+struct WordShuffles {
+  alignas(16) std::uint8_t gather[256][16];
+  alignas(16) std::uint8_t scatter[256][16];
+};
+
+constexpr WordShuffles make_word_shuffles() {
+  WordShuffles shuffles{};
+  for (unsigned byte = 0; byte < 256; ++byte) {
+    for (unsigned i = 0; i < 8; ++i) {
+      const unsigned from = kPlaces.gather[byte][i];
+      const unsigned rank = kPlaces.scatter[byte][i];
+      for (unsigned half = 0; half < 2; ++half) {
+        shuffles.gather[byte][2 * i + half] =
+            static_cast<std::uint8_t>(from == 0x80 ? from : 2 * from + half);
+        shuffles.scatter[byte][2 * i + half] =
+            static_cast<std::uint8_t>(rank == 0x80 ? rank : 2 * rank + half);
+      }
+    }
+  }
+  return shuffles;
+}
+
+constexpr WordShuffles kWordShuffles = make_word_shuffles();
+
 struct Words {
   using Raw = std::uint16_t;
   using Vector = __m128i;
+  static Vector shuffled(Vector v, const std::uint8_t (&bytes)[16]) {
+    return _mm_shuffle_epi8(v, _mm_load_si128(reinterpret_cast<const __m128i*>(bytes)));
+  }
+  static Vector gathered(Vector v, unsigned byte) {
+    return shuffled(v, kWordShuffles.gather[byte]);
+  }
+  static Vector scattered(Vector v, unsigned byte) {
+    return shuffled(v, kWordShuffles.scatter[byte]);
+  }
+  static Vector positive_zeros(Vector v, std::uint64_t magnitude) {
+    const __m128i size = _mm_and_si128(v, _mm_set1_epi16(static_cast<short>(magnitude)));
+    return _mm_andnot_si128(_mm_cmpeq_epi16(size, _mm_setzero_si128()), v);
+  }
   static Vector load(const Raw* from) {
     return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
   }
@@ -51,18 +89,17 @@ struct Words {
     const int bits = _mm_movemask_epi8(_mm_packs_epi16(zero, _mm_setzero_si128()));
     return ~static_cast<unsigned>(bits) & 0xff;
   }
-  /// Places of elements as places of bytes: 2p and 2p + 1, 0x80 and more for none.
-  static Vector moved(Vector v, const std::uint8_t (&places)[8]) {
-    const __m128i place = load_eight(places);
-    const __m128i twice = _mm_adds_epu8(place, place);
-    const __m128i pairs = _mm_unpacklo_epi8(twice, twice);
-    return _mm_shuffle_epi8(v, _mm_adds_epu8(pairs, _mm_set1_epi16(0x0100)));
-  }
 };
 
 struct Doublewords {
   using Raw = std::uint32_t;
   using Vector = __m256i;
+  static Vector gathered(Vector v, unsigned byte) { return moved(v, kPlaces.gather[byte]); }
+  static Vector scattered(Vector v, unsigned byte) { return moved(v, kPlaces.scatter[byte]); }
+  static Vector positive_zeros(Vector v, std::uint64_t magnitude) {
+    const __m256i size = _mm256_and_si256(v, _mm256_set1_epi32(static_cast<int>(magnitude)));
+    return _mm256_andnot_si256(_mm256_cmpeq_epi32(size, _mm256_setzero_si256()), v);
+  }
   static Vector load(const Raw* from) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
   }
@@ -128,17 +165,25 @@ void compress_vectors(const void* values, std::uint64_t magnitude, const std::ui
   std::int64_t done = 0;
   std::int64_t first = 0;
   // Whole vectors are written as far as the row's own values reach: what is behind them is another
-  // thread's.
+  // thread's. Where a word keeps all that it fills no step depends on the values.
+  for (; first + 64 <= in && done + 64 <= count && kept[first / 64] == filled[first / 64];
+       first += 64) {
+    std::uint64_t word = filled[first / 64];
+    for (int i = 0; i < 64; i += 8, word >>= 8) {
+      const auto v = T::positive_zeros(T::load(elements + first + i), magnitude);
+      T::store(stored + done, T::gathered(v, static_cast<unsigned>(word & 0xff)));
+      done += count_bits(word & 0xff);
+    }
+  }
   for (; first + 8 <= in && done + 8 <= count; first += 8) {
     const unsigned places = byte_at(filled, first);
     const auto v = T::load(elements + first);
     const unsigned live = byte_at(kept, first) & T::nonzero(v, magnitude);
     if ((places & ~live) == 0) {
-      T::store(stored + done, T::moved(v, kPlaces.gather[places]));
+      T::store(stored + done, T::gathered(v, places));
     } else {  // Zeros among them: to where they are, and from there.
-      const auto packed = T::moved(v, kPlaces.gather[live]);
-      T::store(stored + done,
-               T::moved(T::moved(packed, kPlaces.scatter[live]), kPlaces.gather[places]));
+      const auto packed = T::gathered(v, live);
+      T::store(stored + done, T::gathered(T::scattered(packed, live), places));
     }
     done += count_bits(places);
   }
@@ -158,7 +203,7 @@ void expand_row(const void* stored, const std::uint64_t* bits, std::int64_t in, 
   std::int64_t first = 0;
   for (; first + 8 <= in; first += 8) {
     const unsigned places = byte_at(bits, first);
-    const auto wide = T::moved(T::load(from), kPlaces.scatter[places]);
+    const auto wide = T::scattered(T::load(from), places);
     from += count_bits(places);
     if constexpr (kStreaming) {
       T::stream(elements + first, wide);
@@ -203,9 +248,50 @@ void spread_vectors(const std::uint64_t* bits, std::int64_t in, std::uint8_t* ma
   }
 }
 
+inline __m256i repeated(const std::uint8_t (&table)[16]) {
+  return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+}
+
+/// `both` of 32 bytes.
+inline __m256i looked_up(__m256i table, __m256i bytes) {
+  const __m256i low = _mm256_set1_epi8(15);
+  const __m256i first = _mm256_shuffle_epi8(table, _mm256_and_si256(bytes, low));
+  const __m256i high = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), low);
+  return _mm256_or_si256(first, _mm256_slli_epi16(_mm256_shuffle_epi8(table, high), 4));
+}
+
+bool to_nibbles_vectors(const std::uint8_t* bits, std::int64_t bytes, std::uint8_t* stored,
+                        std::uint8_t* filled) {
+  const __m256i low = _mm256_set1_epi8(15);
+  __m256i bad = _mm256_setzero_si256();
+  std::int64_t i = 0;
+  for (; i + 32 <= bytes; i += 32) {
+    const auto byte = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bits + i));
+    const __m256i codes = looked_up(repeated(kNibbles.stored), byte);
+    const __m256i zero = _mm256_setzero_si256();
+    bad = _mm256_or_si256(bad, _mm256_cmpeq_epi8(_mm256_and_si256(codes, low), zero));
+    bad = _mm256_or_si256(bad, _mm256_cmpeq_epi8(_mm256_andnot_si256(low, codes), zero));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(stored + i), codes);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(filled + i),
+                        looked_up(repeated(kNibbles.filled), byte));
+  }
+  const bool rest = to_nibbles(bits + i, bytes - i, stored + i, filled + i);
+  return rest && _mm256_testz_si256(bad, bad) != 0;
+}
+
+void from_nibbles_vectors(const std::uint8_t* stored, std::int64_t bytes, std::uint8_t* bits) {
+  std::int64_t i = 0;
+  for (; i + 32 <= bytes; i += 32) {
+    const auto byte = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(stored + i));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(bits + i),
+                        looked_up(repeated(kNibbles.bits), byte));
+  }
+  from_nibbles(stored + i, bytes - i, bits + i);
+}
+
 template <typename T>
 constexpr cpu::RowCodec kCodec{mark_vectors<T>, compress_vectors<T>, expand_vectors<T>,
-                               spread_vectors};
+                               spread_vectors,  to_nibbles_vectors,  from_nibbles_vectors};
 
 }  // namespace
 

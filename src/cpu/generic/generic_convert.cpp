@@ -11,10 +11,10 @@ namespace {
 cpu::RowCodec cpu::generic_row_codec(std::int64_t element_bytes) {
   if (element_bytes == 2) {
     using Raw = std::uint16_t;
-    return {mark<Raw>, compress<Raw>, expand<Raw>, spread};
+    return {mark<Raw>, compress<Raw>, expand<Raw>, spread, to_nibbles, from_nibbles};
   }
   using Raw = std::uint32_t;
-  return {mark<Raw>, compress<Raw>, expand<Raw>, spread};
+  return {mark<Raw>, compress<Raw>, expand<Raw>, spread, to_nibbles, from_nibbles};
 }
 
 }  // namespace gossamer
