@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include <atomic>
 #include <cstring>
-#include <memory>
 #include <numeric>
 #include <vector>
 
@@ -9,6 +8,7 @@
 #include "core/encode.h"
 #include "core/mask_verify.h"
 #include "core/row_source.h"
+#include "cpu/scratch.h"
 
 namespace gossamer::detail {
 namespace {
@@ -41,18 +41,21 @@ std::uint64_t magnitude_of(DType dtype) {
 
 /// What every row keeps; read once, so that nothing is written before the pattern is known to hold.
 struct Marks {
-  std::int64_t words = 0;  // of a row
-  std::unique_ptr<std::uint64_t[]> bits;
+  std::int64_t words = 0;         // of a row
+  std::uint64_t* bits = nullptr;  // the calling thread's, until it packs again
   std::vector<std::int64_t> counts;
 
-  std::uint64_t* row(std::int64_t index) const { return bits.get() + index * words; }
+  std::uint64_t* row(std::int64_t index) const { return bits + index * words; }
 };
 
 Marks mark_rows(const DenseRows& dense, const cpu::RowCodec& codec, const ParallelFor& parallel) {
   Marks marks;
   marks.words = row_words(dense.values.cols);
   const std::int64_t rows = dense.rows();
-  marks.bits.reset(new std::uint64_t[static_cast<std::size_t>(rows * marks.words)]);
+  // Fresh memory of this size would cost more than filling it.
+  constexpr std::int64_t kFloats = sizeof(std::uint64_t) / sizeof(float);
+  marks.bits = reinterpret_cast<std::uint64_t*>(
+      cpu::scratch(rows * marks.words * kFloats, cpu::Purpose::kShared));
   marks.counts.resize(static_cast<std::size_t>(rows));
   parallel_for(parallel, rows, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t r = begin; r < end; ++r) {
