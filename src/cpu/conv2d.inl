@@ -1,45 +1,78 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The steps of a convolution beside the sums: pixels of a row copied or every second one picked,
+// The steps of a convolution beside the sums: pixels of rows gathered into vectors of lanes,
 // channels-last pixels transposed, sums stored as planes. Included inside an anonymous namespace
 // behind vector.inl, epilogue.inl and transpose.inl, and behind three functions of the instruction
-// set: transpose_block (kLanes × kLanes), every_second<Element> (x[0], x[2], … without touching
-// what lies behind the last) and copy_short<Element> (fewer than kLanes pixels).
+// set: transpose_block (kLanes × kLanes), add_pixels and add_second_pixels, which put the lanes of
+// a mask from x[0], x[1], … or x[0], x[2], … into a vector and touch no other element.
 
-/// The last vector overlaps the one before it, so that no store is masked.
-template <typename Element, typename Load>
-inline void copy_channels(const gossamer::cpu::ConvCopyTask& task, const Load& load) {
-  const auto* x = static_cast<const typename Element::Type*>(task.x);
-  const std::int64_t last = task.length - kLanes;
-  for (std::int64_t c = 0; c < task.channels; ++c) {
-    const auto* from = x + c * task.plane;
-    float* to = task.tile + c * task.tile_stride;
-    for (std::int64_t i = 0; i < last; i += kLanes) store(to + i, load(from + i * task.step));
-    store(to + last, load(from + last * task.step));
+/// An address that may lie before the array: only elements inside are read.
+template <typename T>
+inline const T* address(const T* x, std::int64_t offset) {
+  const auto bytes = static_cast<std::uintptr_t>(offset) * sizeof(T);
+  return reinterpret_cast<const T*>(reinterpret_cast<std::uintptr_t>(x) + bytes);
+}
+
+/// Whole vectors in their place, because most stores of a shifted row would cross a line of the
+/// cache: pixels of two rows meet in a register instead. One vector of all planes after the other:
+/// few instructions a plane keep many of their lines on the way, and the next panel's lines are
+/// asked for, which no prefetcher guesses across hundreds of planes.
+template <typename Element, typename Add>
+inline void copy_planes(const gossamer::cpu::ConvCopyTask& task, const Add& add_lanes) {
+  using T = typename Element::Type;
+  const auto* x = static_cast<const T*>(task.x);
+  const std::int64_t plane = task.plane;
+  const std::int64_t stride = task.tile_stride;
+  const std::int64_t channels = task.channels;
+  const std::int64_t ahead = task.vectors * kLanes * task.step;
+  const gossamer::cpu::ConvPiece* piece = task.pieces;
+  for (std::int64_t v = 0; v < task.vectors; ++v) {
+    float* to = task.tile + v * kLanes;
+    const gossamer::cpu::ConvPiece* end = task.pieces + task.ends[v];
+    if (end - piece == 1) {
+      const T* from = address(x, piece->offset);
+      const std::uint32_t lanes = piece->lanes;
+      for (std::int64_t c = 0; c < channels; ++c) {
+        store(to + c * stride, add_lanes(zero(), address(from, c * plane), lanes));
+        __builtin_prefetch(address(from, c * plane + ahead));
+      }
+    } else if (end - piece == 2) {
+      const T* from = address(x, piece->offset);
+      const T* other = address(x, piece[1].offset);
+      const std::uint32_t lanes = piece->lanes;
+      const std::uint32_t other_lanes = piece[1].lanes;
+      for (std::int64_t c = 0; c < channels; ++c) {
+        const Vector pixels = add_lanes(zero(), address(from, c * plane), lanes);
+        store(to + c * stride, add_lanes(pixels, address(other, c * plane), other_lanes));
+        __builtin_prefetch(address(other, c * plane + ahead));
+      }
+    } else {
+      for (std::int64_t c = 0; c < channels; ++c) {
+        Vector pixels = zero();
+        for (const auto* p = piece; p != end; ++p) {
+          pixels = add_lanes(pixels, address(x, p->offset + c * plane), p->lanes);
+        }
+        store(to + c * stride, pixels);
+      }
+    }
+    piece = end;
   }
 }
 
 template <typename Element>
-void copy_run(const gossamer::cpu::ConvCopyTask& task) {
+void copy_pixels(const gossamer::cpu::ConvCopyTask& task) {
   using T = typename Element::Type;
-  if (task.step == 1 && task.length >= kLanes) {
-    copy_channels<Element>(task, [](const T* x) { return Element::load(x); });
-    return;
-  }
-  if (task.step == 2 && task.length >= kLanes) {
-    copy_channels<Element>(task, [](const T* x) { return every_second<Element>(x); });
-    return;
-  }
-  const auto* x = static_cast<const T*>(task.x);
-  for (std::int64_t c = 0; c < task.channels; ++c) {
-    const T* from = x + c * task.plane;
-    float* to = task.tile + c * task.tile_stride;
-    if (task.step == 1) {
-      copy_short<Element>(from, to, task.length);
-      continue;
-    }
-    for (std::int64_t i = 0; i < task.length; ++i) {
-      to[i] = first_lane(Element::load_first(from + i * task.step, 1));
-    }
+  if (task.step == 1) {
+    copy_planes<Element>(task, add_pixels<Element>);
+  } else if (task.step == 2) {
+    copy_planes<Element>(task, add_second_pixels<Element>);
+  } else {
+    copy_planes<Element>(task, [&](Vector pixels, const T* from, std::uint32_t lanes) {
+      for (; lanes != 0; lanes &= lanes - 1) {
+        const int lane = __builtin_ctz(lanes);
+        pixels[lane] = first_lane(Element::load_first(address(from, lane * task.step), 1));
+      }
+      return pixels;
+    });
   }
 }
 
@@ -91,5 +124,5 @@ void store_run(const gossamer::cpu::ConvStoreTask& task) {
 
 template <typename Element>
 constexpr gossamer::cpu::ConvFunctions conv_functions_for() {
-  return {copy_run<Element>, transpose_pixels<Element>, store_run<Element>};
+  return {kLanes, copy_pixels<Element>, transpose_pixels<Element>, store_run<Element>};
 }

@@ -110,7 +110,7 @@ void run_panel(const Variant& variant, const Source& source, const Conv2dArgs& a
 
 template <typename Source>
 void run_part(const Variant& variant, Source source, const Conv2dArgs& args, const SpmmPart& part) {
-  ConvPanel panel(args);
+  ConvPanel panel(args, variant.steps.vector_lanes);
   for (std::int64_t row = part.row_begin; row < part.row_end;) {
     const std::int64_t rows =
         source.rows_at_once(row, std::min(part.row_end - row, kSumsFloats / variant.widest()));

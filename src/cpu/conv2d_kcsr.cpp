@@ -61,7 +61,7 @@ void run_part(const Variant& variant, KcsrSource source, const Conv2dArgs& args,
   const std::int64_t tile_floats = source.block * widest;
   float* tile = scratch(tile_floats + kSumsFloats);
   float* sums = tile + tile_floats;
-  ConvPanel panel(args);
+  ConvPanel panel(args, variant.steps.vector_lanes);
   for (std::int64_t row = part.row_begin; row < part.row_end;) {
     const std::int64_t rows = std::min(part.row_end - row, kSumsFloats / widest);
     source.index(row, rows, nullptr);

@@ -15,17 +15,13 @@ std::int64_t first_at_least(std::int64_t a, std::int64_t b, std::int64_t c) {
   return a <= b ? 0 : ceil_div(a - b, c);
 }
 
-void clear(float* tile, std::int64_t stride, std::int64_t channels, std::int64_t count) {
-  if (count <= 0) return;
-  for (std::int64_t c = 0; c < channels; ++c) std::fill_n(tile + c * stride, count, 0.0f);
-}
-
 }  // namespace
 
-ConvPanel::ConvPanel(const Conv2dArgs& args)
+ConvPanel::ConvPanel(const Conv2dArgs& args, std::int64_t vector_lanes)
     : args_(args),
       bytes_(dtype_bytes(activation_dtype(args))),
-      taps_(args.shape.kernel_h * args.shape.kernel_w) {}
+      taps_(args.shape.kernel_h * args.shape.kernel_w),
+      vector_lanes_(vector_lanes) {}
 
 void ConvPanel::move_to(std::int64_t pixel, std::int64_t count, std::int64_t lanes) {
   pixel_ = pixel;
@@ -42,6 +38,7 @@ void ConvPanel::move_to(std::int64_t pixel, std::int64_t count, std::int64_t lan
   runs_.clear();
   for (std::int64_t tap = 0; tap < taps_; ++tap) find_runs(tap, runs_);
   runs_of_tap_ = runs_.size() / static_cast<std::size_t>(taps_);
+  if (!args_.x_strides.channels_last()) find_pieces();
 }
 
 void ConvPanel::find_runs(std::int64_t tap, std::vector<RowRun>& runs) const {
@@ -55,18 +52,45 @@ void ConvPanel::find_runs(std::int64_t tap, std::vector<RowRun>& runs) const {
     std::int64_t column = image.pixel % width;
     for (std::int64_t done = 0; done < image.length; ++row, column = 0) {
       const std::int64_t length = std::min(image.length - done, width - column);
-      RowRun run{0, image.lane + done, length, 0, 0};
+      RowRun run{0, image.lane + done, length, 0};
       const std::int64_t y = row * s.stride_h + tap_y;
       const std::int64_t x = column * s.stride_w + tap_x;
       if (y >= 0 && y < s.height) {
         run.before = std::min(first_at_least(0, x, s.stride_w), length);
         run.inside = std::min(first_at_least(s.width, x, s.stride_w), length) - run.before;
-        run.behind = length - run.before - run.inside;
         run.offset = image.image * strides.image + y * strides.row +
                      (x + run.before * s.stride_w) * strides.column;
       }
       runs.push_back(run);
       done += length;
+    }
+  }
+}
+
+std::span<const ConvPanel::RowRun> ConvPanel::runs_of(std::int64_t tap) const {
+  return {runs_.data() + static_cast<std::size_t>(tap) * runs_of_tap_, runs_of_tap_};
+}
+
+void ConvPanel::find_pieces() {
+  const std::int64_t step = args_.shape.stride_w;
+  const std::int64_t vectors = lanes_ / vector_lanes_;
+  pieces_.clear();
+  piece_ends_.clear();
+  first_pieces_.clear();
+  for (std::int64_t tap = 0; tap < taps_; ++tap) {
+    const std::span<const RowRun> runs = runs_of(tap);
+    first_pieces_.push_back(pieces_.size());
+    for (std::int64_t v = 0; v < vectors; ++v) {
+      const std::int64_t lane = v * vector_lanes_;
+      for (const RowRun& run : runs) {
+        const std::int64_t start = run.lane + run.before;
+        const std::int64_t begin = std::max(start, lane);
+        const std::int64_t end = std::min(start + run.inside, lane + vector_lanes_);
+        if (begin >= end) continue;
+        const std::uint32_t lanes = ((1u << (end - begin)) - 1u) << (begin - lane);
+        pieces_.push_back({run.offset + (lane - start) * step, lanes});
+      }
+      piece_ends_.push_back(static_cast<std::uint32_t>(pieces_.size() - first_pieces_.back()));
     }
   }
 }
@@ -95,28 +119,17 @@ void ConvPanel::fill_tap(const ConvFunctions& steps, std::int64_t tap, std::int6
                          std::int64_t channels, float* tile, std::int64_t stride) const {
   if (channels <= 0) return;
   const ImageStrides& strides = args_.x_strides;
-  const std::span<const RowRun> runs(runs_.data() + static_cast<std::size_t>(tap) * runs_of_tap_,
-                                     runs_of_tap_);
   const std::byte* x = static_cast<const std::byte*>(args_.x) + channel * strides.channel * bytes_;
-  strides.channels_last() ? fill_channels_last(steps, runs, x, channels, tile, stride)
-                          : fill_planar(steps, runs, x, channels, tile, stride);
+  strides.channels_last() ? fill_channels_last(steps, runs_of(tap), x, channels, tile, stride)
+                          : fill_planar(steps, tap, x, channels, tile, stride);
 }
 
-void ConvPanel::fill_planar(const ConvFunctions& steps, std::span<const RowRun> runs,
-                            const std::byte* x, std::int64_t channels, float* tile,
-                            std::int64_t stride) const {
-  const std::int64_t plane = args_.x_strides.channel;
-  for (const RowRun& run : runs) {
-    float* to = tile + run.lane;
-    clear(to, stride, channels, run.before);
-    to += run.before;
-    if (run.inside > 0) {
-      steps.copy(
-          {x + run.offset * bytes_, plane, args_.shape.stride_w, run.inside, channels, to, stride});
-    }
-    clear(to + run.inside, stride, channels, run.behind);
-  }
-  clear(tile + count_, stride, channels, lanes_ - count_);
+void ConvPanel::fill_planar(const ConvFunctions& steps, std::int64_t tap, const std::byte* x,
+                            std::int64_t channels, float* tile, std::int64_t stride) const {
+  const std::int64_t vectors = lanes_ / vector_lanes_;
+  steps.copy({x, args_.x_strides.channel, args_.shape.stride_w, channels,
+              pieces_.data() + first_pieces_[static_cast<std::size_t>(tap)],
+              piece_ends_.data() + tap * vectors, vectors, tile, stride});
 }
 
 void ConvPanel::fill_channels_last(const ConvFunctions& steps, std::span<const RowRun> runs,

@@ -11,15 +11,25 @@
 // X, Y, bias and residual have the element type of the functions; tiles and sums are float32.
 namespace gossamer::cpu {
 
-/// tile[c·tile_stride + i] = x[c·plane + i·step] for `channels` planes and `length` pixels of a
-/// row.
+/// Where one vector of lanes finds neighbouring pixels in a plane of X: lane i at
+/// x[offset + i·step], of which only the lanes in the mask exist.
+struct ConvPiece {
+  std::int64_t offset;  ///< elements; what the mask leaves out may lie before X
+  std::uint32_t lanes;  ///< bit i: lane i
+};
+
+/// tile[c·tile_stride + v·kLanes + i] = x[c·plane + offset + i·step] for lane i of a piece of
+/// vector v, 0 where no piece has the lane. The pieces of vector v are those before ends[v] that
+/// are not of a vector before it.
 struct ConvCopyTask {
   const void* x;
   std::int64_t plane;
   std::int64_t step;
-  std::int64_t length;
   std::int64_t channels;
-  float* tile;  ///< of the first channel and pixel
+  const ConvPiece* pieces;
+  const std::uint32_t* ends;
+  std::int64_t vectors;
+  float* tile;  ///< of the first channel
   std::int64_t tile_stride;
 };
 
@@ -48,6 +58,7 @@ struct ConvStoreTask {
 };
 
 struct ConvFunctions {
+  std::int64_t vector_lanes;
   void (*copy)(const ConvCopyTask&);
   void (*transpose)(const ConvTransposeTask&);
   void (*store)(const ConvStoreTask&);

@@ -19,27 +19,24 @@ namespace {
 inline void transpose_block(Vector (&r)[kLanes]) { transpose_8x8(r); }
 inline float first_lane(Vector v) { return _mm256_cvtss_f32(v); }
 
-/// The even elements of 15, in order.
-inline Vector evens(Vector first, Vector from_seventh) {
-  const Vector mixed = _mm256_shuffle_ps(first, from_seventh, 0b11'01'10'00);
-  return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(mixed), 0b11'01'10'00));
+inline __m256i mask_of(std::uint32_t lanes) {
+  const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  return _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(static_cast<int>(lanes)), bit), bit);
 }
 
 template <typename Element>
-inline Vector every_second(const typename Element::Type* x) {
-  return evens(Element::load(x), Element::load(x + 7));
+inline Vector add_pixels(Vector pixels, const float* x, std::uint32_t lanes) {
+  return _mm256_or_ps(pixels, _mm256_maskload_ps(x, mask_of(lanes)));
 }
 
 template <typename Element>
-inline void copy_short(const typename Element::Type* from, float* to, std::int64_t length) {
-  if constexpr (sizeof(typename Element::Type) == sizeof(float)) {
-    if (length >= 4) {
-      _mm_storeu_ps(to, _mm_loadu_ps(from));
-      _mm_storeu_ps(to + length - 4, _mm_loadu_ps(from + length - 4));
-      return;
-    }
-  }
-  for (std::int64_t i = 0; i < length; ++i) to[i] = first_lane(Element::load_first(from + i, 1));
+inline Vector add_second_pixels(Vector pixels, const float* x, std::uint32_t lanes) {
+  const std::uint32_t at = _pdep_u32(lanes, 0x5555u);
+  const Vector first = _mm256_maskload_ps(x, mask_of(at));
+  const Vector second = _mm256_maskload_ps(x + 8, mask_of(at >> 8));
+  const Vector mixed = _mm256_shuffle_ps(first, second, 0b10'00'10'00);
+  const __m256d ordered = _mm256_permute4x64_pd(_mm256_castps_pd(mixed), 0b11'01'10'00);
+  return _mm256_or_ps(pixels, _mm256_castpd_ps(ordered));
 }
 
 #include "cpu/conv2d.inl"

@@ -20,14 +20,18 @@ inline void transpose_block(Vector (&r)[kLanes]) { transpose_16x16(r); }
 inline float first_lane(Vector v) { return _mm512_cvtss_f32(v); }
 
 template <typename Element>
-inline Vector every_second(const typename Element::Type* x) {
-  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 17, 19, 21, 23, 25, 27, 29, 31);
-  return _mm512_permutex2var_ps(Element::load(x), even, Element::load(x + 15));
+inline Vector add_pixels(Vector pixels, const float* x, std::uint32_t lanes) {
+  return _mm512_mask_loadu_ps(pixels, static_cast<__mmask16>(lanes), x);
 }
 
 template <typename Element>
-inline void copy_short(const typename Element::Type* from, float* to, std::int64_t length) {
-  Float32::store_first(to, Element::load_first(from, length), length);
+inline Vector add_second_pixels(Vector pixels, const float* x, std::uint32_t lanes) {
+  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  const std::uint32_t at = _pdep_u32(lanes, 0x55555555u);  // lane i is element 2i
+  const Vector first = _mm512_maskz_loadu_ps(static_cast<__mmask16>(at), x);
+  const Vector second = _mm512_maskz_loadu_ps(static_cast<__mmask16>(at >> 16), x + 16);
+  return _mm512_mask_mov_ps(pixels, static_cast<__mmask16>(lanes),
+                            _mm512_permutex2var_ps(first, even, second));
 }
 
 #include "cpu/conv2d.inl"

@@ -25,13 +25,19 @@ inline void transpose_block(Vector (&r)[kLanes]) {
 }
 
 template <typename Element>
-inline Vector every_second(const typename Element::Type* x) {
-  return Vector{x[0], x[2], x[4], x[6]};
+inline Vector add_pixels(Vector pixels, const float* x, std::uint32_t lanes) {
+  for (int i = 0; i < kLanes; ++i) {
+    if ((lanes >> i & 1u) != 0) pixels[i] = x[i];
+  }
+  return pixels;
 }
 
 template <typename Element>
-inline void copy_short(const typename Element::Type* from, float* to, std::int64_t length) {
-  for (std::int64_t i = 0; i < length; ++i) to[i] = from[i];
+inline Vector add_second_pixels(Vector pixels, const float* x, std::uint32_t lanes) {
+  for (int i = 0; i < kLanes; ++i) {
+    if ((lanes >> i & 1u) != 0) pixels[i] = x[2 * i];
+  }
+  return pixels;
 }
 
 #include "cpu/conv2d.inl"

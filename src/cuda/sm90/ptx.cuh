@@ -150,7 +150,17 @@ __device__ __forceinline__ void tensor_load(std::uint32_t to, const CUtensorMap*
       : "memory");
 }
 
-/// The same into the same place of every block in `blocks`, completing on each one's barrier.
+/// A box of the weight's tiles (see make_tiles_map), from (line, row tile) on.
+__device__ __forceinline__ void tiles_load(std::uint32_t to, const CUtensorMap* map, int line,
+                                           int row_tile, std::uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%3, %4, %5}], [%2];" ::"r"(to),
+      "l"(map), "r"(barrier), "n"(0), "r"(line), "r"(row_tile)
+      : "memory");
+}
+
+/// `tensor_load` into the same place of every block in `blocks`, completing on each one's barrier.
 __device__ __forceinline__ void tensor_load_multicast(std::uint32_t to, const CUtensorMap* map,
                                                       int column, int row, std::uint32_t barrier,
                                                       std::uint16_t blocks) {

@@ -6,6 +6,7 @@
 #include "cuda/common/epilogue.cuh"
 #include "cuda/sm90/element.cuh"
 #include "cuda/sm90/ptx.cuh"
+#include "cuda/sm90/tensor_map.h"
 #include "cuda/sm90/x_tile.cuh"
 
 // Y = act(X·Wᵀ + bias + residual) for many tokens, W 2:4.
@@ -46,7 +47,7 @@ struct GemmParams {
 
 /// The compile-time shape of a block.
 template <typename T, int kRowTiles_, int kTokens_, int kStages_, int kBuffers_, int kCluster_,
-          bool kXByTma_, bool kPromotes_ = false>
+          bool kXByTma_, bool kPromotes_ = false, bool kMapped_ = false>
 struct GemmShape {
   static constexpr int kRowTiles = kRowTiles_;  // tiles of 64 rows a warpgroup
   static constexpr int kTokens = kTokens_;
@@ -56,6 +57,10 @@ struct GemmShape {
   static constexpr bool kXByTma = kXByTma_;
   // fp8 products are summed in fewer bits than float32 has: two stages at a time, then in float32.
   static constexpr bool kPromotes = kPromotes_;
+
+  // The tiles of W of a stage come by one copy through a tensor map, behind those of X, and warps
+  // release stages one by one.
+  static constexpr bool kMapped = kMapped_;
 
   static constexpr int kWarpgroups = 2;
   static constexpr int kThreads = 128 * (1 + kWarpgroups);
@@ -71,6 +76,7 @@ struct GemmShape {
       1024 + kStages * (kXBytes + kWBytes) + kBuffers * kWarpgroups * kPieceBytes + 2 * kStages * 8;
   static_assert(kSharedBytes <= 232448 && kBuffers >= 2);
   static_assert(kTokens % kPiece == 0 && kTokens % (8 * kCluster) == 0);
+  static_assert(kXByTma || !kMapped);
 };
 
 /// Walks the tiles in groups of kGroup token blocks, all row blocks inside, so that the X of a
@@ -94,7 +100,8 @@ struct TileCursor {
 template <typename T, typename Shape>
 __global__ void __launch_bounds__(Shape::kThreads, 1)
     gemm_sp24(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap y_map,
-              const __grid_constant__ GemmParams<T> p) {
+              const __grid_constant__ GemmParams<T> p,
+              [[maybe_unused]] const __grid_constant__ CUtensorMap w_map) {
   using Sum = typename Element<T>::Sum;
   constexpr int kInputs = Element<T>::kInputs;
   constexpr int kTokens = Shape::kTokens;
@@ -132,7 +139,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; ++i) {
       barrier_init(full + i * 8, Shape::kXByTma ? 1 : 1 + 4);
-      barrier_init(empty + i * 8, kWarpgroups * kCluster);
+      barrier_init(empty + i * 8, (Shape::kMapped ? 4 : 1) * kWarpgroups * kCluster);
     }
     barrier_init_fence();
   }
@@ -147,6 +154,11 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     int stage = 0;
     std::uint32_t parity = 1;
     const auto load_weights = [&](int s, int row_tile, int k) {
+      if constexpr (Shape::kMapped) {
+        constexpr int kLines = Shape::kTile / kTileLine;
+        tiles_load(w_stages + s * kWBytes, &w_map, k * kLines, row_tile, full + s * 8);
+        return;
+      }
 #pragma unroll
       for (int i = 0; i < kRowTiles * kWarpgroups; ++i) {
         // Rows past the last tile repeat it; their results are not written.
@@ -176,12 +188,14 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
         for (int k = first; k < first + steps; ++k) {
           barrier_wait(empty + stage * 8, parity);
           const std::uint32_t barrier = full + stage * 8;
+          bool w_is_next = false;
           if (thread == 0) {
             if (ahead > 0) {
               --ahead;
             } else {
               barrier_arrive_expect(barrier, kExpected);
-              load_weights(stage, row_tile, k);
+              w_is_next = Shape::kMapped;
+              if (!w_is_next) load_weights(stage, row_tile, k);
             }
           }
           if constexpr (Shape::kXByTma) {
@@ -202,6 +216,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
             __syncwarp();
             if (thread % 32 == 0) barrier_arrive(barrier);
           }
+          if (w_is_next) load_weights(stage, row_tile, k);
           if (++stage == kStages) {
             stage = 0;
             parity ^= 1;
@@ -233,11 +248,14 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
       int previous = -1;
       int accumulate = 0;
       const auto release = [&](int s) {
-        if (thread < kCluster) {
+        // Warp by warp, what each has read of the stage itself is ordered before its arrival.
+        if constexpr (Shape::kMapped) __syncwarp();
+        const int arriving = Shape::kMapped ? lane : thread;
+        if (arriving < kCluster) {
           if constexpr (kCluster == 1) {
             barrier_arrive(empty + s * 8);
           } else {
-            barrier_arrive_peer(empty + s * 8, part * kCluster + thread);
+            barrier_arrive_peer(empty + s * 8, part * kCluster + arriving);
           }
         }
       };

@@ -25,6 +25,8 @@ void add_gemm_f16_rows(std::vector<LinearSp24Kernel>& rows) {
       "sm90_gemm_sp24_f16_128x32", kType));
   rows.push_back(GemmInstance<T, GemmShape<T, 1, 128, 4, 8, 1, false>>::row(
       "sm90_gemm_sp24_f16_128x128_unaligned", kType));
+  rows.push_back(GemmInstance<T, GemmShape<T, 1, 256, 4, 6, 2, true, false, true>>::row(
+      "sm90_gemm_sp24_f16_128x256_mapped", kType));
 }
 
 }  // namespace gossamer::cuda::sm90

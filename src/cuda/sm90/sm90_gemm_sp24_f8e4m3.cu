@@ -28,6 +28,8 @@ void add_gemm_f8_rows(std::vector<LinearSp24Kernel>& rows) {
       "sm90_gemm_sp24_f8e4m3_128x64_accurate", kType));
   rows.push_back(GemmInstance<T, GemmShape<T, 1, 128, 4, 8, 1, false, true>>::row(
       "sm90_gemm_sp24_f8e4m3_128x128_unaligned_accurate", kType));
+  rows.push_back(GemmInstance<T, GemmShape<T, 1, 256, 4, 6, 2, true, false, true>>::row(
+      "sm90_gemm_sp24_f8e4m3_128x256_mapped", kType));
 }
 
 }  // namespace gossamer::cuda::sm90

@@ -21,6 +21,8 @@ void add_gemm_i8_rows(std::vector<LinearSp24Kernel>& rows) {
       GemmInstance<T, GemmShape<T, 1, 32, 14, 2, 2, true>>::row("sm90_gemm_sp24_i8_128x32", kType));
   rows.push_back(GemmInstance<T, GemmShape<T, 1, 128, 4, 8, 1, false>>::row(
       "sm90_gemm_sp24_i8_128x128_unaligned", kType));
+  rows.push_back(GemmInstance<T, GemmShape<T, 1, 256, 4, 6, 2, true, false, true>>::row(
+      "sm90_gemm_sp24_i8_128x256_mapped", kType));
 }
 
 }  // namespace gossamer::cuda::sm90

@@ -93,6 +93,9 @@ struct GemmInstance {
   static std::string refuses(const LinearSp24Kernel&, const LinearSp24Args& args,
                              const DeviceInfo& device) {
     if (std::string why = refuse_device(device, args.dtype); !why.empty()) return why;
+    if (Shape::kMapped) {
+      if (std::string why = refuse_experiment("sm90-mapped"); !why.empty()) return why;
+    }
     if (Shape::kXByTma && !tma_can_reach(args.x, args.dtype, args.in, args.x_stride)) {
       return "needs X with base and rows aligned to 16 bytes; the stride is " +
              std::to_string(args.x_stride) + " elements";
@@ -135,6 +138,14 @@ struct GemmInstance {
                                .stride = args.x_stride,
                                .box_rows = Shape::kTokens / Shape::kCluster});
     }
+    CUtensorMap w_map{};
+    if constexpr (Shape::kMapped) {
+      w_map = make_tiles_map({.tiles = args.tiles,
+                              .tile_bytes = Shape::kTile,
+                              .row_tiles = params.w_row_tiles,
+                              .input_tiles = params.input_tiles,
+                              .box_row_tiles = Shape::kRowTiles * Shape::kWarpgroups});
+    }
     CUtensorMap y_map{};
     if (params.y_by_tma) {
       y_map = make_tensor_map({.data = args.y,
@@ -151,7 +162,7 @@ struct GemmInstance {
                       .stream = static_cast<cudaStream_t>(args.stream)};
     const int tiles = params.row_blocks / Shape::kCluster * params.token_blocks;
     shape.blocks = std::min(tiles, most_clusters(cut.split, device)) * shape.cluster;
-    launch(kernel, shape, row.name, x_map, y_map, params);
+    launch(kernel, shape, row.name, x_map, y_map, params, w_map);
   }
 
   static LinearSp24Kernel row(std::string_view name, DType dtype) {

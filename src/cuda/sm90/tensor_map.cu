@@ -68,4 +68,28 @@ CUtensorMap make_tensor_map(const TensorBox& box) {
   return map;
 }
 
+CUtensorMap make_tiles_map(const TilesBox& box) {
+  using Element = std::uint64_t;
+  constexpr cuuint32_t kLineElements = kTileLine / sizeof(Element);
+  CUtensorMap map{};
+  const auto lines = static_cast<cuuint32_t>(box.tile_bytes / kTileLine);
+  const auto input_tiles = static_cast<cuuint64_t>(box.input_tiles);
+  const cuuint64_t sizes[3] = {kLineElements, lines * input_tiles,
+                               static_cast<cuuint64_t>(box.row_tiles)};
+  const cuuint64_t strides[2] = {kTileLine, lines * input_tiles * kTileLine};
+  const cuuint32_t boxes[3] = {kLineElements, lines, static_cast<cuuint32_t>(box.box_row_tiles)};
+  const cuuint32_t steps[3] = {1, 1, 1};
+  const CUresult status = encode_function()(
+      &map, CU_TENSOR_MAP_DATA_TYPE_UINT64, 3, const_cast<void*>(box.tiles), sizes, strides, boxes,
+      steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_NONE,
+      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (status != CUDA_SUCCESS) {
+    throw Error(ErrorCode::kUnsupported, "cuTensorMapEncodeTiled refuses a packed weight of " +
+                                             std::to_string(box.row_tiles) + " by " +
+                                             std::to_string(box.input_tiles) + " tiles (CUresult " +
+                                             std::to_string(static_cast<int>(status)) + ")");
+  }
+  return map;
+}
+
 }  // namespace gossamer::cuda::sm90

@@ -26,4 +26,21 @@ bool tma_can_reach(const void* data, DType dtype, std::int64_t columns, std::int
 /// The descriptor, with the 128-byte swizzle. Throws Error(kUnsupported) where the driver refuses.
 CUtensorMap make_tensor_map(const TensorBox& box);
 
+/// What the copy engine takes a tile of a packed weight for: a few lines of this many bytes, which
+/// divide the tiles of every type.
+inline constexpr int kTileLine = 512;
+
+/// A packed weight's tiles, [row tiles][input tiles * lines of a tile][kTileLine bytes].
+struct TilesBox {
+  const void* tiles = nullptr;  ///< aligned to 16 bytes
+  int tile_bytes = 0;           ///< a multiple of kTileLine
+  int row_tiles = 0;
+  int input_tiles = 0;
+  int box_row_tiles = 0;  ///< row tiles of one copy; those past the last one arrive as zeros
+};
+
+/// The descriptor of boxes of one tile of inputs by `box_row_tiles`.  Throws Error(kUnsupported)
+/// where the driver refuses.
+CUtensorMap make_tiles_map(const TilesBox& box);
+
 }  // namespace gossamer::cuda::sm90
