@@ -109,9 +109,13 @@ def rotation(weight: Tensor, held_bytes: int, cache_bytes: int, x: Tensor) -> Ca
         cache_bytes: of the last-level cache.
         x: [tokens, in].
     """
-    count = 2 + _CACHES * cache_bytes // held_bytes
+    count = _copies(held_bytes, cache_bytes)
     endless = itertools.cycle([weight.clone() for _ in range(count)])
     return lambda: F.linear(x, next(endless))
+
+
+def _copies(held_bytes: int, cache_bytes: int) -> int:
+    return 2 + _CACHES * cache_bytes // held_bytes
 
 
 def _measure(
@@ -137,8 +141,7 @@ def _measure(
         "torch_dense": rotation(dense, held_bytes, options.cache_bytes, x)
     }
     if case.dtype == "int8":
-        # One copy, which may stay in the cache: it is at its best.
-        peers |= int8_calls(dense, x)
+        peers |= int8_calls(dense, x, _copies(dense.numel(), options.cache_bytes))
     yield from race(options, track, peers, entries)
 
 
