@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from gossamer.config import (
     BlockSparseWeightConfig,
+    Float8DynamicActivationSemiSparseWeightConfig,
+    Int8DynamicActivationSemiSparseWeightConfig,
     Int8DynamicActivationSparseWeightConfig,
     SemiSparseWeightConfig,
     SparseConfig,
@@ -49,7 +51,9 @@ __all__ = [
     "BlockSparseWeightConfig",
     "BucketPlan",
     "Explanation",
+    "Float8DynamicActivationSemiSparseWeightConfig",
     "GradualMagnitude",
+    "Int8DynamicActivationSemiSparseWeightConfig",
     "Int8DynamicActivationSparseWeightConfig",
     "Kernel",
     "LayerReport",

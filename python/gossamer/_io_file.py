@@ -19,6 +19,7 @@ from gossamer._quantization import QUANTIZED_DTYPES
 from gossamer.weight import SparseWeight
 
 __all__ = [
+    "ACCURATE",
     "FORMAT_VERSION",
     "INFO_KEYS",
     "OPTIONAL_KEYS",
@@ -32,6 +33,8 @@ __all__ = [
 VERSION_KEY = "gossamer.version"
 WEIGHT_PREFIX = "gossamer.weight."
 SCALES_PREFIX = "gossamer.scales."
+ACCURATE = ", accurate"
+"""Behind the dtype of scales where sums of float8 products are to be accurate."""
 FORMAT_VERSION = 1
 INFO_KEYS = ("format", "pattern", "dtype", "shape", "transposed", "version")
 OPTIONAL_KEYS = ("kernel",)
@@ -154,7 +157,7 @@ def _read_packed(file: ModelFile) -> None:
 
 
 def _read_scales(file: ModelFile, name: str, word: str) -> None:
-    """Joins a packed int8 weight and its scales."""
+    """Joins a packed 8-bit weight and its scales."""
 
     def refuse(why: str) -> ValueError:
         return ValueError(f"'{file.path}': scales of '{name}': {why} (docs/formats.md)")
@@ -162,13 +165,16 @@ def _read_scales(file: ModelFile, name: str, word: str) -> None:
     if name not in file.packed:
         raise refuse("the file holds no packed weight of that name")
     dtypes = {str(dtype).removeprefix("torch."): dtype for dtype in QUANTIZED_DTYPES}
-    if word not in dtypes:
+    kind = word.removesuffix(ACCURATE)
+    if kind not in dtypes:
         raise refuse(f"they stand for {word!r}; {', '.join(dtypes)} are accepted")
     if f"{name}.scales" not in file.plain:
         raise refuse(f"their tensor '{name}.scales' is missing")
     scale = file.tensor(f"{name}.scales")
     try:
-        weight = SparseWeight.from_quantized(file.packed[name].packed, scale, dtypes[word])
+        weight = SparseWeight.from_quantized(
+            file.packed[name].packed, scale, dtypes[kind], accurate=word != kind
+        )
     except ValueError as error:
         raise refuse(str(error)) from error
     if not bool((torch.isfinite(scale) & (scale >= 0)).all()):

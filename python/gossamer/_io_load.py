@@ -208,7 +208,7 @@ def _prepare(slot: _Slot, file: ModelFile, name: str, request: Request) -> LoadS
             return LoadStep(slot, _for_plain(old, values), report if slot.linear else None)
         values = values.to(old.dtype)
         if old.scale is not None:
-            request = replace(request, quantize="int8")
+            request = replace(request, quantize=old.quantization)
         decision = decide(
             values,
             name,

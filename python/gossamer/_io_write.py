@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from gossamer import _ops
 from gossamer._io_file import (
+    ACCURATE,
     FORMAT_VERSION,
     INFO_KEYS,
     OPTIONAL_KEYS,
@@ -58,7 +59,8 @@ def flatten(model: nn.Module, packed: bool) -> tuple[dict[str, Tensor], dict[str
             metadata[VERSION_KEY] = str(FORMAT_VERSION)
             metadata[WEIGHT_PREFIX + name] = _add_packed(tensors, name, value)
             if value.scale is not None:
-                metadata[SCALES_PREFIX + name] = str(value.dtype).removeprefix("torch.")
+                word = str(value.dtype).removeprefix("torch.")
+                metadata[SCALES_PREFIX + name] = word + ACCURATE * value._facts.accurate
                 tensors[f"{name}.scales"] = value.scale
     return _separate(tensors), metadata
 

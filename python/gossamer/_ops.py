@@ -23,6 +23,11 @@ from gossamer import _ops_cuda
 
 _OLDEST_TORCH = (2, 10)
 
+FLOAT8_BIT = 48
+ACCURATE_BIT = 49
+"""Of the argument `layout` on a GPU: the values of a quantized weight are float8, and their sums
+are to be accurate (src/torch/ops_cuda_linear.cpp)."""
+
 _Fake = TypeVar("_Fake", bound=Callable[..., Any])
 
 
@@ -348,7 +353,9 @@ def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     grad_x = grad_bias = None
     if needs_grad[0] and scale is not None:
         # Straight through the rounding of x: the gradient of the product with the weight as it is.
-        values = _ops.unpack(packed, [ctx.out, ctx.inputs], torch.int8)
+        is_float8 = ctx.layout >> FLOAT8_BIT & 1
+        kind = torch.float8_e4m3fn if is_float8 else torch.int8
+        values = _ops.unpack(packed, [ctx.out, ctx.inputs], kind)
         grad_x = (grad * scale.to(grad.dtype)) @ values.to(grad.dtype)
     elif needs_grad[0]:
         grad_x = _ops.linear_dx(grad, packed, ctx.layout, ctx.inputs, dense)

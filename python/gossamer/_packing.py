@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gossamer import _ops, _plan_cuda
 from gossamer._convolution import Convolution
-from gossamer._quantization import pack_quantized, quantized_dtypes
+from gossamer._quantization import VALUE_DTYPES, pack_quantized, quantized_dtypes
 from gossamer._weight_facts import LEAST_ZEROS
 from gossamer.weight import SparseWeight
 
@@ -74,10 +74,10 @@ def decide(
     """
     values = values.detach()
     if request.quantize is not None:
-        why = _quantization_obstacle(values, transposed, convolution)
+        why = _quantization_obstacle(values, request.quantize, transposed, convolution)
         if why is not None:
             return Decision(None, plain_report(why))
-    if values.device.type == "cuda":
+    if _is_on_gpu(values):
         return _decide_cuda(values, name, request, transposed, bias, convolution)
     if request.pattern is None:
         zeros = 1.0 - torch.ops.gossamer.count_nonzeros(_rows(values)) / values.numel()
@@ -112,21 +112,25 @@ def _taps_note(values: Tensor, pattern: str | None) -> str | None:
 
 
 def _quantization_obstacle(
-    values: Tensor, transposed: bool, convolution: Convolution | None
+    values: Tensor, quantization: str, transposed: bool, convolution: Convolution | None
 ) -> str | None:
     """Why a weight is not quantized; None where it may be."""
     if transposed or values.dim() != (2 if convolution is None else 4):
         return "weights stored as [in, out] and stacks are not quantized, matrices [out, in] are"
     if convolution is not None and values[0].numel() > _MOST_INPUTS:
         return f"its filters have {values[0].numel()} inputs; at most {_MOST_INPUTS} are quantized"
-    if values.device.type != "cpu":
-        return f"quantized layers run on the CPU, and this one is on {values.device}"
+    if quantization != "int8" and not _is_on_gpu(values):
+        return f"float8 weights are multiplied on CUDA devices, and this one is on {values.device}"
     accepted = quantized_dtypes(convolution is not None)
     if values.dtype not in accepted:
         return f"a {values.dtype} layer is not quantized; {', '.join(map(str, accepted))} ones are"
     if not bool(torch.isfinite(values).all()):
         return "its weight holds NaN or infinity and cannot be quantized"
     return None
+
+
+def _is_on_gpu(tensor: Tensor) -> bool:
+    return tensor.device.type == "cuda"
 
 
 def _rows(values: Tensor) -> Tensor:
@@ -160,16 +164,33 @@ def _decide_cuda(
     if convolution is not None or values.dim() != 2:
         kind = "convolutions" if convolution is not None else "stacks of matrices"
         return Decision(None, plain_report(f"{kind} are not multiplied packed on a GPU"))
-    why = _plan_cuda.obstacle(values.dtype, values.device)
+    why = _plan_cuda.obstacle(values.dtype, values.device, request.quantize)
     if why is not None:
         return Decision(None, plain_report(why))
     if pattern is None and not _is_24(values.mT if transposed else values):
         text = "its zeros are not 2:4, the pattern that is multiplied on a GPU"
         return Decision(None, plain_report(text))
-    weight = SparseWeight.from_dense(
-        values, "2:4", layout="nm24_tiles", transposed=transposed, name=name
-    )
+    if request.quantize is not None:
+        try:
+            weight = _quantized_tiles(values, request.quantize, name)
+        except ValueError:  # the weight breaks its pattern
+            raise
+        except Exception as error:  # such as a full memory
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            return Decision(None, plain_report(f"plain: quantizing it failed: {first}"))
+    else:
+        weight = SparseWeight.from_dense(
+            values, "2:4", layout="nm24_tiles", transposed=transposed, name=name
+        )
     return decide_packed(weight, values, request, bias=bias)
+
+
+def _quantized_tiles(values: Tensor, quantization: str, name: str) -> SparseWeight:
+    kind, _, how = quantization.partition("-")
+    packed, scale = pack_quantized(
+        values, "2:4", name=name, dtype=VALUE_DTYPES[kind], layout="nm24_tiles"
+    )
+    return SparseWeight.from_quantized(packed, scale, values.dtype, accurate=how == "accurate")
 
 
 def _is_24(values: Tensor) -> bool:
@@ -187,15 +208,8 @@ def _plan_on_cuda(
 ) -> Decision:
     """Plans tiles that are on a GPU already."""
     dense = logical.contiguous()
-    found = _plan_cuda.plan_24(
-        SparseWeight.from_packed,
-        weight.packed,
-        dense,
-        bias=bias,
-        mode=request.plan,
-        memory=request.memory,
-    )
-    report["reason"] = found.reason
+    found = _plan_cuda.plan_24(weight, dense, bias=bias, mode=request.plan, memory=request.memory)
+    report["reason"] = _quantized_note(weight) + found.reason
     if found.choices:
         ends = _plan_cuda.BUCKET_ENDS
         report["plan"] = _buckets({"bucket_ends": ends, "choices": found.choices})
@@ -207,7 +221,17 @@ def _plan_on_cuda(
     if any(found.dense_buckets):
         packed = torch.ops.gossamer.with_plan(packed, json.dumps(found.dense_buckets))
         kept = dense.clone()
-    return Decision(SparseWeight.from_packed(packed, dense=kept), _with_facts(report, packed))
+    return Decision(weight._replace(packed, kept), _with_facts(report, packed))
+
+
+def _quantized_note(weight: SparseWeight) -> str:
+    """What a report says of a quantized weight before the plan's reason."""
+    if weight.quantization is None:
+        return ""
+    kind, _, how = weight.quantization.partition("-")
+    sums = f" with {how} sums" if how else ""
+    unit = "a token" if weight.kernel_size is None else "an image"
+    return f"{kind} weights{sums}, inputs quantized {unit} at a time: "
 
 
 def decide_packed(
@@ -240,8 +264,14 @@ def decide_packed(
         report["reason"] = f"layout {request.layout} was asked for; not compared with dense"
         return Decision(weight._replace(packed), _with_facts(report, packed))
     logical = values.detach().mT if weight.transposed else values.detach()
-    if weight.layout_name == "nm24_tiles" and weight.device.type == "cuda":
+    if weight.layout_name == "nm24_tiles" and _is_on_gpu(weight.packed):
         return _plan_on_cuda(weight, logical, request, bias, report)
+    if weight.quantization not in (None, "int8"):
+        report["reason"] = (
+            "float8 weights are multiplied on CUDA devices only: move the model there with "
+            ".to('cuda'), or unpack it with gossamer.desparsify_(model)"
+        )
+        return Decision(weight, _with_facts(report, weight.packed))
     wishes = (bias, 0, request.plan, request.memory, "", "")
     if convolution is None:
         packed, text = ops.plan(weight.packed, logical, *wishes)
@@ -250,10 +280,7 @@ def decide_packed(
         numbers = (convolution.stride, convolution.padding, convolution.dilation)
         packed, text = ops.plan_conv2d(weight.packed, logical, *numbers, last, *wishes)
     found = json.loads(text)
-    report["reason"] = found["reason"]
-    if weight.scale is not None:
-        unit = "a token" if convolution is None else "an image"
-        report["reason"] = f"int8 weights, inputs quantized {unit} at a time: {found['reason']}"
+    report["reason"] = _quantized_note(weight) + found["reason"]
     report["plan"] = _buckets(found)
     if not found["sparse"]:
         report["packed"] = False

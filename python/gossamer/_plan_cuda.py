@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Whether a 2:4 weight on a GPU is multiplied packed or dense, bucket by bucket of token counts.
 
+A quantized weight is compared as a whole call, the quantization of the activations included, with
+the unquantized dense layer that it replaces.
+
 The same rule as on a CPU: packed must win by 5 % at some token count and lose nowhere by more than
 the 3 % that timing can tell apart; with `memory="speed"` it may lose where a dense copy, kept
 beside it, runs instead. Times depend on the shape, not on the values, so that one measurement
@@ -24,7 +27,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gossamer._cuda_timing import contest
+from gossamer._quantization import VALUE_DTYPES
+from gossamer._quantized_check import discrepancy
 from gossamer.version import __version__
+from gossamer.weight import SparseWeight
 
 __all__ = ["BUCKETS", "CudaPlan", "obstacle", "plan_24"]
 
@@ -53,6 +59,10 @@ _MOST_COPIES = 32
 # under load, and a launch; the cost model of dense layers (H100, 2026).
 _DENSE_FLOPS_PER_MULTIPROCESSOR = 5.4e12
 _LAUNCH_SECONDS = 3e-6
+# Quantizing x reads two bytes and writes one an element, at this part of the memory's bandwidth
+# (H100, 2026: 49 us for 4096 tokens of 8192 inputs).
+_QUANTIZE_BYTES = 3
+_QUANTIZE_EFFICIENCY = 0.6
 
 _measured: dict[str, list[list[float]]] = {}
 
@@ -79,8 +89,16 @@ class CudaPlan:
         return ["dense" if c["kernel"] == "dense" else None for c in self.choices]
 
 
-def obstacle(dtype: torch.dtype, device: torch.device) -> str | None:
-    """Why no 2:4 weight of this dtype is multiplied on this GPU; None where one is."""
+def obstacle(
+    dtype: torch.dtype, device: torch.device, quantization: str | None = None
+) -> str | None:
+    """Why no 2:4 weight of this dtype is multiplied on this GPU; None where one is.
+
+    Args:
+        dtype: of the dense weight.
+        device: the GPU.
+        quantization: a word of `SparseConfig.quantize`, or None.
+    """
     if not _has_kernels():
         return (
             "its weight is on a GPU, and this build of gossamer has no CUDA kernels (_C_cuda.so): "
@@ -92,21 +110,19 @@ def obstacle(dtype: torch.dtype, device: torch.device) -> str | None:
             f"{name} weights are not multiplied packed on a GPU, bfloat16 and float16 are: convert "
             "the model with .to(torch.bfloat16)"
         )
-    if not _kernel(torch.empty(1, 64, dtype=dtype, device=device), 64):
+    x = torch.empty(1, 64, dtype=_values_dtype(quantization) or dtype, device=device)
+    if not _kernel(x, 64):
         major, minor = torch.cuda.get_device_capability(device)
-        text = (
-            f"no kernel multiplies 2:4 weights on {torch.cuda.get_device_name(device)} (compute "
-            f"capability {major}.{minor}), so it runs dense"
+        kind = f"{quantization.partition('-')[0]} " if quantization else ""
+        return (
+            f"no kernel multiplies {kind}2:4 weights on {torch.cuda.get_device_name(device)} "
+            f"(compute capability {major}.{minor}), so it runs dense"
         )
-        if major >= 8:
-            text += "; kernels that have not run on hardware yet: GOSSAMER_EXPERIMENTAL=sm80"
-        return text
     return None
 
 
 def plan_24(
-    wrap: Callable[[Tensor], Tensor],
-    tiles: Tensor,
+    weight: SparseWeight,
     dense: Tensor,
     *,
     bias: bool,
@@ -116,28 +132,39 @@ def plan_24(
     """Decides for one weight.
 
     Args:
-        wrap: makes what F.linear takes of tiles.
-        tiles: uint8 [bytes], the weight in layout nm24_tiles.
+        weight: in layout nm24_tiles, quantized or not.
         dense: [out, in], bfloat16 or float16, on the GPU.
         bias: the layer adds one.
         mode: "measure" or "model".
         memory: "default" or "speed".
 
     Returns:
-        The plan; where comparing fails, packed everywhere, with the failure as the reason.
+        The plan; where comparing fails, packed everywhere, with the failure as the reason. A
+        quantized weight stays dense then, and where its products are not what rounding explains.
     """
+    quantization = weight.quantization
     try:
+        if quantization is not None:
+            wrong = discrepancy(weight, dense)
+            if wrong is not None:
+                return CudaPlan(False, [], f"plain: {wrong}")
         if mode == "model":
-            times = _model(dense)
+            times = _model(dense, quantization)
         else:
-            times = _remembered(dense, bias, lambda: _measure(wrap, tiles, dense, bias))
-        kernels = [_kernel_at(dense, counts[-1]) for counts in BUCKETS]
+            times = _remembered(
+                dense,
+                bias,
+                lambda: _measure(weight._replace, weight.packed, dense, bias),
+                quantization,
+            )
+        kernels = [_kernel_at(dense, counts[-1], quantization) for counts in BUCKETS]
     # Whatever a GPU, its driver or its full memory answers: a plan is a help, not a condition.
     except Exception as error:
         lines = str(error).splitlines() or [type(error).__name__]
-        return CudaPlan(
-            True, [], f"packed at every token count; comparing it with dense failed: {lines[0]}"
-        )
+        failure = f"comparing it with dense failed: {lines[0]}"
+        if quantization is not None:
+            return CudaPlan(False, [], f"plain: {failure}")
+        return CudaPlan(True, [], f"packed at every token count; {failure}")
     return decide(times, kernels, memory, dense.numel() * dense.element_size())
 
 
@@ -199,8 +226,34 @@ def _kernel(x: Tensor, out: int) -> str:
     return str(torch.ops.gossamer.cuda_kernel(x, out))
 
 
-def _kernel_at(dense: Tensor, tokens: int) -> str:
-    return _kernel(dense.new_empty(tokens, dense.shape[1]), dense.shape[0])
+def _values_dtype(quantization: str | None) -> torch.dtype | None:
+    """Of the 8-bit values that a word of `SparseConfig.quantize` asks for."""
+    return None if quantization is None else VALUE_DTYPES[quantization.partition("-")[0]]
+
+
+def _operand(dense: Tensor, tokens: int, quantization: str | None) -> Tensor:
+    """What the kernel is given: x, or what quantize_rows makes of it, whose rows are aligned."""
+    inputs = dense.shape[1]
+    dtype = _values_dtype(quantization)
+    if dtype is None:
+        return dense.new_empty(tokens, inputs)
+    return dense.new_empty(tokens, -(-inputs // 16) * 16, dtype=dtype)[:, :inputs]
+
+
+def _kernel_at(dense: Tensor, tokens: int, quantization: str | None) -> str:
+    x, out = _operand(dense, tokens, quantization), dense.shape[0]
+    if quantization != "float8-accurate":
+        return _kernel(x, out)
+    return str(min(_rows(x, out, quantization), key=lambda row: row["seconds"])["name"])
+
+
+def _rows(x: Tensor, out: int, quantization: str | None) -> list[dict[str, Any]]:
+    """The rows of the GPU's table that compute this product."""
+    rows = json.loads(torch.ops.gossamer.cuda_kernel_table(x, out))
+    accurate = ("_decode_", "_accurate") if quantization == "float8-accurate" else ("",)
+    return [
+        row for row in rows if not row["refuses"] and any(word in row["name"] for word in accurate)
+    ]
 
 
 # --- Times ----------------------------------------------------------------------------------------
@@ -234,15 +287,17 @@ def _measure_here(
     return times
 
 
-def _model(dense: Tensor) -> list[list[float]]:
+def _model(dense: Tensor, quantization: str | None) -> list[list[float]]:
     """The same, predicted."""
     out, inputs = dense.shape
     device = json.loads(torch.ops.gossamer.cuda_device_info(dense))
     times = []
     for tokens in (tokens for counts in BUCKETS for tokens in counts):
-        x = dense.new_empty(tokens, inputs)
-        rows = json.loads(torch.ops.gossamer.cuda_kernel_table(x, out))
-        packed = min(row["seconds"] for row in rows if not row["refuses"])
+        rows = _rows(_operand(dense, tokens, quantization), out, quantization)
+        packed = min(row["seconds"] for row in rows)
+        if quantization is not None:
+            bandwidth = _QUANTIZE_EFFICIENCY * device["memory_bytes_per_second"]
+            packed += _LAUNCH_SECONDS + _QUANTIZE_BYTES * tokens * inputs / bandwidth
         moved = 2.0 * (out * inputs + tokens * (out + inputs))
         flops = 2.0 * tokens * out * inputs
         multiprocessors = device["multiprocessors"]
@@ -258,9 +313,12 @@ def _model(dense: Tensor) -> list[list[float]]:
 
 
 def _remembered(
-    dense: Tensor, bias: bool, measure: Callable[[], list[list[float]]]
+    dense: Tensor,
+    bias: bool,
+    measure: Callable[[], list[list[float]]],
+    quantization: str | None = None,
 ) -> list[list[float]]:
-    key = _key(dense, bias)
+    key = _key(dense, bias) + (f" values={quantization}" if quantization else "")
     if key not in _measured:
         file = _cache_file()
         kept = _read(file).get(key)

@@ -6,13 +6,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["QUANTIZED_DTYPES", "dequantized", "pack_quantized", "quantize_rows", "quantized_dtypes"]
+__all__ = [
+    "QUANTIZED_DTYPES",
+    "VALUE_DTYPES",
+    "dequantized",
+    "pack_quantized",
+    "quantize_rows",
+    "quantized_dtypes",
+    "step",
+]
 
 QUANTIZED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 """What a quantized weight may stand for; its scales and sums are float32 all the same."""
 
-_LARGEST = 127.0
-"""Of int8; -128 is not used, so that the range is symmetric."""
+VALUE_DTYPES = {"int8": torch.int8, "float8": torch.float8_e4m3fn}
+"""What the values of a quantized weight may be, by the words that ask for them."""
+
+_LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
+"""Of int8 -128 is not used, so that the range is symmetric; of float8 it is the largest number."""
 
 
 def quantized_dtypes(convolution: bool) -> tuple[torch.dtype, ...]:
@@ -20,17 +31,18 @@ def quantized_dtypes(convolution: bool) -> tuple[torch.dtype, ...]:
     return (torch.float32,) if convolution else QUANTIZED_DTYPES
 
 
-def quantize_rows(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Symmetric int8 with a scale a row.
+def quantize_rows(values: Tensor, dtype: torch.dtype = torch.int8) -> tuple[Tensor, Tensor]:
+    """Symmetric int8 or float8 with a scale a row.
 
-    scale[r] = max |w[r]| / 127 and q = w / scale to nearest (ties to even), so that
-    |w - scale * q| <= scale / 2 up to rounding in float32. A row of zeros has scale 0.
+    scale[r] = max |w[r]| / 127 (448 of float8) and q = w / scale to nearest (ties to even), so that
+    |w - scale * q| <= `step`(w, scale) up to rounding in float32. A row of zeros has scale 0.
 
     Args:
         values: [out, in] or a convolution's [out, channels, height, width], finite.
+        dtype: int8 or float8_e4m3fn.
 
     Returns:
-        q, int8, the shape of `values`, and scale, float32 [out].
+        q, the shape of `values` in `dtype`, and scale, float32 [out].
 
     Raises:
         ValueError: something in `values` is not finite.
@@ -40,14 +52,34 @@ def quantize_rows(values: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(
             "the weight holds NaN or infinity and cannot be quantized; look for what put it there"
         )
+    most = _LARGEST[dtype]
     largest = rows.abs().flatten(1)
     largest = largest.amax(dim=1) if largest.shape[1] else rows.new_zeros(rows.shape[0])
-    scale = largest / _LARGEST
+    # A tensor divisor: CUDA multiplies by the reciprocal of a number, a unit away at times.
+    scale = largest / torch.full_like(largest, most)
     inverse = torch.where(scale > 0, scale.reciprocal(), 0.0)
     # The reciprocal of a subnormal scale is infinite: such a row is zeros.
     inverse = torch.where(torch.isfinite(inverse), inverse, 0.0)
-    q = torch.round(rows * _by_output(inverse, rows)).clamp_(-_LARGEST, _LARGEST)
-    return q.to(torch.int8), torch.where(inverse > 0, scale, 0.0)
+    q = (rows * _by_output(inverse, rows)).clamp_(-most, most)
+    q = torch.round(q) if dtype is torch.int8 else q
+    return q.to(dtype), torch.where(inverse > 0, scale, 0.0)
+
+
+def step(values: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """The most by which rounding to `dtype` changes each value, float32 [out, in].
+
+    Half a step of int8, which is everywhere the scale; of float8_e4m3fn, with 3 bits after the
+    leading one, 2^-4 of the value, and 2^-10 of the scale among its subnormal numbers.
+
+    Args:
+        values: [out, in].
+        scale: float32 [out].
+        dtype: int8 or float8_e4m3fn.
+    """
+    rows = scale.unsqueeze(1)
+    if dtype is torch.int8:
+        return (rows / 2).expand(values.shape)
+    return torch.maximum(values.abs().float() * 2.0**-4, rows * 2.0**-10)
 
 
 def dequantized(q: Tensor, scale: Tensor) -> Tensor:
@@ -61,15 +93,24 @@ def _by_output(scale: Tensor, values: Tensor) -> Tensor:
 
 
 def pack_quantized(
-    values: Tensor, pattern: str | None, *, mask: Tensor | None = None, name: str = "weight"
+    values: Tensor,
+    pattern: str | None,
+    *,
+    mask: Tensor | None = None,
+    name: str = "weight",
+    dtype: torch.dtype = torch.int8,
+    layout: str = "format",
 ) -> tuple[Tensor, Tensor]:
-    """A floating weight as packed int8 values in their format, and their scales.
+    """A floating weight as packed 8-bit values, and their scales, on the weight's device.
 
     Args:
-        values: [out, in] or [out, channels, height, width]; zeros mark what is pruned.
+        values: [out, in] or [out, channels, height, width]; zeros mark what is pruned. On a GPU
+            they are quantized there and packed on the CPU.
         pattern: None takes the tightest that the zeros of `values` satisfy.
         mask: bool, what is kept; None keeps the non-zeros, those that round to zero included.
         name: what error messages call the weight.
+        dtype: int8 or float8_e4m3fn.
+        layout: "format", or the name of a layout that holds such a weight.
 
     Returns:
         packed, uint8 [bytes], and scale, float32 [out].
@@ -77,9 +118,12 @@ def pack_quantized(
     Raises:
         ValueError: the weight breaks the pattern or holds something that is not finite.
     """
-    mask = values != 0 if mask is None else mask
+    ops = torch.ops.gossamer
+    mask = (values != 0 if mask is None else mask).cpu()
     if not pattern and values.dim() == 2:
-        pattern = torch.ops.gossamer.infer_pattern(torch.where(mask, 1.0, 0.0))
-    q, scale = quantize_rows(values)
-    packed = torch.ops.gossamer.pack(q, mask, pattern or "", "format", False, name)
-    return packed, scale
+        pattern = ops.infer_pattern(torch.where(mask, 1.0, 0.0))
+    q, scale = quantize_rows(values, dtype)
+    packed = ops.pack(q.cpu(), mask, pattern or "", "format", False, name)
+    if layout != "format":
+        packed = ops.convert(packed, layout)
+    return packed.to(values.device), scale

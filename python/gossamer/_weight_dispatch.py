@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import return_and_correct_aliasing
 from gossamer import _ops
 from gossamer._quantization import pack_quantized, quantized_dtypes
 from gossamer._weight_convolution import convolution, convolution_call
-from gossamer._weight_facts import DTYPES, LEAST_ZEROS, facts_of
+from gossamer._weight_facts import DTYPES, LEAST_ZEROS
 from gossamer._weight_functions import addmm, linear_call, matmul
 from gossamer._weight_tables import operator, refuse
 from gossamer.weight import SparseWeight
@@ -82,7 +82,7 @@ def _dispatch_to_copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     dtype = kwargs.get("dtype") or weight.dtype
     if device is not None and _resolved(device) != weight.device:
         if dtype != weight.dtype:
-            weight = _cast(weight, dtype)
+            weight = _cast(weight, dtype) if weight.scale is None else _restated(weight, dtype)
         return _moved(weight, _resolved(device))
     if dtype == weight.dtype:
         return weight._clone()
@@ -120,17 +120,12 @@ def _resolved(device: Any) -> torch.device:
 def _moved(weight: SparseWeight, device: torch.device) -> SparseWeight:
     """On another device, in a layout that is computed there.
 
-    A GPU takes 2:4 weights in float16 and bfloat16, in tiles; on the CPU a weight arrives in its
-    format, which every machine computes.
+    A GPU takes 2:4 weights in float16 and bfloat16, and quantized ones that stand for these, in
+    tiles; on the CPU a weight arrives in its format, which every machine computes (but for float8
+    values, which are only kept there).
     """
     if device.type == "cpu":
-        packed = torch.ops.gossamer.convert(weight.packed, "format").cpu()
-        return SparseWeight(packed, facts_of(packed)._replace(transposed=weight.transposed))
-    if weight.scale is not None:
-        raise NotImplementedError(
-            f"a quantized weight cannot be moved to {device}: it is computed on the CPU only; "
-            "unpack the model first (gossamer.desparsify_), or take weight.to_dense()"
-        )
+        return _around(weight, torch.ops.gossamer.convert(weight.packed, "format").cpu())
     if device.type != "cuda":
         raise NotImplementedError(
             f"a packed weight cannot be moved to {device}: packed weights are computed on the CPU "
@@ -145,9 +140,9 @@ def _moved(weight: SparseWeight, device: torch.device) -> SparseWeight:
     if weight.pattern != "2:4" or weight.dtype not in (torch.float16, torch.bfloat16):
         raise NotImplementedError(
             f"a packed weight of pattern {weight.pattern} and dtype {weight.dtype} cannot be moved "
-            f"to {device}: 2:4 weights in float16 or bfloat16 are computed there; convert it with "
-            ".to(torch.bfloat16) first, unpack the model (gossamer.desparsify_), or take "
-            "weight.to_dense()"
+            f"to {device}: 2:4 weights in float16 or bfloat16 (or quantized, for models in these) "
+            "are computed there; convert it with .to(torch.bfloat16) first, unpack the model "
+            "(gossamer.desparsify_), or take weight.to_dense()"
         )
     if torch.cuda.is_available() and not hasattr(torch.ops.gossamer, "cuda_kernel"):
         raise NotImplementedError(
@@ -155,12 +150,24 @@ def _moved(weight: SparseWeight, device: torch.device) -> SparseWeight:
             "kernels (_C_cuda.so); build it where nvcc is, or unpack the model first "
             "(gossamer.desparsify_)"
         )
+    if weight.scale is not None and weight.transposed:
+        raise NotImplementedError(
+            f"a quantized weight that is seen transposed cannot be moved to {device}; move it "
+            "first, or take weight.to_dense()"
+        )
     if weight.device.type == "cuda":
-        packed = weight.packed.to(device)
-    else:
-        packed = torch.ops.gossamer.convert(weight.packed, "format").to(device)
-        packed = torch.ops.gossamer.convert(packed, "nm24_tiles")
-    return SparseWeight(packed, facts_of(packed)._replace(transposed=weight.transposed))
+        return _around(weight, weight.packed.to(device))
+    packed = torch.ops.gossamer.convert(weight.packed, "format")
+    if weight.scale is not None:  # tiles of 8-bit values are made on the CPU
+        return _around(weight, torch.ops.gossamer.convert(packed, "nm24_tiles").to(device))
+    return _around(weight, torch.ops.gossamer.convert(packed.to(device), "nm24_tiles"))
+
+
+def _around(weight: SparseWeight, packed: Tensor) -> SparseWeight:
+    """`weight` around its bytes on another device, its scales beside them."""
+    moved = weight._replace(packed)
+    scale = None if weight.scale is None else weight.scale.to(packed.device)
+    return SparseWeight(packed, moved._facts, None, scale)
 
 
 def _replanned(planned: SparseWeight, weight: SparseWeight) -> SparseWeight:
@@ -249,15 +256,20 @@ def _dispatch_copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 def _copy_quantized(target: SparseWeight, source: Tensor) -> SparseWeight:
     """What a quantized weight becomes: the source, quantized where it is not."""
-    same_way = isinstance(source, SparseWeight) and source.transposed == target.transposed
-    if isinstance(source, SparseWeight) and source.scale is not None and same_way:
-        formed, scale = source.packed, source.scale.clone()
+    if (
+        isinstance(source, SparseWeight)
+        and source.scale is not None
+        and source._facts.dtype == target._facts.dtype
+        and source.transposed == target.transposed
+    ):
+        formed = source.packed.to(target.device)
+        scale = source.scale.to(target.device, copy=True)
     else:
         formed, scale = _quantized_like(target, source)
     packed = _in_layout(formed, target.layout_name)
     if packed is None:
         packed = torch.ops.gossamer.convert(formed, "format")
-    facts = facts_of(packed)._replace(transposed=target.transposed, quantized=target.dtype)
+    facts = target._replace(packed)._facts
     if facts.layout_code == target.layout_code:
         packed = _with_plan(packed, target.packed)
     return SparseWeight(packed, facts, None, scale)
@@ -273,7 +285,7 @@ def _quantized_like(target: SparseWeight, source: Tensor) -> tuple[Tensor, Tenso
     values = values.to(target.device)
     if target.transposed:
         values, mask = values.mT, None if mask is None else mask.mT
-    return pack_quantized(values, pattern, mask=mask)
+    return pack_quantized(values, pattern, mask=mask, dtype=target._facts.dtype)
 
 
 def _copy_packed(target: SparseWeight, source: SparseWeight) -> SparseWeight:

@@ -41,8 +41,28 @@ class Facts(NamedTuple):
     """A bit for each bucket of token counts that the plan runs dense. A GPU's operator cannot read
     the header; on a CPU it saves a call."""
     quantized: torch.dtype | None = None
-    """The floating dtype that int8 values and their scales stand for; None where the values are the
-    weight itself."""
+    """The floating dtype that 8-bit values and their scales stand for; None where the values are
+    the weight itself."""
+    accurate: bool = False
+    """Sums of float8 products are added up in float32 every 256 inputs, not left to the tensor
+    core's 14 bits."""
+
+    def layout_argument(self, device: torch.device) -> int:
+        """What the operators are told of the bytes beside the inputs and outputs of a call.
+
+        On a CPU the layout; on a GPU, whose operator does not read the header, where the plan runs
+        dense, the inputs and the kind of quantization too (src/torch/ops_cuda_linear.cpp).
+        """
+        if device.type != "cuda":
+            return self.layout_code
+        is_float8 = self.quantized is not None and self.dtype is torch.float8_e4m3fn
+        return (
+            self.layout_code
+            | self.dense_buckets << 8
+            | self.inputs << 16
+            | is_float8 << _ops.FLOAT8_BIT
+            | (is_float8 and self.accurate) << _ops.ACCURATE_BIT
+        )
 
     @property
     def apparent_dtype(self) -> torch.dtype:

@@ -155,4 +155,4 @@ def _handle_set_data(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
             f"x.data = y: x is {list(target.shape)} {target.dtype}, y {list(source.shape)} "
             f"{source.dtype}; a packed weight takes bytes of its own shape and dtype only"
         )
-    target._adopt(source.packed, source._facts, source.dense)
+    target._adopt(source.packed, source._facts, source.dense, source.scale)

@@ -21,27 +21,34 @@ from gossamer.weight import SparseWeight
 def _handle_share_memory(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     weight = args[0]
     weight.packed.share_memory_()
-    if weight.dense is not None:
-        weight.dense.share_memory_()
+    for other in (weight.dense, weight.scale):
+        if other is not None:
+            other.share_memory_()
     return weight
 
 
 @function(Tensor.is_shared)
 def _handle_is_shared(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     weight = args[0]
-    return weight.packed.is_shared() and (weight.dense is None or weight.dense.is_shared())
+    parts = (weight.packed, weight.dense, weight.scale)
+    return all(part is None or part.is_shared() for part in parts)
 
 
 def _reduce_for_process(weight: SparseWeight) -> tuple[Any, ...]:
     """What torch.multiprocessing sends: the bytes themselves, which both processes then share."""
     is_param = bool(getattr(weight, "_is_param", False))
-    return _from_process, (weight.packed, tuple(weight._facts), weight.dense, is_param)
+    state = (weight.packed, tuple(weight._facts), weight.dense, is_param, weight.scale)
+    return _from_process, state
 
 
 def _from_process(
-    packed: Tensor, facts: tuple[Any, ...], dense: Tensor | None, is_param: bool
+    packed: Tensor,
+    facts: tuple[Any, ...],
+    dense: Tensor | None,
+    is_param: bool,
+    scale: Tensor | None = None,
 ) -> SparseWeight:
-    weight = SparseWeight(packed, Facts(*facts), dense)
+    weight = SparseWeight(packed, Facts(*facts), dense, scale)
     if is_param:
         weight._is_param = True
     return weight

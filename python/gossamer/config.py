@@ -16,6 +16,8 @@ from gossamer import _ops  # noqa: F401  (loads the operators)
 __all__ = [
     "BlockSparseWeightConfig",
     "Config",
+    "Float8DynamicActivationSemiSparseWeightConfig",
+    "Int8DynamicActivationSemiSparseWeightConfig",
     "Int8DynamicActivationSparseWeightConfig",
     "LayerConfig",
     "SemiSparseWeightConfig",
@@ -24,7 +26,7 @@ __all__ = [
 
 PLANS = ("measure", "model")
 MEMORIES = ("default", "speed")
-QUANTIZATIONS = ("int8",)
+QUANTIZATIONS = ("int8", "float8", "float8-accurate")
 
 
 class LayerConfig(Protocol):
@@ -45,8 +47,9 @@ class SparseConfig:
         memory: "default" or "speed" (keeps a dense copy where the plan runs dense at some token
             counts); None takes the argument of `sparsify_`.
         plan: "measure" or "model"; None takes the argument of `sparsify_`.
-        quantize: "int8" for weights and activations of eight bits
-            (`Int8DynamicActivationSparseWeightConfig`), None for the weight's own dtype.
+        quantize: "int8", "float8" or "float8-accurate" for weights and activations of eight bits
+            (`Int8DynamicActivationSparseWeightConfig`,
+            `Float8DynamicActivationSemiSparseWeightConfig`), None for the weight's own dtype.
 
     Raises:
         ValueError: a pattern, memory, plan or quantization that does not exist.
@@ -135,13 +138,14 @@ class Int8DynamicActivationSparseWeightConfig:
     plus rounding in float32. What is pruned adds nothing to it. A token or image that holds NaN or
     infinity gives NaN in all its outputs.
 
-    Linear layers are quantized (`nn.Linear` and its kind, in float32, float16 or bfloat16), and
-    convolutions (`nn.Conv2d` in float32); transposed weights stay as they are. A layer is quantized
-    only where that is faster than the floating dense layer it replaces.
+    Linear layers are quantized (`nn.Linear` and its kind, in float32, float16 or bfloat16; on a GPU
+    2:4 ones in float16 or bfloat16), and on the CPU convolutions (`nn.Conv2d` in float32);
+    transposed weights stay as they are. A layer is quantized only where that is faster than the
+    floating dense layer it replaces.
 
     Attributes:
         pattern: as in `SparseConfig`: `unstructured:S`, `block:1x4:S` and `2:4` have int8 kernels
-            of their own, others run portably.
+            of their own, others run portably. A GPU multiplies `2:4`.
         memory: as in `SparseConfig`.
         plan: as in `SparseConfig`.
 
@@ -159,6 +163,66 @@ class Int8DynamicActivationSparseWeightConfig:
     def settings(self) -> SparseConfig:
         """The same wish as a `SparseConfig`."""
         return SparseConfig(self.pattern, self.memory, self.plan, quantize="int8")
+
+
+@dataclass(frozen=True)
+class Int8DynamicActivationSemiSparseWeightConfig:
+    """`Int8DynamicActivationSparseWeightConfig` for 2:4 weights, the pattern of GPUs.
+
+    Attributes:
+        memory: as in `SparseConfig`.
+        plan: as in `SparseConfig`.
+
+    Raises:
+        ValueError: a memory or plan that does not exist.
+    """
+
+    memory: str | None = None
+    plan: str | None = None
+
+    def __post_init__(self) -> None:
+        self.settings()
+
+    def settings(self) -> SparseConfig:
+        """The pattern `2:4` in int8."""
+        return SparseConfig("2:4", self.memory, self.plan, quantize="int8")
+
+
+@dataclass(frozen=True)
+class Float8DynamicActivationSemiSparseWeightConfig:
+    """2:4 weights in float8 (e4m3), activations quantized as they come; on a GPU only.
+
+    A weight row w becomes float8 values q times s_w = max |w| / 448; each token x of the input
+    becomes p times s_x = max |x| / 448, anew in every call; then comes s_x·s_w, bias and activation
+    in float32. Rounding changes a value v by at most 2^-4 |v|, and 2^-10 of its scale where that is
+    more. The tensor core adds products with 14 significant bits: each term of an instruction (64
+    inputs) may lose a unit of the 14th bit of the largest.
+
+    Linear layers in float16 or bfloat16 on a GPU with such kernels (compute capability 9.x) are
+    quantized where that is faster than the floating dense layer they replace; all others stay as
+    they are.
+
+    Attributes:
+        accurate: leaves only 256 inputs at a time to the tensor core and adds the rest in float32;
+            slower for many tokens.
+        memory: as in `SparseConfig`.
+        plan: as in `SparseConfig`.
+
+    Raises:
+        ValueError: a memory or plan that does not exist.
+    """
+
+    accurate: bool = False
+    memory: str | None = None
+    plan: str | None = None
+
+    def __post_init__(self) -> None:
+        self.settings()
+
+    def settings(self) -> SparseConfig:
+        """The pattern `2:4` in float8."""
+        quantize = "float8-accurate" if self.accurate else "float8"
+        return SparseConfig("2:4", self.memory, self.plan, quantize=quantize)
 
 
 Config: TypeAlias = "LayerConfig | str | Mapping[str, LayerConfig | str | None]"
@@ -226,6 +290,7 @@ def _settings(wish: LayerConfig | str | None) -> SparseConfig:
         return wish.settings()
     raise TypeError(
         f"config is {wish!r}: None, a pattern's text, a SparseConfig, SemiSparseWeightConfig, "
-        "BlockSparseWeightConfig or Int8DynamicActivationSparseWeightConfig (an instance, with "
-        "parentheses), or a dict of layer names to these is accepted"
+        "BlockSparseWeightConfig, Int8DynamicActivationSparseWeightConfig or another config of "
+        "gossamer.config (an instance, with parentheses), or a dict of layer names to these is "
+        "accepted"
     )

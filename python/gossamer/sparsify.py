@@ -41,10 +41,10 @@ def sparsify_(
     Args:
         model: changed in place. A single layer is a model too.
         config: None infers each layer's pattern from its zeros. A pattern's text, `SparseConfig`,
-            `SemiSparseWeightConfig`, `BlockSparseWeightConfig` or
-            `Int8DynamicActivationSparseWeightConfig` applies to every layer that is
-            selected. A dict gives each glob of layer names a config of its own (or None); the first
-            that matches decides, layers that none matches stay plain.
+            `SemiSparseWeightConfig`, `BlockSparseWeightConfig`,
+            `Int8DynamicActivationSparseWeightConfig` or another config of `gossamer.config` applies
+            to every layer that is selected. A dict gives each glob of layer names a config of its
+            own (or None); the first that matches decides, layers that none matches stay plain.
         filter_fn: called with each of these layers and its name; False leaves it plain.
         plan: "measure" times the best candidates against dense (results are cached between
             processes), "model" asks the cost model alone and is deterministic.

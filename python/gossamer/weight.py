@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from gossamer import _ops
-from gossamer._quantization import dequantized, quantized_dtypes
+from gossamer._quantization import VALUE_DTYPES, dequantized, quantized_dtypes
 from gossamer._weight_facts import Facts, facts_of
 from gossamer._weight_tables import FUNCTIONS, OPERATORS, refuse
 
@@ -41,8 +41,8 @@ class SparseWeight(torch.Tensor):
     Attributes:
         packed: uint8 [bytes], the weight in its layout.
         dense: the dense values [[batch,] out, in] where the plan keeps them too, else None.
-        scale: float32 [out], of a quantized weight: row r is `scale[r]` times its int8 values. None
-            where the values are the weight itself.
+        scale: float32 [out], of a quantized weight: row r is `scale[r]` times its int8 or float8
+            values. None where the values are the weight itself.
         layout_code: the number of the layout (`layout_name` is its name). `layout` itself is
             torch's and says `torch.strided`.
         transposed: True where the module stores [in, out], as GPT-2's `Conv1D` does.
@@ -102,11 +102,7 @@ class SparseWeight(torch.Tensor):
         is_plain_dense &= facts.kernel is None and facts.inputs > 0
         is_forced = bool(os.environ.get("GOSSAMER_KERNEL"))
         self._dense_buckets = facts.dense_buckets if is_plain_dense and not is_forced else 0
-        # A GPU's operator does not read the header: it is told the inputs, and where the plan runs
-        # dense, beside the layout.
-        self._layout_argument = facts.layout_code
-        if packed.device.type == "cuda":
-            self._layout_argument |= facts.dense_buckets << 8 | facts.inputs << 16
+        self._layout_argument = facts.layout_argument(packed.device)
 
     @classmethod
     def from_dense(
@@ -189,26 +185,31 @@ class SparseWeight(torch.Tensor):
         dtype: torch.dtype = torch.float32,
         *,
         dense: Tensor | None = None,
+        accurate: bool = False,
     ) -> SparseWeight:
-        """Wraps packed int8 values and their scales: row r of the weight is `scale[r]` times row r.
+        """Wraps packed 8-bit values and scales: row r of the weight is `scale[r]` times row r.
 
         Args:
-            packed: uint8 [bytes], int8 [out, in] that is not transposed, or a convolution's [out,
-                channels, height, width].
+            packed: uint8 [bytes], int8 or float8_e4m3fn [out, in] that is not transposed, or a
+                convolution's int8 [out, channels, height, width]. Float8 is multiplied on a GPU
+                only.
             scale: float32 [out].
             dtype: of the parameter that it stands for: float32, float16 or bfloat16; a
                 convolution's float32.
             dense: in the shape of the weight and in `dtype`, what the plan runs where it says
                 dense.
+            accurate: sums of float8 products in float32 throughout; int8's are exact anyhow.
 
         Raises:
             ValueError: one of them is something else.
         """
         facts = facts_of(packed)
-        if facts.dtype != torch.int8 or facts.batch != 1 or facts.transposed:
+        accepted = (torch.int8,) if facts.kernel else tuple(VALUE_DTYPES.values())
+        if facts.dtype not in accepted or facts.batch != 1 or facts.transposed:
             raise ValueError(
                 f"packed is a weight {list(facts.shape)} of {facts.dtype}: a quantized weight is "
-                "int8 [out, in] or a convolution's; pack int8 values, not transposed"
+                "int8 or float8_e4m3fn [out, in], or a convolution's in int8; pack such values, "
+                "not transposed"
             )
         if tuple(scale.shape) != (facts.out,) or scale.dtype != torch.float32:
             raise ValueError(
@@ -226,12 +227,15 @@ class SparseWeight(torch.Tensor):
                 f"dense is {list(dense.shape)} {dense.dtype}: {list(facts.shape)} {dtype} is "
                 "accepted"
             )
-        return cls(packed, facts._replace(quantized=dtype), dense, scale.contiguous())
+        facts = facts._replace(quantized=dtype, accurate=accurate)
+        return cls(packed, facts, dense, scale.contiguous())
 
     def _replace(self, packed: Tensor, dense: Tensor | None = None) -> SparseWeight:
         """A new weight around other bytes, in this one's orientation and with its scales."""
         facts = facts_of(packed)._replace(
-            transposed=self.transposed, quantized=self._facts.quantized
+            transposed=self.transposed,
+            quantized=self._facts.quantized,
+            accurate=self._facts.accurate,
         )
         return type(self)(packed, facts, dense, self.scale)
 
@@ -269,6 +273,15 @@ class SparseWeight(torch.Tensor):
         return _ops.info(self.packed)["layout"]
 
     @property
+    def quantization(self) -> str | None:
+        """The word of `SparseConfig.quantize` for a quantized weight, else None."""
+        if self.scale is None:
+            return None
+        if self._facts.dtype is torch.int8:
+            return "int8"
+        return "float8-accurate" if self._facts.accurate else "float8"
+
+    @property
     def plan(self) -> list[str]:
         """The kernel chosen for each bucket of token counts; empty strings where none was.
 
@@ -279,7 +292,7 @@ class SparseWeight(torch.Tensor):
     def to_dense(self, dtype: torch.dtype | None = None) -> Tensor:  # type: ignore[override]
         """The dense parameter again: its shape, zeros where nothing is kept.
 
-        Of a quantized weight these are its int8 values times their scales, rounded to the dtype.
+        Of a quantized weight these are its 8-bit values times their scales, rounded to the dtype.
 
         Args:
             dtype: of the result; None keeps the weight's own.
@@ -310,7 +323,7 @@ class SparseWeight(torch.Tensor):
         if type(self.packed) is not torch.Tensor:  # a compiler's fake has no bytes to read
             return f"SparseWeight({shape}, {self.packed})"
         info = _ops.info(self.packed)
-        values = "" if self.scale is None else "int8 with a scale a row, "
+        values = "" if self.scale is None else f"{info['dtype']} with a scale a row, "
         return (
             f"SparseWeight({shape}, {values}{_short(info['pattern'])}, "
             f"{100 * self.density:.1f} % kept, "
@@ -344,7 +357,12 @@ class SparseWeight(torch.Tensor):
             bool(getattr(self, "_is_param", False)),
         )
         if self.scale is not None:
-            return _rebuild_quantized_weight, (*state, self.scale, self.dtype)
+            return _rebuild_quantized_weight, (
+                *state,
+                self.scale,
+                self.dtype,
+                self._facts.accurate,
+            )
         return _rebuild_sparse_weight, state
 
     def __tensor_flatten__(self) -> tuple[list[str], Facts]:
@@ -415,9 +433,12 @@ def _rebuild_sparse_weight(
     ops = torch.ops.gossamer
     packed = ops.from_format_arrays(info, arrays)
     form = _ops.info(packed)
-    if layout != form["layout"]:
+    # Tiles that were saved on a GPU and are loaded without one stay in their format: only that is
+    # computed here.
+    is_elsewhere = layout == "nm24_tiles" and packed.device.type == "cpu"
+    if layout != form["layout"] and not is_elsewhere:
         packed = ops.convert(packed, layout)
-    if any(json.loads(kernels)):
+    if any(json.loads(kernels)) and not is_elsewhere:
         packed = ops.with_plan(packed, kernels)
     facts = facts_of(packed)
     dense = ops.unpack(packed, facts.logical_shape, facts.dtype) if keeps_dense else None
@@ -436,10 +457,11 @@ def _rebuild_quantized_weight(
     is_param: bool,
     scale: Tensor,
     dtype: torch.dtype,
+    accurate: bool = False,
 ) -> SparseWeight:
     """What a pickled quantized weight becomes."""
     values = _rebuild_sparse_weight(info, arrays, layout, kernels, False, False)
-    weight = SparseWeight.from_quantized(values.packed, scale, dtype)
+    weight = SparseWeight.from_quantized(values.packed, scale, dtype, accurate=accurate)
     if keeps_dense:
         weight = SparseWeight(weight.packed, weight._facts, weight.to_dense(), weight.scale)
     if is_param:

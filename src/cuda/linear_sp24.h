@@ -56,11 +56,8 @@ struct Sp24Tile {
   bool accurate_sums = true;
 };
 
-/// Rows that have not run on their hardware yet refuse unless GOSSAMER_EXPERIMENTAL names them.
-inline constexpr std::string_view kExperiment8Bit = "sm90-8bit";
-inline constexpr std::string_view kExperimentSm80 = "sm80";
-
-/// The sentence with which such a row refuses; empty where the environment asks for it.
+/// The sentence with which a row that has not run on its hardware yet refuses; empty where
+/// GOSSAMER_EXPERIMENTAL names it.
 std::string refuse_experiment(std::string_view name);
 
 /// One row: a kernel instance.

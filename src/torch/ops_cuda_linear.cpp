@@ -34,16 +34,22 @@ struct Weight {
 };
 
 // The argument `layout` carries more than the layout's number, because the header is on the GPU: a
-// bit for each token bucket that the plan runs dense, and the weight's inputs (tiles are padded, so
-// that the bytes alone do not tell 60 inputs from 64). Zeros where the caller knows neither.
+// bit for each token bucket that the plan runs dense, the weight's inputs (tiles are padded, so
+// that the bytes alone do not tell 60 inputs from 64), and of a quantized weight whether its values
+// are float8 and their sums are to be accurate. Zeros where the caller knows none of it.
 constexpr int kDenseShift = 8;
 constexpr int kInputsShift = 16;
+constexpr int kInputsBits = 32;
+constexpr int kFloat8Shift = kInputsShift + kInputsBits;
+constexpr int kAccurateShift = kFloat8Shift + 1;
 static_assert(kDenseShift + kTokenBuckets <= kInputsShift);
+
+bool has_bit(std::int64_t argument, int shift) { return (argument >> shift & 1) != 0; }
 
 bool runs_dense(std::int64_t argument, std::int64_t tokens) {
   std::size_t bucket = 0;
   while (bucket < kTokenBucketEnds.size() && tokens > kTokenBucketEnds[bucket]) ++bucket;
-  return (argument >> (kDenseShift + static_cast<int>(bucket)) & 1) != 0;
+  return has_bit(argument, kDenseShift + static_cast<int>(bucket));
 }
 
 void check_layout(std::int64_t argument) {
@@ -124,11 +130,9 @@ const LinearSp24Kernel& choose(const LinearSp24Args& args, const cuda::DeviceInf
   throw Error(
       ErrorCode::kUnsupported,
       fmt::format("no kernel multiplies 2:4 weights on {} (compute capability {}.{}); "
-                  "kernels need 9.x{}: unpack the model with gossamer.desparsify_(model)",
-                  device.name, device.compute_major, device.compute_minor,
-                  has_16_bits(args.dtype) ? ""
-                                          : ", and those of 8-bit weights have not run on hardware "
-                                            "yet: GOSSAMER_EXPERIMENTAL=sm90-8bit allows them"));
+                  "kernels of {} need {}: unpack the model with gossamer.desparsify_(model)",
+                  device.name, device.compute_major, device.compute_minor, dtype_name(args.dtype),
+                  args.dtype == DType::kFloat8E4M3 ? "9.x" : "8.x or 9.x"));
 }
 
 /// Sizes that kernels count in 32 bits.
@@ -143,7 +147,7 @@ void check_sizes(const LinearSp24Args& args) {
 }
 
 void check_inputs(std::int64_t argument, std::span<const std::int64_t> x_sizes, std::int64_t out) {
-  const std::int64_t recorded = argument >> kInputsShift;
+  const std::int64_t recorded = argument >> kInputsShift & ((std::int64_t{1} << kInputsBits) - 1);
   if (recorded == 0 || recorded == x_sizes.back()) return;
   refuse(
       fmt::format("x has shape {}, the packed weight is [{}, {}] ([out, in]): x must be [..., {}]",
@@ -278,16 +282,18 @@ Tensor linear(const Tensor& x, const Tensor& packed, std::int64_t layout, std::i
   return guarded([&] {
     check_device(x, "x", packed);
     check_16_bits(x, "x");
-    if (scale) {
-      const auto [q, x_scale] = quantize_rows(x, ScalarType::Char);
-      return multiply({q, packed, layout, out, bias, activation, residual, x_scale, scale,
-                       dtype_of(x, "x"), false});
-    }
     const auto x_sizes = sizes_of(x);
     if (dense && !x_sizes.empty() && x_sizes.back() != 0 &&
         runs_dense(layout, x.numel() / x_sizes.back())) {
       check_inputs(layout, x_sizes, out);
       return dense_linear(x, *dense, bias, checked_activation(activation), residual);
+    }
+    if (scale) {
+      const bool is_float8 = has_bit(layout, kFloat8Shift);
+      const auto values = is_float8 ? ScalarType::Float8_e4m3fn : ScalarType::Char;
+      const auto [q, x_scale] = quantize_rows(x, values);
+      return multiply({q, packed, layout, out, bias, activation, residual, x_scale, scale,
+                       dtype_of(x, "x"), has_bit(layout, kAccurateShift)});
     }
     return multiply({x, packed, layout, out, bias, activation, residual, scale, scale,
                      dtype_of(x, "x"), false});

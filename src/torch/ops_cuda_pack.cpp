@@ -163,12 +163,14 @@ PackedHeader checked_header(const Tensor& packed, const OnDevice& device) {
   return header;
 }
 
+Tensor on_cpu(const Tensor& tensor) {
+  return torch::stable::to(tensor, torch::stable::Device(torch::headeronly::DeviceType::CPU));
+}
+
 /// By way of the CPU, for layouts that no kernel of the GPU writes or reads.
 Tensor convert_on_cpu(const Tensor& packed, const std::string& layout) {
   using torch::stable::detail::from;
-  const Tensor host =
-      torch::stable::to(packed, torch::stable::Device(torch::headeronly::DeviceType::CPU));
-  std::array<StableIValue, 2> stack{from(host), from(layout)};
+  std::array<StableIValue, 2> stack{from(on_cpu(packed)), from(layout)};
   call_operator("gossamer::convert", stack.data());
   const auto converted = torch::stable::detail::to<Tensor>(stack[0]);
   return torch::stable::to(converted, packed.device());
@@ -278,11 +280,32 @@ void unpack_into(const Tiles& tiles, std::byte* values, bool* kept, const OnDevi
   }
 }
 
+bool is_read_here(const Tensor& packed, const OnDevice& device) {
+  return dtype_bytes(read_header(packed, device).dtype) == 2;
+}
+
+/// By way of the CPU, for values of which no kernel of the GPU unpacks tiles.
+Tensor unpack_on_cpu(const Tensor& packed, const std::vector<std::int64_t>& shape,
+                     ScalarType dtype) {
+  using torch::stable::detail::from;
+  std::array<StableIValue, 3> stack{from(on_cpu(packed)), from(shape), from(dtype)};
+  call_operator("gossamer::unpack", stack.data());
+  return torch::stable::to(torch::stable::detail::to<Tensor>(stack[0]), packed.device());
+}
+
+Tensor unpack_mask_on_cpu(const Tensor& packed, const std::vector<std::int64_t>& shape) {
+  using torch::stable::detail::from;
+  std::array<StableIValue, 2> stack{from(on_cpu(packed)), from(shape)};
+  call_operator("gossamer::unpack_mask", stack.data());
+  return torch::stable::to(torch::stable::detail::to<Tensor>(stack[0]), packed.device());
+}
+
 }  // namespace
 
 Tensor unpack(const Tensor& packed, const std::vector<std::int64_t>& shape, ScalarType dtype) {
   return guarded([&] {
     const OnDevice device(packed);
+    if (!is_read_here(packed, device)) return unpack_on_cpu(packed, shape, dtype);
     const Tiles tiles = tiles_of(packed, shape, device);
     if (from_scalar_type(dtype) != tiles.header.dtype) {
       refuse(fmt::format(
@@ -298,6 +321,7 @@ Tensor unpack(const Tensor& packed, const std::vector<std::int64_t>& shape, Scal
 Tensor unpack_mask(const Tensor& packed, const std::vector<std::int64_t>& shape) {
   return guarded([&] {
     const OnDevice device(packed);
+    if (!is_read_here(packed, device)) return unpack_mask_on_cpu(packed, shape);
     const Tiles tiles = tiles_of(packed, shape, device);
     Tensor mask = empty_on(packed, shape, DType::kBool);
     unpack_into(tiles, nullptr, static_cast<bool*>(mask.mutable_data_ptr()), device);

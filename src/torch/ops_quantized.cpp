@@ -49,6 +49,11 @@ void check_like_x(const Tensor& tensor, const char* name, DType x) {
 }  // namespace
 
 void check_scale(const Tensor& scale, const PackedView& weight) {
+  if (weight.dtype() == DType::kFloat8E4M3) {
+    refuse(
+        "a float8 weight with scales is multiplied on CUDA devices only: move the model there with "
+        ".to(\"cuda\"), or unpack it with gossamer.desparsify_(model)");
+  }
   if (weight.dtype() != DType::kInt8 || weight.batch() != 1) {
     refuse(fmt::format(
         "scale is given, and the packed weight is a batch of {} in {}: scales belong to a single "

@@ -21,12 +21,6 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def all_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows that are given to nobody who does not ask are tested like the others."""
-    monkeypatch.setenv("GOSSAMER_EXPERIMENTAL", "sm90-8bit,sm80")
-
-
 DTYPES = (torch.bfloat16, torch.float16)
 ops = torch.ops.gossamer
 

@@ -300,5 +300,5 @@ def test_refusals() -> None:
         op(x, plain.packed, plain.layout_code, 96, weight.scale)
     with pytest.raises(ValueError, match="quantize='int4'"):
         gs.SparseConfig(quantize="int4")
-    with pytest.raises(NotImplementedError, match="quantized weight cannot be moved"):
+    with pytest.raises(NotImplementedError, match="packed weight cannot be moved"):
         layer.weight.to("meta")

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Launchers and table rows of the kernels for compute capability 8.0 and later.
+// Launchers and table rows of the kernels for compute capability 8.x. Compute capability 9.x runs
+// them where they are asked for by name.
 #include "cuda/sm80/sm80_mma_sp24.cuh"
 
 #include <algorithm>
@@ -28,11 +29,10 @@ int row_blocks(const LinearSp24Args& args) { return static_cast<int>((args.out +
 
 template <typename Shape>
 std::string refuses(const LinearSp24Kernel&, const LinearSp24Args& args, const DeviceInfo& device) {
-  if (device.compute_major < 8) {
-    return "needs compute capability 8.0 or later, " + device.name + " has " +
+  if (device.compute_major != 8 && device.compute_major != 9) {
+    return "needs compute capability 8.x or 9.x, " + device.name + " has " +
            std::to_string(device.compute_major) + "." + std::to_string(device.compute_minor);
   }
-  if (std::string why = refuse_experiment(kExperimentSm80); !why.empty()) return why;
   if (Shape::kAligned && !is_aligned(args)) {
     return "needs X with base and rows aligned to 16 bytes; the stride is " +
            std::to_string(args.x_stride) + " elements";

@@ -73,10 +73,8 @@ int active_clusters(const Kernel& kernel, const LaunchShape& shape) {
 }
 
 /// The sentence with which a kernel of this folder refuses a device; empty where it runs there.
-inline std::string refuse_device(const DeviceInfo& device, DType dtype) {
-  if (device.compute_major == 9) {
-    return dtype_bytes(dtype) == 2 ? std::string() : refuse_experiment(kExperiment8Bit);
-  }
+inline std::string refuse_device(const DeviceInfo& device) {
+  if (device.compute_major == 9) return {};
   return "needs compute capability 9.x, " + device.name + " has " +
          std::to_string(device.compute_major) + "." + std::to_string(device.compute_minor);
 }

@@ -122,7 +122,7 @@ Cut best_cut(const LinearSp24Args& args, const DeviceInfo& device) {
 
 std::string refuses(const LinearSp24Kernel& row, const LinearSp24Args& args,
                     const DeviceInfo& device) {
-  if (std::string why = refuse_device(device, args.dtype); !why.empty()) return why;
+  if (std::string why = refuse_device(device); !why.empty()) return why;
   if (args.tokens > row.tile.tokens) {
     return "takes up to " + std::to_string(row.tile.tokens) + " tokens, not " +
            std::to_string(args.tokens);

@@ -92,7 +92,7 @@ struct GemmInstance {
 
   static std::string refuses(const LinearSp24Kernel&, const LinearSp24Args& args,
                              const DeviceInfo& device) {
-    if (std::string why = refuse_device(device, args.dtype); !why.empty()) return why;
+    if (std::string why = refuse_device(device); !why.empty()) return why;
     if (Shape::kMapped) {
       if (std::string why = refuse_experiment("sm90-mapped"); !why.empty()) return why;
     }
