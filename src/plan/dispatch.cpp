@@ -184,7 +184,9 @@ const LinearKernel* choose_kernel(const PackedView& weight, std::int64_t tokens,
   const auto bucket = static_cast<std::size_t>(token_bucket(tokens));
   const bool planned_dense = weight.header().plan[bucket] == dense;
   if (planned_dense && forced.empty()) return nullptr;
-  const LinearKernel& row = sparse_row(weight, tokens, threads, Epilogue{});
+  // An int8 weight has no products but quantized ones.
+  const Epilogue epilogue{.quantized = weight.dtype() == DType::kInt8};
+  const LinearKernel& row = sparse_row(weight, tokens, threads, epilogue);
   return planned_dense && row.name != forced ? nullptr : &row;
 }
 

@@ -239,6 +239,14 @@ def test_conversions_from_end_to_end(pattern: str) -> None:
     assert [list(line["peers"]) for line in lines] == [["copy"], ["copy"], ["clone"], ["clone"]]
 
 
+def test_a_dense_copy_is_not_counted() -> None:
+    subject = make_subject(48, 64, "unstructured:0.9")
+    packed = gs.SparseWeight.from_dense(subject.dense)
+    both = gs.SparseWeight.from_packed(packed.packed, dense=subject.dense.clone())
+    subject.module.weight = torch.nn.Parameter(both, requires_grad=False)
+    assert subject.held_bytes == packed.packed.numel() < subject.dense.numel() * 4
+
+
 @pytest.mark.parametrize("suite", ["cpu-model", "cpu-stacks"])
 def test_a_network_from_end_to_end(suite: str) -> None:
     def small(folder):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -264,6 +265,25 @@ def test_a_measured_plan_is_no_slower_than_dense() -> None:
         assert all(bucket.ms <= bucket.dense_ms / 0.97 for bucket in report.plan)
     else:
         assert type(layer.weight) is nn.Parameter
+
+
+def test_a_dense_copy_runs_where_the_plan_says_so() -> None:
+    layer, dense = quantized()
+    packed = torch.ops.gossamer.with_plan(
+        layer.weight.packed, json.dumps([None] * 3 + ["dense"] * 4)
+    )
+    both = gs.SparseWeight.from_quantized(
+        packed, layer.weight.scale, dense=dense.weight.detach().clone()
+    )
+    mixed = copy.deepcopy(dense)
+    mixed.weight = nn.Parameter(both, requires_grad=False)
+    for tokens in (1, 8, 32):
+        x = torch.randn(tokens, 130)
+        assert torch.equal(mixed(x), layer(x))
+        y = gs.linear(x, mixed.weight, mixed.bias, activation="relu")
+        assert torch.equal(y, layer(x).relu())
+    x = torch.randn(64, 130)
+    assert torch.equal(mixed(x), dense(x))
 
 
 def test_what_stays_plain() -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import gossamer as gs
 from gossamer._quantization import quantize_rows
 from gossamer._weight_convolution import conv2d
+from gossamer.weight import SparseWeight
 from sparsify_helpers import is_packed
 
 PATTERNS = ("unstructured:0.5", "unstructured:0.9", "block:1x4:0.8", "2:4")
@@ -118,6 +119,22 @@ def test_every_row_computes_the_same(pattern: str) -> None:
         layer.weight = nn.Parameter(layer.weight._replace(packed), requires_grad=False)
         assert layer.weight.plan == [name] * 7
         assert torch.equal(layer(x), y)  # integer sums, and the same roundings behind them
+
+
+def test_a_dense_copy_runs_where_the_plan_says_so() -> None:
+    layer, dense = quantized()
+    packed = torch.ops.gossamer.with_plan(
+        layer.weight.packed, json.dumps([None] * 4 + ["dense"] * 3)
+    )
+    both = SparseWeight.from_quantized(
+        packed, layer.weight.scale, dense=dense.weight.detach().clone()
+    )
+    mixed = copy.deepcopy(dense)
+    mixed.weight = nn.Parameter(both, requires_grad=False)
+    small, large = torch.randn(1, 20, 5, 5), torch.randn(2, 20, 16, 16)
+    assert torch.equal(mixed(small), layer(small))
+    torch.testing.assert_close(mixed(large), dense(large), rtol=1e-5, atol=1e-5)
+    assert not torch.equal(mixed(large), layer(large))
 
 
 def test_activation_and_residual() -> None:

@@ -58,8 +58,9 @@ class Subject:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of the weight as it is held."""
-        return self.report.packed_bytes or self.report.dense_bytes
+        """Bytes of the weight as it is held, without a dense copy for other token counts."""
+        held = self.held
+        return held.packed_bytes if isinstance(held, gs.SparseWeight) else self.report.dense_bytes
 
     @property
     def density(self) -> float:
@@ -79,6 +80,7 @@ def make_subject(
     mask: Tensor | None = None,
     *,
     quantize: bool = False,
+    memory: str = "default",
 ) -> Subject:
     """A random normal weight pruned by magnitude, sparsified for this machine.
 
@@ -89,6 +91,7 @@ def make_subject(
         dtype: float32 or bfloat16.
         mask: bool [out, in] of what is kept; None keeps what is largest.
         quantize: to int8, with inputs that are quantized in every call.
+        memory: as `sparsify_` takes it.
     """
     module = nn.Linear(inputs, out, bias=False, dtype=dtype)
     with torch.no_grad():
@@ -100,7 +103,7 @@ def make_subject(
         dense = torch.where(mask, values, 0.0).to(dtype)
         module.weight.copy_(dense)
     config = gs.Int8DynamicActivationSparseWeightConfig(pattern) if quantize else pattern
-    gs.sparsify_(module, config)
+    gs.sparsify_(module, config, memory=memory)
     return Subject(pattern, dense, module, gs.explain(module)[""])
 
 
