@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "gossamer/dtype.h"
+#include "gossamer/parallel.h"
 #include "gossamer/pattern.h"
 #include "gossamer/tensor_view.h"
 
@@ -161,6 +162,7 @@ struct PackOptions {
   /// Of a convolution [OC, IC, KH, KW]: `values` is its matrix [OC, KH·KW·IC]. 0 × 0: a matrix.
   std::int64_t kernel_h = 0;
   std::int64_t kernel_w = 0;
+  ParallelFor parallel{};  ///< used for `bitmask` and for 2:4 as `nm`, with 16- or 32-bit elements
 };
 
 /// Packs the kept positions of `values` ([batch,] out × in). `mask` (bool, same shape) says which
@@ -174,7 +176,12 @@ PackedWeight pack(const ConstMatrixView& values, const ConstMatrixView* mask,
 
 /// Writes the dense values (dtype of the weight, zeros where nothing is kept) and, unless it is
 /// null, the bool mask of kept positions. Views must have the weight's logical shape.
-void unpack(const PackedView& packed, const MatrixView& values, const MatrixView* mask = nullptr);
+void unpack(const PackedView& packed, const MatrixView& values, const MatrixView* mask = nullptr,
+            const ParallelFor& parallel = {});
+
+/// The mask alone.
+void unpack_mask(const PackedView& packed, const MatrixView& mask,
+                 const ParallelFor& parallel = {});
 
 /// The same weight in another layout or format.
 PackedWeight convert(const PackedView& packed, Layout layout,

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
+import torch
 from torch import nn
 
 __all__ = ["Convolution", "paddings", "pair"]
@@ -13,6 +15,8 @@ __all__ = ["Convolution", "paddings", "pair"]
 
 def pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
     """One number for both sides, or the two; ValueError where it is neither."""
+    if type(value) is tuple and len(value) == 2:  # what modules hold; the questions below are slow
+        return value
     if not isinstance(value, Sequence):
         return (value, value)
     if len(value) == 1:
@@ -68,7 +72,20 @@ class Convolution:
     @classmethod
     def of(cls, module: nn.Conv2d) -> Convolution:
         """The numbers of a module."""
-        stride, dilation, kernel = (
-            (pair[0], pair[1]) for pair in (module.stride, module.dilation, module.kernel_size)
-        )
-        return cls(stride, paddings(module.padding, kernel, stride, dilation), dilation)
+        held = (module.stride, module.padding, module.dilation, module.kernel_size)
+        # Dynamo traces through caches, and warns of it.
+        return _numbers(*held) if torch.compiler.is_compiling() else _known_numbers(*held)
+
+
+def _numbers(
+    stride: tuple[int, ...],
+    padding: tuple[int, ...] | str,
+    dilation: tuple[int, ...],
+    kernel: tuple[int, ...],
+) -> Convolution:
+    strides, dilations = (stride[0], stride[1]), (dilation[0], dilation[1])
+    sides = paddings(padding, (kernel[0], kernel[1]), strides, dilations)
+    return Convolution(strides, sides, dilations)
+
+
+_known_numbers = lru_cache(maxsize=1024)(_numbers)

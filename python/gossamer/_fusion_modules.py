@@ -78,7 +78,9 @@ class FusedConv2d(_Fused, nn.Conv2d):
             [[images,] out, height, width], or the shape that broadcasting gives.
         """
         values = self.weight
-        if isinstance(values, SparseWeight) and _fits(residual, self._shape(input), input):
+        if isinstance(values, SparseWeight) and (
+            residual is None or _fits(residual, self._shape(input), input)
+        ):
             numbers = Convolution.of(self)
             return convolution(
                 input,

@@ -236,6 +236,16 @@ def _with_plan_fake(packed: Tensor, kernels: str) -> Tensor:
     return torch.empty_like(packed)
 
 
+@_shape_of("pack_")
+def _pack_in_place_fake(packed: Tensor, values: Tensor, mask: Tensor | None = None) -> None:
+    return None
+
+
+@_shape_of("unpack_")
+def _unpack_in_place_fake(packed: Tensor, values: Tensor, mask: Tensor | None = None) -> None:
+    return None
+
+
 @_shape_of("unpack")
 def _unpack_fake(packed: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return packed.new_empty(shape, dtype=dtype)

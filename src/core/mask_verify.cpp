@@ -52,7 +52,7 @@ std::int64_t allowed_count(double sparsity, std::int64_t rows, std::int64_t cols
 
 std::optional<Violation> check_unstructured(const RowSource& source, const Pattern& pattern) {
   const std::int64_t rows = source.batch() * source.out();
-  const std::int64_t allowed = allowed_count(pattern.sparsity, rows, source.in());
+  const std::int64_t allowed = most_kept(pattern, rows, source.in());
   if (allowed >= rows * source.in()) return std::nullopt;
   const std::int64_t total = count_kept(source);
   if (total <= allowed) return std::nullopt;
@@ -162,6 +162,10 @@ std::optional<Violation> check_fan_in(const RowSource& source, const Pattern& pa
 }
 
 }  // namespace
+
+std::int64_t most_kept(const Pattern& pattern, std::int64_t rows, std::int64_t cols) {
+  return allowed_count(pattern.sparsity, rows, cols);
+}
 
 std::int64_t count_kept(const RowSource& source) {
   std::int64_t total = 0;

@@ -2,57 +2,17 @@
 #include "gossamer/packed_weight.h"
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
 #include "core/encode.h"
 #include "core/fail.h"
-#include "core/half.h"
 #include "core/layouts.h"
-#include "core/mask_verify.h"
 #include "core/row_source.h"
 
 namespace gossamer {
 namespace {
 
 using detail::fail;
-
-std::string shape_text(std::int64_t batch, std::int64_t rows, std::int64_t cols) {
-  return batch == 1 ? fmt::format("[{}, {}]", rows, cols)
-                    : fmt::format("[{}, {}, {}]", batch, rows, cols);
-}
-
-/// What a weight that breaks its pattern is refused with.
-[[noreturn]] void refuse_violation(const std::string& name, const Violation& violation,
-                                   const Pattern& pattern) {
-  fail(ErrorCode::kPatternViolation,
-       "weight '{}' {}; prune it first (gossamer.Magnitude(\"{}\")) or pass "
-       "pattern=\"unstructured\"",
-       name, violation.message, pattern.to_string());
-}
-
-void check_unpack_view(const MatrixView& view, const PackedView& packed, std::string_view what) {
-  detail::check_view(read_only(view), what);
-  if (view.batch == packed.batch() && view.rows == packed.out() && view.cols == packed.in()) return;
-  fail(ErrorCode::kInvalidArgument, "{}: shape {}, the packed weight has {}", what,
-       shape_text(view.batch, view.rows, view.cols),
-       shape_text(packed.batch(), packed.out(), packed.in()));
-}
-
-/// Writes one row of elements to where a view has it.
-template <typename Raw>
-void scatter_row(const Raw* from, const MatrixView& to, std::int64_t batch, std::int64_t row) {
-  if (to.cols == 0) return;
-  constexpr std::int64_t kBytes = sizeof(Raw);
-  std::byte* begin = to.data + (batch * to.batch_stride + row * to.row_stride) * kBytes;
-  if (to.col_stride == 1) {
-    std::memcpy(begin, from, static_cast<std::size_t>(to.cols * kBytes));
-    return;
-  }
-  for (std::int64_t i = 0; i < to.cols; ++i) {
-    detail::store_raw(begin + i * to.col_stride * kBytes, from[i]);
-  }
-}
 
 /// Rows that a slice may begin or end at: panels of a pattern stay whole.
 std::int64_t row_unit(const Pattern& pattern) {
@@ -91,50 +51,6 @@ void check_part(const PackedView& first, const PackedView& part, std::size_t ind
 }
 
 }  // namespace
-
-PackedWeight pack(const ConstMatrixView& values, const ConstMatrixView* mask,
-                  const Pattern& pattern, Layout layout, const PackOptions& options) {
-  try {
-    const FormatInfo info{
-        layout,      values.dtype,       pattern,          values.batch,    values.rows,
-        values.cols, options.transposed, options.kernel_h, options.kernel_w};
-    const std::unique_ptr<detail::RowSource> source = detail::dense_source(values, mask);
-    detail::layout_spec(info, 0);
-    if (const auto violation = detail::find_violation(*source, pattern)) {
-      refuse_violation(options.name, *violation, pattern);
-    }
-    return detail::encode(*source, info, options.allocator);
-  } catch (const Error& error) {
-    if (error.code() == ErrorCode::kPatternViolation) throw;
-    fail(error.code(), "weight '{}': {}", options.name, error.what());
-  }
-}
-
-void unpack(const PackedView& packed, const MatrixView& values, const MatrixView* mask) {
-  check_unpack_view(values, packed, "values");
-  if (values.dtype != packed.dtype()) {
-    fail(ErrorCode::kInvalidArgument, "values: dtype {}, the packed weight has {}",
-         dtype_name(values.dtype), dtype_name(packed.dtype()));
-  }
-  if (mask != nullptr) {
-    check_unpack_view(*mask, packed, "mask");
-    if (dtype_bytes(mask->dtype) != 1) {
-      fail(ErrorCode::kInvalidArgument, "mask: dtype {}, expected bool", dtype_name(mask->dtype));
-    }
-  }
-  const auto source = detail::packed_source(packed);
-  detail::with_raw_type(dtype_bytes(packed.dtype()), [&]<typename Raw>(Raw) {
-    std::vector<Raw> row(static_cast<std::size_t>(packed.in()));
-    std::vector<std::uint8_t> kept(static_cast<std::size_t>(packed.in()));
-    for (std::int64_t b = 0; b < packed.batch(); ++b) {
-      for (std::int64_t r = 0; r < packed.out(); ++r) {
-        source->read(b, r, reinterpret_cast<std::byte*>(row.data()), kept.data());
-        scatter_row(row.data(), values, b, r);
-        if (mask != nullptr) scatter_row(kept.data(), *mask, b, r);
-      }
-    }
-  });
-}
 
 PackedWeight convert(const PackedView& packed, Layout layout, const PackedAllocator& allocator) {
   FormatInfo info = detail::info_of(packed.header());

@@ -8,9 +8,10 @@
 //       every unit of the filters that keeps anything
 //     sums times scales, to Y with bias, residual and activation
 //
-// X is rounded where it is copied, an image at a scale, so that nothing of it is stored in eight
-// bits. Rounding costs every block of filters as much as copying; products take a quarter of
-// float32's where units are whole (block:1x4 and VNNI).
+// Taps see the same pixels, so where there are several X is rounded first, an image at a scale, to
+// words of as many neighbouring channels as a unit has; tiles are filled with words as float32's
+// are with pixels, and have a quarter of them. X for a single tap, or with channels that make no
+// whole words, is rounded where it is copied.
 #include <algorithm>
 #include <array>
 #include <cstddef>
@@ -40,6 +41,97 @@ struct Variant {
   std::int64_t widest() const { return sums.vector_lanes * vectors; }
   std::int64_t stage_floats() const { return kStageInputs * widest(); }
   std::int64_t tile_floats() const { return block / rounding.inputs * widest(); }
+};
+
+/// X in words, one image after the other in X's memory format.
+class ImageWords {
+ public:
+  /// Whether they pay and are whole.
+  static bool fit(const Variant& variant, const Conv2dShape& s) {
+    return s.kernel_h * s.kernel_w > 1 && s.in_channels % variant.rounding.inputs == 0;
+  }
+
+  /// The call for a reader to whom a word is a channel.
+  static Conv2dArgs make(const Variant& variant, const Conv2dArgs& args) {
+    const ImageWords words(variant, args);
+    words.fill();
+    const Conv2dShape& s = args.shape;
+    const auto strides = args.x_strides.channels_last() ? ImageStrides::nhwc : ImageStrides::planar;
+    Conv2dArgs seen = args;
+    seen.shape.in_channels = words.channels_;
+    seen.x = words.memory_;
+    seen.x_strides = strides(words.channels_, s.height, s.width);
+    return seen;
+  }
+
+ private:
+  ImageWords(const Variant& variant, const Conv2dArgs& args)
+      : rounding_(variant.rounding),
+        args_(args),
+        channels_(args.shape.in_channels / variant.rounding.inputs),
+        memory_(reinterpret_cast<std::uint32_t*>(
+            scratch(args.shape.images * channels_ * args.shape.height * args.shape.width,
+                    Purpose::kShared))) {}
+
+  /// Rows of one word of channels, or of all of a pixel's, threads side by side.
+  void fill() const {
+    constexpr std::int64_t kMinWordsPerThread = 8192;  // below, waking a thread costs more
+    const Conv2dShape& s = args_.shape;
+    const bool last = args_.x_strides.channels_last();
+    const std::int64_t rows = s.images * (last ? 1 : channels_) * s.height;
+    const std::int64_t row_words = s.width * (last ? channels_ : 1);
+    const std::int64_t parts = std::clamp(rows * row_words / kMinWordsPerThread, std::int64_t{1},
+                                          std::int64_t{std::max(args_.parallel.threads, 1)});
+    parallel_for(args_.parallel, parts, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t i = rows * begin / parts; i < rows * end / parts; ++i) {
+        last ? fill_pixels(i, memory_ + i * row_words) : fill_row(i, memory_ + i * row_words);
+      }
+    });
+  }
+
+  ConvWordsTask row_task(std::int64_t image, std::int64_t row) const {
+    const float scale = args_.x_scale[image];
+    ConvWordsTask task{};
+    task.from = static_cast<const float*>(args_.x) + image * args_.x_strides.image +
+                row * args_.x_strides.row;
+    task.inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
+    return task;
+  }
+
+  void fill_row(std::int64_t index, std::uint32_t* to) const {
+    const std::int64_t word = index / args_.shape.height;  // of channels, image by image
+    ConvWordsTask task = row_task(word / channels_, index % args_.shape.height);
+    task.from += word % channels_ * rounding_.inputs * args_.x_strides.channel;
+    task.plane = args_.x_strides.channel;
+    task.step = 1;
+    task.count = args_.shape.width;
+    task.to = to;
+    rounding_.make_words(task);
+  }
+
+  void fill_pixels(std::int64_t index, std::uint32_t* to) const {
+    ConvWordsTask task = row_task(index / args_.shape.height, index % args_.shape.height);
+    task.plane = 1;
+    task.step = rounding_.inputs;
+    task.count = channels_;
+    for (std::int64_t column = 0; column < args_.shape.width; ++column) {
+      task.to = to + column * channels_;
+      rounding_.make_words(task);
+      task.from += args_.x_strides.column;
+    }
+  }
+
+  const ConvQuantizeFunctions& rounding_;
+  const Conv2dArgs& args_;
+  std::int64_t channels_;  ///< words of a pixel
+  std::uint32_t* memory_;
+};
+
+/// One call: as it was given, and with X as panels see it.
+struct Call {
+  const Conv2dArgs& args;
+  const Conv2dArgs& seen;
+  bool in_words;
 };
 
 /// The scratch memory of a thread.
@@ -74,26 +166,34 @@ struct PanelScales {
 
 /// The tile of inputs [begin, end).
 void fill_tile(const Variant& variant, const ConvPanel& panel, const PanelScales& scales,
-               std::int64_t lanes, std::int64_t begin, std::int64_t end, const Memory& memory) {
+               bool in_words, std::int64_t lanes, std::int64_t begin, std::int64_t end,
+               const Memory& memory) {
+  const std::int64_t inputs = variant.rounding.inputs;
   auto* tile = reinterpret_cast<std::uint32_t*>(memory.tile);
+  if (in_words) {
+    panel.fill_by_tap(variant.steps, begin / inputs, end / inputs, memory.tile);
+    if (variant.rounding.make_unsigned == nullptr) return;
+    return variant.rounding.make_unsigned(tile, (end - begin) / inputs * lanes);
+  }
   for (std::int64_t k = begin; k < end; k += kStageInputs) {
     const std::int64_t columns = std::min(kStageInputs, end - k);
     panel.fill_by_tap(variant.steps, k, k + columns, memory.stage);
-    variant.rounding.quantize({memory.stage, columns, lanes, scales.inverse.data(),
-                               tile + (k - begin) / variant.rounding.inputs * lanes});
+    variant.rounding.quantize(
+        {memory.stage, columns, lanes, scales.inverse.data(), tile + (k - begin) / inputs * lanes});
   }
 }
 
 /// All inputs of `rows` filters from `row` on, which are indexed, for one panel of pixels.
 template <typename Source>
-void run_panel(const Variant& variant, const Source& source, const Conv2dArgs& args, int width,
+void run_panel(const Variant& variant, const Source& source, const Call& call, int width,
                const ConvPanel& panel, std::int64_t row, std::int64_t rows, const Memory& memory) {
+  const Conv2dArgs& args = call.args;
   const std::int64_t lanes = variant.sums.vector_lanes * kPanelVectors[width];
   const PanelScales scales(args, panel);
   for (std::int64_t k = 0; k < source.block_count; ++k) {
     const std::int64_t begin = k * source.block;
     const std::int64_t end = std::min(begin + source.block, source.in);
-    fill_tile(variant, panel, scales, lanes, begin, end, memory);
+    fill_tile(variant, panel, scales, call.in_words, lanes, begin, end, memory);
     KcsrAddTask task = source.add_task(k);
     task.rows = rows;
     task.tile = memory.tile;
@@ -109,8 +209,8 @@ void run_panel(const Variant& variant, const Source& source, const Conv2dArgs& a
 }
 
 template <typename Source>
-void run_part(const Variant& variant, Source source, const Conv2dArgs& args, const SpmmPart& part) {
-  ConvPanel panel(args, variant.steps.vector_lanes);
+void run_part(const Variant& variant, Source source, const Call& call, const SpmmPart& part) {
+  ConvPanel panel(call.seen, variant.steps.vector_lanes);
   for (std::int64_t row = part.row_begin; row < part.row_end;) {
     const std::int64_t rows =
         source.rows_at_once(row, std::min(part.row_end - row, kSumsFloats / variant.widest()));
@@ -121,7 +221,7 @@ void run_part(const Variant& variant, Source source, const Conv2dArgs& args, con
       const int width = panel_width(left, variant.sums.vector_lanes, variant.vectors);
       const std::int64_t lanes = variant.sums.vector_lanes * kPanelVectors[width];
       panel.move_to(pixel, std::min(left, lanes), lanes);
-      run_panel(variant, source, args, width, panel, row, rows, memory);
+      run_panel(variant, source, call, width, panel, row, rows, memory);
       pixel += panel.pixels();
     }
     row += rows;
@@ -131,9 +231,13 @@ void run_part(const Variant& variant, Source source, const Conv2dArgs& args, con
 template <UnitFunction function>
 void run(const Variant& variant, const Conv2dArgs& given) {
   const Conv2dArgs args = flattened(given);
+  if (args.shape.pixels() <= 0 || args.weight.out() == 0) return;
+  const bool in_words = ImageWords::fit(variant, args.shape);
+  const Conv2dArgs seen = in_words ? ImageWords::make(variant, args) : args;
+  const Call call{args, seen, in_words};
   const QuantizedBitmaskUnits<function> source(args.weight, 0, variant.block);
   run_conv_parts(args, variant.sums.vector_lanes, variant.vectors, source,
-                 [&](const SpmmPart& part) { run_part(variant, source, args, part); });
+                 [&](const SpmmPart& part) { run_part(variant, source, call, part); });
 }
 
 template <const KcsrFunctions& sums, const KcsrFunctions& stores, const ConvFunctions& steps,

@@ -74,6 +74,17 @@ struct ConvQuantizeTask {
   std::uint32_t* to;     ///< [ceil(columns / inputs)][lanes]
 };
 
+/// Words of an image: to[i] holds from[j·plane + i·step] · inverse, rounded and signed, for all j <
+/// inputs. Either step is 1, or plane is 1 and step is `inputs`.
+struct ConvWordsTask {
+  const float* from;
+  std::int64_t plane;
+  std::int64_t step;
+  float inverse;
+  std::int64_t count;
+  std::uint32_t* to;
+};
+
 /// 32-bit sums to floats in their place: (sums[r][t] - corrections[r]) · weight_scale[r] ·
 /// x_scale[t].
 struct ConvDequantizeTask {
@@ -87,6 +98,9 @@ struct ConvDequantizeTask {
 
 struct ConvQuantizeFunctions {
   void (*quantize)(const ConvQuantizeTask&);
+  void (*make_words)(const ConvWordsTask&);
+  /// 128 is added to every byte of `count` words; null where a tile's are signed.
+  void (*make_unsigned)(std::uint32_t* words, std::int64_t count);
   void (*dequantize)(const ConvDequantizeTask&);
   std::int64_t inputs;  ///< 4 bytes, each plus 128, or 2 of 16 bits
 };

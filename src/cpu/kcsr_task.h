@@ -156,6 +156,9 @@ void generic_bitmask_int8_pairs(const BitmaskUnitTask& task);
 /// of bfloat16 and of fours of int8, the latter as they are in X.
 extern const KcsrFunctions amx_bitmask_bf16;
 extern const KcsrFunctions amx_bitmask_int8;
+/// The same, expanding and multiplying side by side.
+extern const KcsrFunctions amx_overlapped_bf16;
+extern const KcsrFunctions amx_overlapped_int8;
 /// Blocks of a number of rows that 16 divides and of a number of bytes a row that 64 divides.
 extern const KcsrFunctions amx_blocks_bf16;
 extern const KcsrFunctions amx_blocks_int8;

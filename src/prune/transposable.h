@@ -1,18 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <vector>
 
 namespace gossamer::detail {
-
-inline constexpr int kTilesAtOnce = 16;
-
-/// The best 2:4 masks of sixteen 4×4 tiles side by side: four rows of 64 finite scores each. Bit
-/// 4r + c of a code: column c of row r is kept.
-void best_tiles_24(const std::array<const float*, 4>& rows,
-                   std::array<std::int32_t, kTilesAtOnce>& codes);
 
 /// Finds masks of M×M tiles with N kept in every row and column, M <= 32.
 class EntropicTile {

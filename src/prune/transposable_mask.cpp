@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
-#include <array>
+#include <algorithm>
 #include <atomic>
-#include <cstring>
+#include <vector>
 
 #include "core/fail.h"
+#include "cpu/transposable.h"
 #include "gossamer/solve.h"
 #include "prune/tile_panel.h"
 #include "prune/transposable.h"
@@ -34,53 +35,43 @@ void check(const ConstMatrixView& scores, int n, int m, const MatrixView& mask) 
   }
 }
 
-/// Four bits as four bytes, the lowest bit first in memory.
-constexpr std::array<std::uint32_t, 16> bytes_of_bits() {
-  std::array<std::uint32_t, 16> bytes{};
-  for (std::uint32_t bits = 0; bits < 16; ++bits) {
-    for (std::uint32_t i = 0; i < 4; ++i) bytes[bits] |= (bits >> i & 1) << (8 * i);
-  }
-  return bytes;
+/// Whether four rows of scores from `first` on can be read, and those of the mask written, where
+/// they lie.
+bool is_direct(const ConstMatrixView& scores, const MatrixView& mask, std::int64_t first) {
+  return scores.dtype == DType::kFloat32 && scores.col_stride == 1 && mask.col_stride == 1 &&
+         first + 4 <= scores.rows && scores.cols % 4 == 0;
 }
 
-/// A whole 2:4 tile of a mask whose columns lie side by side.
-void write_whole_24(std::byte* corner, std::int64_t row_stride, std::int32_t code) {
-  static constexpr auto kBytes = bytes_of_bits();
-  for (int r = 0; r < 4; ++r) {
-    const std::uint32_t bytes = kBytes[static_cast<std::size_t>(code >> (4 * r) & 15)];
-    std::memcpy(corner + r * row_stride, &bytes, sizeof(bytes));
+/// A row of 2:4 tiles without a copy; false where a score is no finite number.
+bool mask_direct_24(const ConstMatrixView& scores, const MatrixView& mask, std::int64_t batch,
+                    std::int64_t first) {
+  cpu::TransposableTask task;
+  task.tiles = scores.cols / 4;
+  for (std::int64_t r = 0; r < 4; ++r) {
+    const std::int64_t from = batch * scores.batch_stride + (first + r) * scores.row_stride;
+    task.scores[r] = reinterpret_cast<const float*>(scores.data) + from;
+    const std::int64_t to = batch * mask.batch_stride + (first + r) * mask.row_stride;
+    task.mask[r] = reinterpret_cast<std::uint8_t*>(mask.data) + to;
   }
+  return cpu::transposable_24(task);
 }
 
-/// One row of tiles, 2:4.
-void mask_panel_24(const TilePanel& panel, const MatrixView& mask, std::int64_t batch,
-                   std::int64_t first) {
-  constexpr int kTile = 4;
-  std::array<float, static_cast<std::size_t>(detail::kTilesAtOnce) * kTile> rest[kTile] = {};
-  std::array<std::int32_t, detail::kTilesAtOnce> codes{};
-  for (std::int64_t tile = 0; tile < panel.tiles(); tile += detail::kTilesAtOnce) {
-    const std::int64_t count = std::min<std::int64_t>(detail::kTilesAtOnce, panel.tiles() - tile);
-    std::array<const float*, kTile> rows{};
-    for (std::int64_t r = 0; r < kTile; ++r) {
-      const float* const from = panel.row(r) + tile * kTile;
-      rows[static_cast<std::size_t>(r)] = from;
-      if (count == detail::kTilesAtOnce) continue;
-      std::copy_n(from, count * kTile, rest[r].data());
-      rows[static_cast<std::size_t>(r)] = rest[r].data();
-    }
-    detail::best_tiles_24(rows, codes);
-    for (std::int64_t i = 0; i < count; ++i) {
-      const std::int32_t code = codes[static_cast<std::size_t>(i)];
-      const std::int64_t col = (tile + i) * kTile;
-      if (mask.col_stride == 1 && first + kTile <= mask.rows && col + kTile <= mask.cols) {
-        std::byte* const corner =
-            mask.data + batch * mask.batch_stride + first * mask.row_stride + col;
-        write_whole_24(corner, mask.row_stride, code);
-        continue;
-      }
-      const std::array<std::int32_t, kTile> bits{code, code >> 4, code >> 8, code >> 12};
-      detail::write_tile(mask, batch, first, col, kTile, bits.data());
-    }
+/// A row of 2:4 tiles by way of a panel; `kept` takes its mask, rows of whole tiles.
+void mask_panel_24(const TilePanel& panel, std::vector<std::uint8_t>& kept, const MatrixView& mask,
+                   std::int64_t batch, std::int64_t first) {
+  const std::int64_t width = panel.tiles() * 4;
+  kept.resize(static_cast<std::size_t>(width * 4));
+  cpu::TransposableTask task;
+  task.tiles = panel.tiles();
+  for (std::int64_t r = 0; r < 4; ++r) {
+    task.scores[r] = panel.row(r);
+    task.mask[r] = kept.data() + r * width;
+  }
+  cpu::transposable_24(task);
+  for (std::int64_t r = 0; r < std::min<std::int64_t>(4, mask.rows - first); ++r) {
+    auto* const to = reinterpret_cast<std::uint8_t*>(mask.data) + batch * mask.batch_stride +
+                     (first + r) * mask.row_stride;
+    for (std::int64_t c = 0; c < mask.cols; ++c) to[c * mask.col_stride] = task.mask[r][c];
   }
 }
 
@@ -95,16 +86,19 @@ void transposable_mask(const ConstMatrixView& scores, int n, int m, const Matrix
   parallel_for(parallel, scores.batch * panels, [&](std::int64_t begin, std::int64_t end) {
     TilePanel panel(scores, m);
     detail::EntropicTile solver(n, m);
+    std::vector<std::uint8_t> kept;
     for (std::int64_t p = begin; p < end; ++p) {
       const std::int64_t batch = p / panels;
       const std::int64_t first = p % panels * m;
+      const bool direct = n == 2 && m == 4 && is_direct(scores, mask, first);
+      if (direct && mask_direct_24(scores, mask, batch, first)) continue;
       panel.read(batch, first);
       if (panel.bad_row() >= 0) {
         bad = batch * scores.rows + first + panel.bad_row();
         return;
       }
       if (n == 2 && m == 4) {
-        mask_panel_24(panel, mask, batch, first);
+        mask_panel_24(panel, kept, mask, batch, first);
         continue;
       }
       for (std::int64_t tile = 0; tile < panel.tiles(); ++tile) {

@@ -69,6 +69,11 @@ Tensor empty_images(const std::array<std::int64_t, 4>& sizes, bool channels_last
 // ops_pack.cpp
 Tensor pack(const Tensor& values, const std::optional<Tensor>& mask, const std::string& pattern,
             const std::string& layout, bool transposed, const std::string& name);
+/// Packs other values of the same shape, with another mask, into the memory of a packed weight:
+/// same layout and plan, as many bytes. Where it throws the weight is as it was.
+void pack_(const Tensor& packed, const Tensor& values, const std::optional<Tensor>& mask);
+/// Unpacks into the memory of a dense weight and a mask.
+void unpack_(const Tensor& packed, const Tensor& values, const std::optional<Tensor>& mask);
 Tensor unpack(const Tensor& packed, const std::vector<std::int64_t>& shape, ScalarType dtype);
 Tensor unpack_mask(const Tensor& packed, const std::vector<std::int64_t>& shape);
 Tensor convert(const Tensor& packed, const std::string& layout);

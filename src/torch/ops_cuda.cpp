@@ -42,6 +42,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(gossamer, m) {
       "accurate) -> Tensor");
   m.def("quantize_rows(Tensor x, ScalarType dtype) -> (Tensor, Tensor)");
   m.def("prune_pack_24(Tensor values, bool transposed=False) -> Tensor");
+  m.def("select_groups(Tensor scores, int n, int m, int segment=0) -> Tensor");
+  m.def(
+      "obs_sweep_block_(Tensor(a!) weight, Tensor factor, Tensor(b!) mask, int begin, int end, int "
+      "n, int m, int segment) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(gossamer, CUDA, m) {
@@ -59,4 +63,7 @@ STABLE_TORCH_LIBRARY_IMPL(gossamer, CUDA, m) {
   m.impl("unpack", TORCH_BOX(&ops::unpack));
   m.impl("unpack_mask", TORCH_BOX(&ops::unpack_mask));
   m.impl("convert", TORCH_BOX(&ops::convert));
+  m.impl("select_groups", TORCH_BOX(&ops::select_groups));
+  m.impl("transposable_mask", TORCH_BOX(&ops::transposable_mask));
+  m.impl("obs_sweep_block_", TORCH_BOX(&ops::obs_sweep_block_));
 }

@@ -44,4 +44,16 @@ Tensor unpack(const Tensor& packed, const std::vector<std::int64_t>& shape, Scal
 Tensor unpack_mask(const Tensor& packed, const std::vector<std::int64_t>& shape);
 Tensor convert(const Tensor& packed, const std::string& layout);
 
+// ops_cuda_prune.cpp; the first and the last refuse without GOSSAMER_EXPERIMENTAL=cuda-prune, and
+// transposable_mask goes by way of the CPU.
+/// The mask [.., in] that keeps N of every M neighbours; groups start anew after `segment` columns.
+Tensor select_groups(const Tensor& scores, std::int64_t n, std::int64_t m, std::int64_t segment);
+/// Waits for the GPU, which says whether all scores are finite.
+Tensor transposable_mask(const Tensor& scores, std::int64_t n, std::int64_t m);
+/// Sweeps columns [begin, end) of weight and, where m is not 0, writes their mask; returns what
+/// each dropped weight owes to the columns right of them, [out, end - begin].
+Tensor obs_sweep_block_(const Tensor& weight, const Tensor& factor, const Tensor& mask,
+                        std::int64_t begin, std::int64_t end, std::int64_t n, std::int64_t m,
+                        std::int64_t segment);
+
 }  // namespace gossamer::door::cuda_ops

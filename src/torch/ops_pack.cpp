@@ -7,6 +7,7 @@
 #include <cstring>
 #include <nlohmann/json.hpp>
 
+#include "core/layouts.h"
 #include "core/taps.h"
 #include "gossamer/conv.h"
 #include "gossamer/linear.h"
@@ -146,6 +147,14 @@ std::vector<std::string> array_names(const json& text) {
   return names;
 }
 
+/// A packed weight that is written to where it lies.
+PackedView open_in_place(const Tensor& packed) {
+  if (reinterpret_cast<std::uintptr_t>(packed.const_data_ptr()) % detail::kArrayAlignment != 0) {
+    refuse("packed does not begin at a multiple of 64 bytes; write to a clone of it");
+  }
+  return PackedTensor(packed).view();
+}
+
 }  // namespace
 
 Tensor pack(const Tensor& values, const std::optional<Tensor>& mask, const std::string& pattern,
@@ -170,8 +179,65 @@ Tensor pack(const Tensor& values, const std::optional<Tensor>& mask, const std::
     options.transposed = transposed;
     options.name = name;
     options.allocator = tensor_allocator();
+    options.parallel = torch_threads();
     return to_tensor(
         gossamer::pack(values_view, kept, wanted, layout_from_name(layout, wanted), options));
+  });
+}
+
+void pack_(const Tensor& packed, const Tensor& values, const std::optional<Tensor>& mask) {
+  guarded([&] {
+    const PackedView view = open_in_place(packed);
+    check_shape(view, sizes_of(values));
+    const PackedHeader before = view.header();
+    const Tensor matrix = as_matrix(values);
+    const Tensor mask_matrix = mask ? as_matrix(*mask) : matrix;
+    const ConstMatrixView values_view = matrix_view(matrix, "values");
+    const ConstMatrixView mask_view = matrix_view(mask_matrix, mask ? "mask" : "values");
+    if (values_view.dtype != view.dtype()) {
+      refuse(fmt::format("values are {}, the packed weight holds {}; convert them with .to()",
+                         dtype_name(values_view.dtype), dtype_name(view.dtype())));
+    }
+    PackOptions options;
+    options.transposed = view.transposed();
+    options.kernel_h = before.kernel_h;
+    options.kernel_w = before.kernel_w;
+    options.parallel = torch_threads();
+    options.allocator = [&](std::int64_t bytes) {
+      if (bytes != view.size_bytes()) {
+        refuse(
+            fmt::format("what is kept takes {} bytes, the packed weight has {}; keep as many as "
+                        "before, or pack anew",
+                        bytes, view.size_bytes()));
+      }
+      auto* const memory = static_cast<std::byte*>(packed.mutable_data_ptr());
+      return std::shared_ptr<std::byte>(memory, [](std::byte*) {});
+    };
+    const PackedWeight again = gossamer::pack(values_view, mask ? &mask_view : nullptr,
+                                              view.pattern(), view.layout(), options);
+    reinterpret_cast<PackedHeader*>(again.data())->plan = before.plan;
+    return 0;
+  });
+}
+
+void unpack_(const Tensor& packed, const Tensor& values, const std::optional<Tensor>& mask) {
+  guarded([&] {
+    const PackedTensor weight(packed);
+    const auto matrix_of = [&](const Tensor& tensor, const char* name) {
+      if (tensor.dim() == 4) {
+        refuse(
+            fmt::format("{} is a convolution's: [out, in] and [batch, out, in] are unpacked in "
+                        "place; use unpack and copy_",
+                        name));
+      }
+      check_shape(weight.view(), sizes_of(tensor));
+      return mutable_matrix_view(tensor, name);
+    };
+    const MatrixView dense = matrix_of(values, "values");
+    MatrixView kept;
+    if (mask) kept = matrix_of(*mask, "mask");
+    gossamer::unpack(weight.view(), dense, mask ? &kept : nullptr, torch_threads());
+    return 0;
   });
 }
 
@@ -185,7 +251,8 @@ Tensor unpack(const Tensor& packed, const std::vector<std::int64_t>& shape, Scal
           torch::headeronly::toString(dtype), dtype_name(weight.view().dtype())));
     }
     Tensor values = empty(matrix_shape(shape), weight.view().dtype());
-    gossamer::unpack(weight.view(), mutable_matrix_view(values, "values"));
+    gossamer::unpack(weight.view(), mutable_matrix_view(values, "values"), nullptr,
+                     torch_threads());
     return from_matrix(values, shape);
   });
 }
@@ -194,11 +261,8 @@ Tensor unpack_mask(const Tensor& packed, const std::vector<std::int64_t>& shape)
   return guarded([&] {
     const PackedTensor weight(packed);
     check_shape(weight.view(), shape);
-    const std::vector<std::int64_t> matrix = matrix_shape(shape);
-    Tensor values = empty(matrix, weight.view().dtype());
-    Tensor mask = empty(matrix, DType::kBool);
-    const MatrixView mask_view = mutable_matrix_view(mask, "mask");
-    gossamer::unpack(weight.view(), mutable_matrix_view(values, "values"), &mask_view);
+    Tensor mask = empty(matrix_shape(shape), DType::kBool);
+    gossamer::unpack_mask(weight.view(), mutable_matrix_view(mask, "mask"), torch_threads());
     return from_matrix(mask, shape);
   });
 }

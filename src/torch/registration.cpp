@@ -28,6 +28,8 @@ STABLE_TORCH_LIBRARY(gossamer, m) {
   m.def(
       "pack(Tensor values, Tensor? mask, str pattern, str layout, bool transposed, str name) -> "
       "Tensor");
+  m.def("pack_(Tensor(a!) packed, Tensor values, Tensor? mask=None) -> ()");
+  m.def("unpack_(Tensor packed, Tensor(a!) values, Tensor(b!)? mask=None) -> ()");
   m.def("unpack(Tensor packed, int[] shape, ScalarType dtype) -> Tensor");
   m.def("unpack_mask(Tensor packed, int[] shape) -> Tensor");
   m.def("convert(Tensor packed, str layout) -> Tensor");
@@ -80,6 +82,8 @@ STABLE_TORCH_LIBRARY_IMPL(gossamer, CPU, m) {
   m.impl("conv2d", TORCH_BOX(&conv2d));
   m.impl("conv2d_autograd", TORCH_BOX(&conv2d));
   m.impl("pack", TORCH_BOX(&pack));
+  m.impl("pack_", TORCH_BOX(&pack_));
+  m.impl("unpack_", TORCH_BOX(&unpack_));
   m.impl("unpack", TORCH_BOX(&unpack));
   m.impl("unpack_mask", TORCH_BOX(&unpack_mask));
   m.impl("convert", TORCH_BOX(&convert));

@@ -548,6 +548,12 @@ void register_model_tiles() {
   add_bitmask_tile_row<model_bitmask_int8, count, 0, 3>("model_linear_bitmask_int8", kNeeds, kInt8);
   add_bitmask_tile_row<model_bitmask_int8, count, 256, 8>("model_spmm_bitmask256_int8_nv8", kNeeds,
                                                           kInt8);
+  add_bitmask_tile_row<model_overlapped_bf16, count, 0, 3>("model_linear_bitmask_bf16_overlap",
+                                                           kNeeds, kBFloat16);
+  add_bitmask_tile_row<model_overlapped_bf16, count, 256, 8>("model_spmm_bitmask256_bf16_overlap",
+                                                             kNeeds, kBFloat16);
+  add_bitmask_tile_row<model_overlapped_int8, count, 0, 3>("model_linear_bitmask_int8_overlap",
+                                                           kNeeds, kInt8);
   add_block_tile_row<model_blocks_bf16, 0, 6>("model_spmm_bsr_bf16", kNeeds, kBFloat16);
   add_block_tile_row<model_blocks_bf16, 256, 4>("model_spmm_bsr256_bf16", kNeeds, kBFloat16);
   add_block_tile_row<model_blocks_int8, 0, 6>("model_spmm_bsr_int8", kNeeds, kInt8);

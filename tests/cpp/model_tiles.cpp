@@ -90,6 +90,8 @@ struct Tiles {
 };
 
 #include "cpu/amx/amx_linear.inl"
+//
+#include "cpu/amx/amx_overlap.inl"
 
 }  // namespace
 
@@ -97,6 +99,8 @@ namespace gossamer::cpu {
 
 constinit const KcsrFunctions model_bitmask_bf16 = kBitmaskBf16;
 constinit const KcsrFunctions model_bitmask_int8 = kBitmaskInt8;
+constinit const KcsrFunctions model_overlapped_bf16 = kOverlappedBf16;
+constinit const KcsrFunctions model_overlapped_int8 = kOverlappedInt8;
 constinit const KcsrFunctions model_blocks_bf16 = kBlocksBf16;
 constinit const KcsrFunctions model_blocks_int8 = kBlocksInt8;
 

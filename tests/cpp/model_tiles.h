@@ -8,6 +8,8 @@ namespace gossamer::cpu {
 
 extern const KcsrFunctions model_bitmask_bf16;
 extern const KcsrFunctions model_bitmask_int8;
+extern const KcsrFunctions model_overlapped_bf16;
+extern const KcsrFunctions model_overlapped_int8;
 extern const KcsrFunctions model_blocks_bf16;
 extern const KcsrFunctions model_blocks_int8;
 void model_count_kept(const BitmaskIndexTask& task);

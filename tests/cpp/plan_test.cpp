@@ -147,8 +147,7 @@ TEST(Decide, DoubtsAboutEveryLayoutAreRaisedBeforeALayerStaysDense) {
   // One layout is slower beyond doubt, the other's time at one token is uncertain.
   const auto bitmask = row_with("fake_bitmask", [](int b) { return b == 0 ? 0.5 : 9.0; }, 0.01);
   const auto kcsr = row_with("fake_kcsr64_fast", [](int b) { return b == 0 ? 0.96 : 2.0; }, 0.1);
-  const Verdict verdict =
-      plan::decide(evidence_of({bitmask, kcsr}), MemoryMode::kDefault, "");
+  const Verdict verdict = plan::decide(evidence_of({bitmask, kcsr}), MemoryMode::kDefault, "");
   EXPECT_FALSE(verdict.plan.sparse);
   ASSERT_EQ(verdict.contested.size(), 1u);
   EXPECT_EQ(verdict.contested[0].candidate, 1u);

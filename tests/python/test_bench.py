@@ -30,7 +30,7 @@ from gossamer.bench.__main__ import SUITES, main
 from gossamer.bench.engines import ENGINES, engines
 from gossamer.bench.record import OPTIONAL
 from gossamer.bench.roofline import Roofline, measure_roofline
-from gossamer.bench.subject import check, csr_calls, make_subject
+from gossamer.bench.subject import check, check_int8, csr_calls, make_subject
 from gossamer.bench.suite import EXTENTS, Options, measured, now
 
 FIELDS = {
@@ -165,6 +165,34 @@ def test_a_case_from_end_to_end(pattern: str, tokens: int) -> None:
     assert line["kernel"] in rows
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_other_dtypes_from_end_to_end(dtype: str, monkeypatch) -> None:
+    block = cpu_linear.BLOCKS[dtype]
+    patterns = ("unstructured:0.9", f"{block}:0.9")
+    case = cpu_linear.Case("tiny", 96, 128, patterns, 32, dtype)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    with torch.inference_mode():
+        found = list(cpu_linear.run(options(), [case]))
+    peers = {"torch_dense", "torch_int8"} if dtype == "int8" else {"torch_dense"}
+    assert [record.pattern for record in found] == list(patterns)
+    for record in found:
+        line = json.loads(record.to_json())
+        check_line(line)
+        assert line["dtype"] == dtype
+        assert set(line["peers"]) == peers
+        assert line["layer"] == "tiny, ONEDNN_MAX_CPU_ISA=AVX2"
+    (first, *_) = cpu_linear.cases("quick", dtype)
+    assert first.patterns == patterns
+    assert all(case.dtype == dtype for case in cpu_decode.cases("normal", dtype))
+
+
+def test_wrong_products_of_eight_bits_are_not_timed() -> None:
+    x, w = torch.randn(8, 64), torch.randn(16, 64)
+    check_int8("right", lambda x: x @ w.T, x, w)
+    with pytest.raises(RuntimeError, match=r"wrong on \[8, 64\].*more than int8 allows"):
+        check_int8("wrong", lambda x: x @ w.T + 3.0, x, w)
+
+
 @pytest.mark.parametrize(("kernel", "last"), [(1, False), (3, True)])
 def test_a_convolution_from_end_to_end(kernel: int, last: bool) -> None:
     filters = cpu_conv.Filters(16, 24, kernel, 2, 9)
@@ -184,7 +212,7 @@ def test_a_convolution_from_end_to_end(kernel: int, last: bool) -> None:
         assert {"torch_dense", "torch_dense_channels_last"} <= set(line["peers"]) <= PEERS
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_decode_from_end_to_end(dtype: str) -> None:
     case = cpu_decode.Case("tiny", 96, 128, dtype, (0.5, 0.9), (1, 8))
     with torch.inference_mode():
@@ -327,6 +355,8 @@ def test_command_writes_lines(tmp_path, capsys) -> None:
         ["host", "--threads", "x"],
         ["host", "--rounds", "3"],
         ["host", "--quick", "--full"],
+        ["host", "--dtype", "int8"],
+        ["cpu-linear", "--dtype", "float64"],
         ["host", "--data", "no/such/folder"],
     ],
 )

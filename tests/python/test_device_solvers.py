@@ -3,14 +3,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.library import opcheck
 
 import gossamer as gs
 from gossamer.prune import device_solvers as ours
 
 core = torch.ops.gossamer
+
+
+def needs_gpu(test: Callable[..., None]) -> Callable[..., None]:
+    """Marks a test that runs on a CUDA device alone."""
+    skip = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+    return pytest.mark.gpu(skip(test))
+
+
+@pytest.fixture(autouse=True)
+def kernels_that_have_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOSSAMER_EXPERIMENTAL", "cuda-prune")
 
 
 def problem(rows: int, cols: int) -> tuple[Tensor, Tensor]:
@@ -31,7 +45,7 @@ def tied(rows: int, cols: int) -> Tensor:
 @pytest.mark.parametrize("scope", ["row", "tensor"])
 @pytest.mark.parametrize(
     "pattern",
-    ["unstructured:0.37", "unstructured:1", "2:4", "1:8", "fanin:0.6", "block:4x3:0.4"],
+    ["unstructured:0.37", "unstructured:1", "2:4", "1:8", "5:32", "fanin:0.6", "block:4x3:0.4"],
 )
 def test_selection(pattern: str, scope: str) -> None:
     for shape in ((7, 18), (1, 5), (8, 24)):
@@ -107,10 +121,143 @@ def test_sweeps_that_cannot_select() -> None:
         ours.obs_sweep(weight, factor_of(gram), None, "block:2x2:0.5", 8, 0)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("sweep", [core.obs_sweep, ours.obs_sweep])
+def test_sweeps_refuse_numbers_that_would_spread(sweep: Callable[..., object]) -> None:
+    weight, gram = problem(4, 8)
+    factor = factor_of(gram)
+    broken = weight.clone()
+    broken[2, 3] = torch.inf
+    with pytest.raises(ValueError, match="weight: row 2, column 3 is inf"):
+        sweep(broken, factor, None, "2:4", 8, 0)
+    factor[5, 5] = 0
+    with pytest.raises(ValueError, match="factor: element 5 of the diagonal is 0"):
+        sweep(weight, factor, None, "2:4", 8, 0)
+
+
+@pytest.mark.parametrize("segment", [0, 50])
+def test_groups_that_cross_blocks(segment: int) -> None:
+    weight, gram = problem(5, 300)
+    args = (weight, factor_of(gram), None, "3:8", 7, segment)
+    want, want_mask = core.obs_sweep(*args)
+    got, mask = ours.obs_sweep(*args)
+    assert torch.equal(mask, want_mask)
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("pattern", ["2:4", "1:4", "4:8", "5:16", "9:32", "30:64", "1:2"])
+def test_groups_on_a_gpu(pattern: str, dtype: torch.dtype) -> None:
+    for shape, segment in (((64, 192), 0), ((7, 18), 0), ((5, 1), 0), ((3, 100), 50), ((4, 6), 1)):
+        for scores in (tied(*shape), torch.randn(shape), torch.full(shape, -torch.inf)):
+            scores = scores.to(dtype)
+            scores[0, 0] = -0.0
+            step = segment or shape[1]
+            parts = [part.contiguous() for part in scores.split(step, dim=1)]
+            want = torch.cat([core.select_masks([part], pattern, "row")[0] for part in parts], 1)
+            got = ours.select(scores.cuda(), pattern, "row", segment)
+            assert torch.equal(got.cpu(), want), (shape, segment)
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(64, 128), (2, 12, 20), (1, 1), (7, 18), (3, 5, 9), (0, 4)])
+def test_transposable_masks_on_a_gpu(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    for scores in (torch.randn(shape), torch.randint(-2, 3, shape), torch.rand(shape) ** 30):
+        want = core.transposable_mask(scores.to(dtype))
+        assert torch.equal(core.transposable_mask(scores.to(dtype).cuda()).cpu(), want)
+        # Rows that begin at no multiple of 16 bytes.
+        odd = torch.randn(scores.numel() + 1, dtype=dtype)[1:].view(shape)
+        assert torch.equal(core.transposable_mask(odd.cuda()).cpu(), core.transposable_mask(odd))
+    larger = torch.randn(16, 24)
+    want = core.transposable_mask(larger, 4, 8)
+    assert torch.equal(core.transposable_mask(larger.cuda(), 4, 8).cpu(), want)
+
+
+@needs_gpu
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_transposable_masks_on_a_gpu_refuse(value: float) -> None:
+    scores = torch.rand(3, 8, 8)
+    scores[1, 2, 7] = scores[2, 0, 0] = value
+    with pytest.raises(ValueError, match="transposable 2:4: row 10 has a score that is NaN"):
+        core.transposable_mask(scores.cuda())
+
+
+@needs_gpu
+@pytest.mark.parametrize("shape", [(6, 36), (50, 128), (33, 96), (1, 4), (700, 64)])
+@pytest.mark.parametrize("pattern", ["2:4", "3:8", "1:4", "20:32", "unstructured:0.6", "fanin:0.5"])
+def test_a_block_on_a_gpu_is_swept_bit_for_bit(pattern: str, shape: tuple[int, int]) -> None:
+    weight, gram = problem(*shape)
+    factor = factor_of(gram)
+    for segment in (0, shape[1] // 2):
+        want, want_mask = core.obs_sweep(weight, factor, None, pattern, 128, segment)
+        args = (factor.cuda(), None, pattern, 128, segment)
+        got, mask = core.obs_sweep(weight.cuda(), *args)
+        assert torch.equal(mask.cpu(), want_mask)
+        assert torch.equal(got.cpu(), want)
+        got, _ = core.obs_sweep(weight.cuda(), factor.cuda(), want_mask.cuda(), "", 128, 0)
+        assert torch.equal(got.cpu(), want)
+
+
+@needs_gpu
+@pytest.mark.parametrize("block", [16, 128, 300])
+@pytest.mark.parametrize("cols", [130, 512])
+def test_blocks_on_a_gpu_are_as_exact_as_on_the_cpu(cols: int, block: int) -> None:
+    weight, gram = problem(40, cols)
+    factor, mask = factor_of(gram), torch.rand(40, cols) > 0.5
+    exact, _ = ours.obs_sweep(weight.double(), factor.double(), mask, "", block, 0)
+    on_cpu, _ = core.obs_sweep(weight, factor, mask, "", block, 0)
+    got, kept = core.obs_sweep(weight.cuda(), factor.cuda(), mask.cuda(), "", block, 0)
+    assert torch.equal(kept.cpu(), mask)
+    assert torch.equal(got.cpu() == 0, on_cpu == 0)
+    # The same sums in another order: neither can be much further from the exact ones.
+    assert (got.cpu() - exact).norm() <= 2 * (on_cpu - exact).norm()
+
+
+@needs_gpu
+def test_sweeps_on_a_gpu_refuse_what_they_cannot_read() -> None:
+    weight, factor = torch.randn(4, 8, device="cuda"), torch.eye(8, device="cuda")
+    mask = torch.ones(4, 8, dtype=torch.bool, device="cuda")
+    sweep = torch.ops.gossamer.obs_sweep_block_
+    for arguments, message in (
+        ((weight, factor[:7], mask, 0, 8, 0, 0, 0), "factor is"),
+        ((weight, factor, mask, 4, 4, 0, 0, 0), "columns 4 to 4"),
+        ((weight, factor, mask, 0, 8, 3, 2, 0), "1 <= N <= M"),
+        ((weight, factor, mask, 0, 8, 2, 4, 3), "segment 3"),
+        ((weight, factor.cpu(), mask, 0, 8, 2, 4, 0), "factor is not on the device"),
+        ((weight.double(), factor, mask, 0, 8, 2, 4, 0), "weight has shape"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sweep(*arguments)
+
+
+@needs_gpu
+def test_opcheck_of_kernels_without_a_shape() -> None:
+    scores, mask = torch.randn(4, 8, device="cuda"), torch.ones(4, 8, device="cuda").bool()
+    factor = torch.eye(8, device="cuda")
+    opcheck(core.select_groups.default, (scores, 2, 4), test_utils="test_schema")
+    block = (scores, factor, mask, 0, 8, 2, 4, 0)
+    opcheck(core.obs_sweep_block_.default, block, test_utils="test_schema")
+
+
+@needs_gpu
+def test_kernels_that_have_not_run_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = torch.randn(8, 16)
+    monkeypatch.delenv("GOSSAMER_EXPERIMENTAL")
+    with pytest.raises(RuntimeError, match="GOSSAMER_EXPERIMENTAL=cuda-prune"):
+        torch.ops.gossamer.select_groups(scores.cuda(), 2, 4)
+    want = core.select_masks([scores], "2:4", "row")[0]
+    assert torch.equal(ours.select(scores.cuda(), "2:4", "row").cpu(), want)
+    assert torch.equal(core.transposable_mask(scores.cuda()).cpu(), core.transposable_mask(scores))
+
+
+@needs_gpu
+@pytest.mark.parametrize("asked", ["", "cuda-prune"])
 @pytest.mark.parametrize("method", [gs.Wanda, gs.SparseGPT, gs.ALPS, gs.Best])
-def test_calibration_on_a_gpu_gives_what_the_cpu_gives(method: type[gs.OneShot]) -> None:
+def test_calibration_on_a_gpu_gives_what_the_cpu_gives(
+    method: type[gs.OneShot], asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOSSAMER_EXPERIMENTAL", asked)
     model = nn.Sequential(nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 16, 10))
     batches = [torch.randn(32, 8, 6, 6) for _ in range(2)]
     errors = []

@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -108,6 +111,34 @@ def test_transposable_masks_refuse_what_they_cannot_order() -> None:
                 ops.transposable_mask(scores, n, m)
     with pytest.raises(ValueError, match="one of 2, 4, 8, 16, 32"):
         ops.transposable_mask(torch.rand(6, 6), 2, 6)
+
+
+_HASH = """
+import hashlib, torch, gossamer
+torch.manual_seed(0)
+found = hashlib.sha256()
+for shape in ((64, 640), (8, 12), (3, 5, 9), (7, 33)):
+    for scores in (torch.randn(shape), torch.randint(-2, 3, shape).float()):
+        for one in (scores, scores.double(), scores.mT):
+            mask = torch.ops.gossamer.transposable_mask(one)
+            found.update(mask.contiguous().numpy().tobytes())
+print(found.hexdigest())
+"""
+
+
+def test_all_instruction_sets_find_the_same_masks() -> None:
+    hashes = {
+        subprocess.run(
+            [sys.executable, "-c", _HASH],
+            env={**os.environ, "GOSSAMER_MAX_ISA": level},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for level in ("generic", "avx2", "amx")
+    }
+    assert len(hashes) == 1
+    assert len(hashes.pop().strip()) == 64
 
 
 @pytest.mark.parametrize("pattern", ["3:6", "5:4", "2:64", "0:4", "-1:4", "2:4:8", "x"])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`python -m gossamer.bench SUITE [--quick|--full] [--json OUT] [--data DIR] [--threads 1,all]`."""
+"""`python -m gossamer.bench SUITE [--quick|--full] [--dtype D] [--json OUT] [--data DIR] …`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from gossamer.bench import (
 )
 from gossamer.bench.record import Record, append
 from gossamer.bench.roofline import measure_roofline
-from gossamer.bench.suite import Options
+from gossamer.bench.suite import DTYPES, Options
 
 
 def _gpu_24(options: Options) -> Iterator[Record]:
@@ -46,6 +46,9 @@ SUITES: dict[str, Callable[[Options], Iterator[Record]]] = {
     "host": host.run,
 }
 """Name to what yields its records."""
+
+DTYPE_SUITES = ("cpu-decode", "cpu-linear")
+"""Suites that measure in the dtype that they are told."""
 
 SECONDS = {
     "cpu-linear": 130,
@@ -121,9 +124,16 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--threads", default="", help="comma-separated, e.g. 1,all; quick runs take all by default"
     )
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        help=f"of {' and '.join(DTYPE_SUITES)}; int8 quantizes float32 layers",
+    )
     parser.add_argument("--filter", default="", help="only cases whose name holds this text")
     parser.add_argument("--rounds", type=int, default=9, help="turns of each contestant, 9 or more")
     arguments = parser.parse_args(argv)
+    if arguments.dtype is not None and arguments.suite not in DTYPE_SUITES:
+        parser.error(f"--dtype {arguments.dtype}: {arguments.suite} has no choice of dtype")
     if arguments.rounds < 9:
         parser.error(f"--rounds {arguments.rounds}: at least 9 are accepted")
     if arguments.data is not None and not arguments.data.is_dir():
@@ -178,6 +188,7 @@ def _options(arguments: argparse.Namespace, deadline: float) -> Options:
         note=_note,
         data=arguments.data,
         deadline=deadline,
+        dtype=arguments.dtype,
     )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +19,13 @@ from torch import Tensor
 
 from gossamer.bench.race import Entry, Track, race
 from gossamer.bench.record import Record
-from gossamer.bench.subject import Subject, check, csr_calls, make_subject
-from gossamer.bench.suite import Options, measured
+from gossamer.bench.subject import (
+    Subject,
+    csr_calls,
+    int8_calls,
+    make_subject,
+)
+from gossamer.bench.suite import Options, measured, named
 
 __all__ = ["SHAPES", "Case", "cases", "rotation", "run"]
 
@@ -45,7 +51,7 @@ class Case:
         name: network and layer.
         out: outputs.
         inputs: inputs.
-        dtype: `float32` or `bfloat16`.
+        dtype: one of `gossamer.bench.suite.DTYPES`.
         sparsities: of the weight, unstructured.
         tokens: counts.
     """
@@ -61,16 +67,16 @@ class Case:
         return f"{self.name} {self.out}x{self.inputs} {self.dtype}"
 
 
-def cases(extent: str) -> list[Case]:
-    """The cases of one of `gossamer.bench.suite.EXTENTS`."""
+def cases(extent: str, dtype: str | None = None) -> list[Case]:
+    """The cases of one of `gossamer.bench.suite.EXTENTS`, of one dtype or of both plain ones."""
     if extent == "quick":
-        return [Case("bert-base.up", 3072, 768, "float32", (0.5, 0.7), (1, 8))]
+        return [Case("bert-base.up", 3072, 768, dtype or "float32", (0.5, 0.7), (1, 8))]
     names = ("llama-8b.query", "bert-base.up") if extent == "normal" else tuple(SHAPES)
     tokens = (1, 8) if extent == "normal" else TOKENS
     return [
-        Case(name, *SHAPES[name], dtype, SPARSITIES, tokens)
+        Case(name, *SHAPES[name], one, SPARSITIES, tokens)
         for name in names
-        for dtype in ("float32", "bfloat16")
+        for one in ((dtype,) if dtype else ("float32", "bfloat16"))
     ]
 
 
@@ -81,12 +87,13 @@ def run(options: Options, chosen: Sequence[Case] | None = None) -> Iterator[Reco
         options: of the command.
         chosen: other cases than those of the command.
     """
-    for case in measured(options, cases, chosen):
+    for case in measured(options, partial(cases, dtype=options.dtype), chosen):
         options.progress(f"{case}, {torch.get_num_threads()} threads")
         torch.manual_seed(0)
-        dtype = getattr(torch, case.dtype)
+        quantize = case.dtype == "int8"
+        dtype = torch.float32 if quantize else getattr(torch, case.dtype)
         subjects = [
-            make_subject(case.out, case.inputs, f"unstructured:{s:g}", dtype)
+            make_subject(case.out, case.inputs, f"unstructured:{s:g}", dtype, quantize=quantize)
             for s in case.sparsities
         ]
         for tokens in case.tokens:
@@ -102,31 +109,39 @@ def rotation(weight: Tensor, held_bytes: int, cache_bytes: int, x: Tensor) -> Ca
         cache_bytes: of the last-level cache.
         x: [tokens, in].
     """
-    count = 2 + _CACHES * cache_bytes // held_bytes
+    count = _copies(held_bytes, cache_bytes)
     endless = itertools.cycle([weight.clone() for _ in range(count)])
     return lambda: F.linear(x, next(endless))
+
+
+def _copies(held_bytes: int, cache_bytes: int) -> int:
+    return 2 + _CACHES * cache_bytes // held_bytes
 
 
 def _measure(
     case: Case, subjects: Sequence[Subject], tokens: int, options: Options
 ) -> Iterator[Record]:
-    x = torch.randn(tokens, case.inputs).to(getattr(torch, case.dtype))
+    x = torch.randn(tokens, case.inputs).to(subjects[0].dense.dtype)
     entries = []
     for subject in subjects:
-        check("gossamer", subject.module, x, subject.dense)
+        subject.check(x)
         entries.append(_entry(subject, x, options))
     dense = subjects[0].dense
     held_bytes = dense.numel() * dense.element_size()
     track = Track(
         suite="cpu-decode",
-        layer=case.name,
+        layer=named(case.name),
         tokens=tokens,
         out=case.out,
         inputs=case.inputs,
         dtype=case.dtype,
         read_gbs=options.roofline.bandwidth / 1e9,
     )
-    peers = {"torch_dense": rotation(dense, held_bytes, options.cache_bytes, x)}
+    peers: dict[str, Callable[[], object]] = {
+        "torch_dense": rotation(dense, held_bytes, options.cache_bytes, x)
+    }
+    if case.dtype == "int8":
+        peers |= int8_calls(dense, x, _copies(dense.numel(), options.cache_bytes))
     yield from race(options, track, peers, entries)
 
 
@@ -146,5 +161,7 @@ def _entry(subject: Subject, x: Tensor, options: Options) -> Entry:
         kernel=subject.kernel(len(x)),
         held_bytes=subject.held_bytes,
         bound_speedup=least / sparse,
-        peers={"torch_csr": csr_calls(subject.dense, x)} if width == 4 else {},
+        peers={"torch_csr": csr_calls(subject.dense, x)}
+        if width == 4 and not subject.is_quantized
+        else {},
     )

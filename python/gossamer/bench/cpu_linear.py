@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Suite `cpu-linear`: layers of well-known networks, float32, on the CPU.
+"""Suite `cpu-linear`: layers of well-known networks, on the CPU, in float32 or another dtype.
+
+`--dtype bfloat16` is beside torch's dense product in bfloat16: with AMX where the machine has it,
+without where the environment says `ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16`. `--dtype int8` quantizes
+float32 layers; torch's dense layer of eight bits (`quantize_dynamic`) takes part.
 
 With a data folder the sparsity patterns of networks that others pruned take part too: files of the
 Deep Learning Matrix Collection (Gale, Zaharia, Young, Elsen, "Sparse GPU kernels for deep
@@ -20,8 +24,14 @@ from gossamer.bench import dlmc
 from gossamer.bench.engines import engines
 from gossamer.bench.race import Entry, Track, race
 from gossamer.bench.record import Record
-from gossamer.bench.subject import Subject, check, csr_calls, make_subject
-from gossamer.bench.suite import Options, measured
+from gossamer.bench.subject import (
+    Subject,
+    check,
+    csr_calls,
+    int8_calls,
+    make_subject,
+)
+from gossamer.bench.suite import Options, measured, named
 
 __all__ = ["SHAPES", "Case", "cases", "run"]
 
@@ -40,6 +50,8 @@ SHAPES: dict[str, tuple[int, int]] = {
 }
 """Name to [out, in]. ViT-B's other layers have the shapes of BERT-base's."""
 PATTERNS = (*(f"unstructured:{s}" for s in (0.5, 0.7, 0.8, 0.9, 0.95)), "2:4")
+BLOCKS = {"float32": "", "bfloat16": "block:1x2", "int8": "block:1x4"}
+"""The pattern whose blocks one instruction takes, where there is one."""
 TOKENS = (1, 8, 32, 128, 256, 512)
 
 QUICK_SHAPES = ("minilm.up", "bert-base.query")
@@ -59,6 +71,7 @@ class Case:
         inputs: inputs.
         patterns: of the weight.
         tokens: rows of the input.
+        dtype: one of `gossamer.bench.suite.DTYPES`.
     """
 
     name: str
@@ -66,19 +79,24 @@ class Case:
     inputs: int
     patterns: tuple[str, ...]
     tokens: int
+    dtype: str = "float32"
 
     def __str__(self) -> str:
-        return f"{self.name} {self.out}x{self.inputs} x{self.tokens}"
+        kind = "" if self.dtype == "float32" else f" {self.dtype}"
+        return f"{self.name} {self.out}x{self.inputs} x{self.tokens}{kind}"
 
 
-def cases(extent: str) -> list[Case]:
+def cases(extent: str, dtype: str = "float32") -> list[Case]:
     """The cases of one of `gossamer.bench.suite.EXTENTS`, without those of a data folder."""
     names, patterns, tokens = {
         "quick": (QUICK_SHAPES, QUICK_PATTERNS, QUICK_TOKENS),
         "normal": (NORMAL_SHAPES, PATTERNS, NORMAL_TOKENS),
         "full": (tuple(SHAPES), PATTERNS, TOKENS),
     }[extent]
-    return [Case(name, *SHAPES[name], patterns, count) for name in names for count in tokens]
+    if block := BLOCKS[dtype]:
+        one_by_one = [p for p in patterns if p.startswith("unstructured")]
+        patterns = (*one_by_one, *(p.replace("unstructured", block) for p in one_by_one))
+    return [Case(name, *SHAPES[name], patterns, count, dtype) for name in names for count in tokens]
 
 
 def run(options: Options, chosen: Sequence[Case] | None = None) -> Iterator[Record]:
@@ -88,15 +106,16 @@ def run(options: Options, chosen: Sequence[Case] | None = None) -> Iterator[Reco
         options: of the command.
         chosen: other cases than those of the command.
     """
+    dtype = options.dtype or "float32"
     kept: dict[tuple[str, tuple[str, ...]], list[Subject]] = {}
-    for case in measured(options, cases, chosen):
+    for case in measured(options, partial(cases, dtype=dtype), chosen):
         options.progress(f"{case}, {torch.get_num_threads()} threads")
         key = (case.name, case.patterns)
         if key not in kept:
             torch.manual_seed(0)
-            kept = {key: [make_subject(case.out, case.inputs, p) for p in case.patterns]}
-        yield from _measure(case.name, kept[key], case.tokens, options)
-    if chosen is None:
+            kept = {key: [_subject(case, pattern) for pattern in case.patterns]}
+        yield from _measure(case.name, kept[key], case.tokens, options, case.dtype)
+    if chosen is None and dtype == "float32":
         yield from _run_collection(options)
 
 
@@ -114,14 +133,25 @@ def _run_collection(options: Options) -> Iterator[Record]:
         yield from _measure(matrix, [subject], dlmc.TOKENS, options)
 
 
+def _subject(case: Case, pattern: str) -> Subject:
+    if case.dtype == "int8":
+        return make_subject(case.out, case.inputs, pattern, quantize=True)
+    return make_subject(case.out, case.inputs, pattern, getattr(torch, case.dtype))
+
+
 def _measure(
-    name: str, subjects: Sequence[Subject], tokens: int, options: Options
+    name: str,
+    subjects: Sequence[Subject],
+    tokens: int,
+    options: Options,
+    dtype: str = "float32",
 ) -> Iterator[Record]:
     out, inputs = subjects[0].dense.shape
-    x = torch.randn(tokens, inputs)
+    x = torch.randn(tokens, inputs).to(subjects[0].dense.dtype)
+    width = 1 if dtype == "int8" else x.element_size()
     entries = []
     for subject in subjects:
-        check("gossamer", subject.module, x, subject.dense)
+        subject.check(x)
         entries.append(
             Entry(
                 pattern=subject.pattern,
@@ -130,20 +160,31 @@ def _measure(
                 kernel=subject.kernel(tokens),
                 held_bytes=subject.held_bytes,
                 bound_speedup=options.roofline.bound_speedup(
-                    tokens, out, inputs, subject.density, subject.held_bytes
+                    tokens,
+                    out,
+                    inputs,
+                    subject.density,
+                    subject.held_bytes,
+                    width,
+                    x.element_size(),
                 ),
-                peers={"torch_csr": csr_calls(subject.dense, x)},
+                peers={"torch_csr": csr_calls(subject.dense, x)} if dtype == "float32" else {},
             )
         )
-    track = Track("cpu-linear", name, tokens, out, inputs)
-    yield from race(options, track, _dense_peers(subjects[0].dense, x, options), entries)
+    track = Track("cpu-linear", named(name), tokens, out, inputs, dtype)
+    yield from race(options, track, _dense_peers(subjects[0].dense, x, options, dtype), entries)
 
 
-def _dense_peers(weight: Tensor, x: Tensor, options: Options) -> dict[str, Callable[[], object]]:
+def _dense_peers(
+    weight: Tensor, x: Tensor, options: Options, dtype: str
+) -> dict[str, Callable[[], object]]:
+    check("torch_dense", lambda x: F.linear(x, weight), x, weight)
+    if dtype != "float32":
+        more = int8_calls(weight, x) if dtype == "int8" else {}
+        return {"torch_dense": lambda: F.linear(x, weight), **more}
     module = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
     with torch.no_grad():
         module.weight.copy_(weight)
-    check("torch_dense", lambda x: F.linear(x, weight), x, weight)
     return {
         "torch_dense": lambda: F.linear(x, weight),
         **engines(module.eval(), x, options.note),

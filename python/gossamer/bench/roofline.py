@@ -41,12 +41,30 @@ class Roofline:
     bandwidth: float
 
     def bound_speedup(
-        self, tokens: int, out: int, inputs: int, density: float, packed_bytes: int
+        self,
+        tokens: int,
+        out: int,
+        inputs: int,
+        density: float,
+        packed_bytes: int,
+        width: int = 4,
+        activation_width: int = 4,
     ) -> float:
-        """The ratio of the least times, dense over sparse; float32."""
-        flops = 2.0 * tokens * out * inputs
-        activations = 4.0 * tokens * (out + inputs)
-        dense = self.seconds(flops, 4.0 * out * inputs + activations)
+        """The ratio of the least times, dense over sparse.
+
+        Args:
+            tokens: rows of x.
+            out: outputs.
+            inputs: inputs.
+            density: fraction of the weight that is kept.
+            packed_bytes: of the packed weight.
+            width: bytes of a dense weight's element; arithmetic on narrower ones than float32 is
+                taken to be faster in proportion.
+            activation_width: bytes of an element of x and y.
+        """
+        flops = 2.0 * tokens * out * inputs * width / 4
+        activations = float(activation_width * tokens * (out + inputs))
+        dense = self.seconds(flops, float(width * out * inputs) + activations)
         return dense / self.seconds(flops * density, packed_bytes + activations)
 
     def seconds(self, flops: float, moved: float) -> float:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,10 +14,13 @@ from typing import TypeVar
 
 from gossamer.bench.roofline import Roofline
 
-__all__ = ["EXTENTS", "Options", "measured", "now"]
+__all__ = ["DTYPES", "EXTENTS", "Options", "measured", "named", "now"]
 
 EXTENTS = ("quick", "normal", "full")
 """How many cases: of less than a minute, of a few minutes, all."""
+
+DTYPES = ("float32", "bfloat16", "int8")
+"""Of layers: plain, plain, and int8 weights with float32 inputs that are quantized in the call."""
 
 C = TypeVar("C")
 
@@ -36,6 +40,7 @@ class Options:
         note: told in a sentence what is not measured, and why.
         data: folder with trained networks and sparsity patterns; None where there is none.
         deadline: of `time.monotonic`; no case begins after it.
+        dtype: one of `DTYPES`, of the suites that know several; None leaves it to the suite.
     """
 
     extent: str
@@ -48,6 +53,7 @@ class Options:
     note: Callable[[str], None] = print
     data: Path | None = None
     deadline: float = math.inf
+    dtype: str | None = None
 
     @property
     def quick(self) -> bool:
@@ -84,6 +90,12 @@ def measured(
             options.note(f"the time was up, not measured: {names}")
             return
         yield case
+
+
+def named(layer: str) -> str:
+    """A layer's name in a record, with what the process keeps torch's dense products from using."""
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA")
+    return f"{layer}, ONEDNN_MAX_CPU_ISA={limit}" if limit else layer
 
 
 def now() -> str:

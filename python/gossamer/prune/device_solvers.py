@@ -3,12 +3,15 @@
 
 Registered as the CUDA kernels of `torch.ops.gossamer`. The C++ of `src/prune` and these follow the
 same formulas; the tests hold one against the other. Products are full float32, never TF32.
+`_C_cuda.so` has kernels that select groups and sweep columns. They have not run on hardware yet:
+torch operations do both unless `GOSSAMER_EXPERIMENTAL` names `cuda-prune`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Iterator
 
 import torch
@@ -20,6 +23,19 @@ __all__ = ["accumulate_gram", "admm", "obs_sweep", "refit", "select", "swap_refi
 
 _TOKENS_IN_FLOAT = 4096
 _CHECK_EVERY = 3
+_SWEPT_COLUMNS = 128
+"""The most that one call of `obs_sweep_block_` takes."""
+_LARGEST_RANKED = 16
+"""Larger groups are sorted: ranking compares every pair."""
+
+
+def _has_kernels(tensor: Tensor) -> bool:
+    """Whether kernels of `_C_cuda.so` take this tensor, and were asked for."""
+    return (
+        tensor.is_cuda
+        and hasattr(torch.ops.gossamer, "obs_sweep_block_")
+        and "cuda-prune" in os.environ.get("GOSSAMER_EXPERIMENTAL", "").split(",")
+    )
 
 
 @contextlib.contextmanager
@@ -73,13 +89,30 @@ def _keep_highest(rows: Tensor, dropped: int) -> Tensor:
 
 
 def _select_groups(scores: Tensor, fields: PatternFields, segment: int) -> Tensor:
+    if _has_kernels(scores):
+        chosen: Tensor = torch.ops.gossamer.select_groups(scores, fields.n, fields.m, segment)
+        return chosen
     rows, cols = scores.shape
-    pieces = scores.reshape(rows, cols // segment, segment)
     groups = math.ceil(segment / fields.m)
-    padded = pieces.new_full((*pieces.shape[:2], groups * fields.m), -torch.inf)
-    padded[..., :segment] = pieces
-    kept = _keep_highest(padded.view(rows, -1, groups, fields.m), fields.m - fields.n)
-    return kept.flatten(2)[..., :segment].reshape(rows, cols)
+    padded = scores.reshape(rows, cols // segment, segment)
+    if segment % fields.m:
+        padded = torch.nn.functional.pad(padded, (0, groups * fields.m - segment), value=-torch.inf)
+    grouped = padded.reshape(rows, -1, fields.m)
+    if fields.m <= _LARGEST_RANKED:
+        kept = _ranks(grouped) < fields.n
+    else:
+        kept = _keep_highest(grouped, fields.m - fields.n)
+    return kept.view(rows, -1, groups * fields.m)[..., :segment].reshape(rows, cols)
+
+
+def _ranks(groups: Tensor) -> Tensor:
+    """How many of its group rank above each score, the lower index first among equals."""
+    above = torch.zeros_like(groups, dtype=torch.int8)
+    for distance in range(1, groups.shape[-1]):
+        first = groups[..., :-distance] >= groups[..., distance:]
+        above[..., distance:] += first
+        above[..., :-distance] += first.logical_not()
+    return above
 
 
 def _select_blocks(scores: Tensor, fields: PatternFields, scope: str) -> Tensor:
@@ -103,54 +136,130 @@ def obs_sweep(
     weight: Tensor, factor: Tensor, mask: Tensor | None, pattern: str, block: int, segment: int
 ) -> tuple[Tensor, Tensor]:
     """See obs_sweep of include/gossamer/solve.h."""
-    weight, cols = weight.clone(), weight.shape[1]
-    kept = torch.zeros_like(weight, dtype=torch.bool) if mask is None else mask.clone()
+    weight, cols = weight.clone(memory_format=torch.contiguous_format), weight.shape[1]
+    kept = torch.zeros_like(weight, dtype=torch.bool)
+    if mask is not None:
+        kept.copy_(mask)
     fields = None if mask is not None else parse_pattern(pattern)
     if fields is not None and fields.kind in ("block", "vnm"):
         raise ValueError(
             f"the sweep cannot select pattern '{pattern}': unstructured, fanin and N:M are "
             "accepted; select the mask first and pass no pattern"
         )
+    grouped = fields if fields is not None and fields.kind == "nm" else None
     segment = segment or cols
+    sweep = _sweep_by_kernel if _has_kernels(weight) else _sweep_columns
     pivots = factor.diagonal()
+    _check_numbers(weight, pivots)
     begin = 0
     with _full_float32():
         while begin < cols:
-            end = _block_end(begin, cols, block, segment, fields)
-            if fields is not None and fields.kind != "nm":
+            end = min(begin + block, cols)
+            if grouped is not None:
+                end = _whole_groups(begin, cols, min(block, _SWEPT_COLUMNS), segment, grouped)
+            elif fields is not None:
                 _select_block(weight, pivots, kept, fields, begin, end)
-            owed = torch.zeros_like(weight[:, begin:end])
-            next_group = begin
-            for col in range(begin, end):
-                if fields is not None and fields.kind == "nm" and col == next_group:
-                    next_group = min(col + fields.m, (col // segment + 1) * segment)
-                    own = slice(col, next_group)
-                    scores = (weight[:, own] / pivots[own]).square()
-                    kept[:, own] = _select_groups(scores, fields, next_group - col)
-                error = torch.where(kept[:, col], 0, weight[:, col] / pivots[col])
-                owed[:, col - begin] = error
-                weight[:, col:end] -= error[:, None] * factor[col, col:end]
-                weight[:, col] = torch.where(kept[:, col], weight[:, col], 0)
-            weight[:, end:] -= owed @ factor[begin:end, end:]
+            for first in range(begin, end, _SWEPT_COLUMNS):
+                last = min(first + _SWEPT_COLUMNS, end)
+                owed = sweep(weight, factor, kept, first, last, grouped, segment)
+                if last < cols:
+                    weight[:, last:].addmm_(owed, factor[first:last, last:], alpha=-1)
             begin = end
     return weight, kept
 
 
-def _block_end(
-    begin: int, cols: int, block: int, segment: int, fields: PatternFields | None
-) -> int:
-    if fields is None or fields.kind != "nm":
-        return min(begin + block, cols)
-    end = begin
-    while end < cols and (end == begin or end - begin < block):
-        end = min(end + fields.m, (end // segment + 1) * segment)
+def _check_numbers(weight: Tensor, pivots: Tensor) -> None:
+    """Refuses what would spread as NaN and infinity over the weight; waits for the device once."""
+    positive, finite = (pivots > 0) & pivots.isfinite(), weight.isfinite().all()
+    if bool(positive.all() & finite):
+        return
+    if not bool(positive.all()):
+        place = int(positive.logical_not().nonzero()[0])
+        raise ValueError(
+            f"factor: element {place} of the diagonal is {float(pivots[place]):g}, expected a "
+            "positive number; damp the Gram matrix more before it is factored"
+        )
+    row, col = (int(i) for i in weight.isfinite().logical_not().nonzero()[0])
+    raise ValueError(
+        f"weight: row {row}, column {col} is {float(weight[row, col]):g}, expected a finite number"
+    )
+
+
+def _whole_groups(begin: int, cols: int, most: int, segment: int, fields: PatternFields) -> int:
+    """Where a block ends that has whole groups, and no more than `most` columns or one group."""
+    end = _group_end(begin, segment, fields)
+    while end < cols and _group_end(end, segment, fields) - begin <= most:
+        end = _group_end(end, segment, fields)
     return end
+
+
+def _group_end(col: int, segment: int, fields: PatternFields) -> int:
+    """One past the last column of the group that a column opens."""
+    return min(col + fields.m, (col // segment + 1) * segment)
+
+
+def _sweep_by_kernel(
+    weight: Tensor,
+    factor: Tensor,
+    kept: Tensor,
+    begin: int,
+    end: int,
+    fields: PatternFields | None,
+    segment: int,
+) -> Tensor:
+    """Sweeps columns [begin, end) in place; what they owe to those right of them is returned."""
+    n, m = (0, 0) if fields is None else (fields.n, fields.m)
+    owed: Tensor = torch.ops.gossamer.obs_sweep_block_(
+        weight, factor, kept, begin, end, n, m, segment
+    )
+    return owed
+
+
+def _sweep_columns(
+    weight: Tensor,
+    factor: Tensor,
+    kept: Tensor,
+    begin: int,
+    end: int,
+    fields: PatternFields | None,
+    segment: int,
+) -> Tensor:
+    """What `_sweep_by_kernel` does, a column at a time.
+
+    Time goes into starting operations, so that there are few: the columns of the block are rows of
+    a copy, and a weight that is kept owes w/∞ = 0.
+    """
+    columns = weight[:, begin:end].T.contiguous()
+    upper = factor[begin:end, begin:end].contiguous()
+    pivots = upper.diagonal()[:, None]
+    chosen = kept[:, begin:end].T.contiguous()
+    owed = torch.empty_like(columns)
+    next_group = begin if fields is not None else end
+    divisors = pivots.where(chosen.logical_not(), torch.inf)
+    side = 0 if fields is None else fields.m
+    earlier = torch.ones(side, side, dtype=torch.bool, device=weight.device).tril(-1)[..., None]
+    for col in range(begin, end):
+        at = col - begin
+        if fields is not None and col == next_group:
+            next_group = _group_end(col, segment, fields)
+            own = slice(at, next_group - begin)
+            scores = (columns[own].double() / pivots[own]).square()
+            other, mine = scores[None], scores[:, None]
+            ties = (other == mine) & earlier[: len(scores), : len(scores)]
+            torch.lt(((other > mine) | ties).sum(dim=1), fields.n, out=chosen[own])
+            divisors[own] = pivots[own].where(chosen[own].logical_not(), torch.inf)
+        torch.div(columns[at], divisors[at], out=owed[at])
+        if col + 1 < end:
+            columns[at + 1 :].addr_(upper[at, at + 1 :], owed[at], alpha=-1)
+    weight[:, begin:end] = columns.where(chosen, 0).T
+    kept[:, begin:end] = chosen.T
+    return owed.T
 
 
 def _select_block(
     weight: Tensor, pivots: Tensor, kept: Tensor, fields: PatternFields, begin: int, end: int
 ) -> None:
-    scores = (weight[:, begin:end] / pivots[begin:end]).square()
+    scores = (weight[:, begin:end].double() / pivots[begin:end]).square()
     rows = 1 if fields.kind == "fanin" else len(weight)
     dropped = _dropped(fields.sparsity, rows * end) - _dropped(fields.sparsity, rows * begin)
     flat = scores if fields.kind == "fanin" else scores.reshape(1, -1)
@@ -242,6 +351,13 @@ def swap_refine(
     return kept.to(mask.device), swaps
 
 
+def _transposable_mask(scores: Tensor, n: int = 2, m: int = 4) -> Tensor:
+    mask: Tensor = torch.ops.gossamer.transposable_mask(scores.cpu(), n, m)
+    return mask.to(scores.device)
+
+
+if not hasattr(torch.ops.gossamer, "obs_sweep_block_"):  # without _C_cuda.so
+    torch.library.register_kernel("gossamer::transposable_mask", "cuda", _transposable_mask)
 for _name, _kernel in (
     ("gram_", accumulate_gram),
     ("obs_sweep", obs_sweep),

@@ -30,7 +30,8 @@ _VNM_LIVE_COLUMNS = 4
 class CustomPattern(Protocol):
     """A pattern of one's own: anything that selects a mask from scores.
 
-    Where it has an attribute `grouped` that is True, convolutions come as one matrix a tap.
+    Where it has an attribute `grouped` that is True, convolutions come as one matrix a tap. Where
+    it has an attribute `any_device` that is True, scores may come on the device of the weight.
     """
 
     def select(self, scores: Tensor) -> Tensor:
@@ -40,7 +41,7 @@ class CustomPattern(Protocol):
             scores: [out, in] (stacked weights: [batch, out, in]), float32 or float64, on the CPU.
 
         Returns:
-            A bool mask of that shape; True is kept.
+            A bool mask of that shape, on the same device; True is kept.
         """
 
 

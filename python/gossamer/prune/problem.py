@@ -107,7 +107,8 @@ class LayerProblem:
         flat = scores.detach()
         if grouped:  # One matrix for each segment, so that no group crosses from one to the next.
             flat = flat.reshape(groups, rows, -1, self.segment).transpose(1, 2).flatten(0, 1)
-        flat = flat.to("cpu", torch.float64 if scores.dtype == torch.float64 else torch.float32)
+        device = scores.device if getattr(pattern, "any_device", False) else "cpu"
+        flat = flat.to(device, torch.float64 if scores.dtype == torch.float64 else torch.float32)
         if isinstance(pattern, str):
             mask = torch.ops.gossamer.select_masks([flat.contiguous()], pattern, self.scope)[0]
         else:

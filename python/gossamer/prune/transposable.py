@@ -27,6 +27,8 @@ class Transposable:
 
     grouped = True
     """Convolutions are seen tap by tap."""
+    any_device = True
+    """Scores need not be on the CPU: 2:4 is solved on a GPU too, with the same masks."""
 
     def __init__(self, pattern: str = "2:4") -> None:
         kept, _, side = pattern.partition(":")
@@ -45,7 +47,7 @@ class Transposable:
         """The best mask.
 
         Args:
-            scores: [out, in] or [batch, out, in], float32 or float64.
+            scores: [out, in] or [batch, out, in], float32 or float64, on any device.
 
         Raises:
             ValueError: a score is NaN or infinite.

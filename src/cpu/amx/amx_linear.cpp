@@ -28,6 +28,8 @@ namespace {
 #include "cpu/amx/tiles.inl"
 //
 #include "cpu/amx/amx_linear.inl"
+//
+#include "cpu/amx/amx_overlap.inl"
 
 }  // namespace
 
@@ -35,6 +37,8 @@ namespace gossamer::cpu {
 
 constinit const KcsrFunctions amx_bitmask_bf16 = kBitmaskBf16;
 constinit const KcsrFunctions amx_bitmask_int8 = kBitmaskInt8;
+constinit const KcsrFunctions amx_overlapped_bf16 = kOverlappedBf16;
+constinit const KcsrFunctions amx_overlapped_int8 = kOverlappedInt8;
 constinit const KcsrFunctions amx_blocks_bf16 = kBlocksBf16;
 constinit const KcsrFunctions amx_blocks_int8 = kBlocksInt8;
 

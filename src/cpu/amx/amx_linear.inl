@@ -114,17 +114,147 @@ inline void multiply_tiles(const std::byte* weights, std::int64_t row_bytes,
   }
 }
 
-/// The same for one group, g, whose tile of weights is expanded.
-template <typename Element, int g, int N>
-inline void multiply_group(const std::byte* weights, const float* tile_row, std::int64_t lanes) {
-  Tiles::load<kFirstWeights>(weights, 64);
-  repeat_for<N>([&]<int n>() {
-    Tiles::load<kInputs>(tile_row + n * 16, lanes * 4);
-    Element::template multiply<g * N + n, kFirstWeights, kInputs>();
-  });
+// ---- The bitmask format ----
+
+/// Tiles of weights that are expanded before they are multiplied, of each group.
+constexpr std::int64_t kExpandedTiles = 8;
+
+template <typename Element, int G>
+struct Expanded {
+  alignas(64) std::byte tiles[G][kExpandedTiles][kTileBytes];
+  bool any[kExpandedTiles];  ///< a kept value in any group
+};
+
+/// Bits [column, column + kColumns) of a row of `in`.
+template <typename Element>
+inline typename Element::Mask mask_at(const std::uint8_t* bits, std::int64_t column,
+                                      std::int64_t in) {
+  return load_bits<typename Element::Mask>(bits + column / 8, (in - column + 7) / 8);
 }
 
-#include "cpu/amx/amx_bitmask.inl"
+/// Tiles from input `column` on of some rows, `next[r]` being the next value of row r. Rows past
+/// the last are zero.
+template <typename Element, int G>
+inline void expand_tiles(const gossamer::cpu::KcsrAddTask& task, std::int64_t first_row,
+                         std::int64_t column, std::int64_t tiles,
+                         const typename Element::Value** next, Expanded<Element, G>& to) {
+  constexpr std::int64_t kAheadBytes = 512;
+  typename Element::Mask kept[kExpandedTiles] = {};
+  for (std::int64_t r = 0; r < G * kTileRows; ++r) {
+    std::byte* line = to.tiles[r / kTileRows][0] + r % kTileRows * 64;
+    if (first_row + r >= task.rows) {
+      for (std::int64_t k = 0; k < tiles; ++k) {
+        _mm512_store_si512(line + k * kTileBytes, _mm512_setzero_si512());
+      }
+      continue;
+    }
+    const std::uint8_t* bits = task.bits + (first_row + r) * task.row_bytes;
+    const auto* values = next[r];
+    __builtin_prefetch(reinterpret_cast<const char*>(values) + kAheadBytes);
+    __builtin_prefetch(reinterpret_cast<const char*>(values) + kAheadBytes + 64);
+    for (std::int64_t k = 0; k < tiles; ++k) {
+      const auto mask = mask_at<Element>(bits, column + k * Element::kColumns, task.in);
+      _mm512_store_si512(line + k * kTileBytes, Element::expand(values, mask));
+      values += _mm_popcnt_u64(mask);
+      kept[k] |= mask;
+    }
+    next[r] = values;
+  }
+  for (std::int64_t k = 0; k < tiles; ++k) to.any[k] = kept[k] != 0;
+}
+
+/// sums += weights · inputs for G groups of rows from `row` on.
+template <typename Element, int NV, int G>
+inline void add_expanded_rows(const gossamer::cpu::KcsrAddTask& task, std::int64_t row) {
+  constexpr int N = vectors_at_once(NV);
+  constexpr std::int64_t kLanesOfPanel = NV * 16;
+  const auto* values = static_cast<const typename Element::Value*>(task.values);
+  const auto* inputs = static_cast<const float*>(task.tile);
+  const typename Element::Value* next[G * kTileRows] = {};
+  for (std::int64_t r = 0; r < G * kTileRows && row + r < task.rows; ++r) {
+    next[r] = values + task.begins[row + r];
+  }
+  Expanded<Element, G> weights;
+  float* sums = task.sums + row * kLanesOfPanel;
+  const std::int64_t all = (task.columns + Element::kColumns - 1) / Element::kColumns;
+  for (std::int64_t done = 0; done < all; done += kExpandedTiles) {
+    const std::int64_t tiles = all - done < kExpandedTiles ? all - done : kExpandedTiles;
+    expand_tiles<Element, G>(task, row, task.first_input + done * Element::kColumns, tiles, next,
+                             weights);
+    for (int n = 0; n < NV; n += N) {
+      // A single pass keeps its sums in registers from the first tile to the last.
+      if (N < NV || done == 0) {
+        load_sums<G, N>(sums + n * 16, kLanesOfPanel, task.first && done == 0);
+      }
+      for (std::int64_t k = 0; k < tiles; ++k) {
+        if (!weights.any[k]) continue;
+        multiply_tiles<Element, G, N>(weights.tiles[0][k], 64, kExpandedTiles * kTileBytes,
+                                      inputs + (done + k) * kTileRows * kLanesOfPanel + n * 16,
+                                      kLanesOfPanel);
+      }
+      if (N < NV || done + tiles == all) store_sums<G, N>(sums + n * 16, kLanesOfPanel);
+    }
+  }
+}
+
+template <typename Element, int NV>
+void add_expanded(const gossamer::cpu::KcsrAddTask& task) {
+  constexpr int G = groups_at_once(NV);
+  Tiles::configure();
+  std::int64_t row = 0;
+  for (; row + (G - 1) * kTileRows < task.rows; row += G * kTileRows) {
+    add_expanded_rows<Element, NV, G>(task, row);
+  }
+  for (; row < task.rows; row += kTileRows) add_expanded_rows<Element, NV, 1>(task, row);
+  Tiles::release();
+}
+
+/// The same where X holds something that is not finite: what is pruned is left out, value by value.
+template <int NV>
+void add_kept_pairs(const gossamer::cpu::KcsrAddTask& task) {
+  constexpr std::int64_t kPanel = NV * kLanes;
+  const auto* values = static_cast<const std::uint16_t*>(task.values);
+  const auto* tile = static_cast<const float*>(task.tile);
+  for (std::int64_t row = 0; row < task.rows; ++row) {
+    const std::uint8_t* bits = task.bits + row * task.row_bytes;
+    const std::uint16_t* value = values + task.begins[row];
+    float* sums = task.sums + row * kPanel;
+    Vector sum[NV];
+    for (int n = 0; n < NV; ++n) sum[n] = task.first ? zero() : load(sums + n * kLanes);
+    for (std::int64_t k = 0; k < task.columns; ++k) {
+      const std::int64_t column = task.first_input + k;
+      if ((bits[column / 8] >> (column % 8) & 1) == 0) continue;
+      const Vector weight = BFloat16::broadcast(value++);
+      for (int n = 0; n < NV; ++n) {
+        const __m512i pairs = _mm512_loadu_si512(tile + k / 2 * kPanel + n * kLanes);
+        const __m512i x = k % 2 != 0 ? _mm512_and_si512(pairs, _mm512_set1_epi32(-65536))
+                                     : _mm512_slli_epi32(pairs, 16);
+        sum[n] = multiply_add(weight, _mm512_castsi512_ps(x), sum[n]);
+      }
+    }
+    for (int n = 0; n < NV; ++n) store(sums + n * kLanes, sum[n]);
+  }
+}
+
+/// Where every row's values of a block of inputs begin; columns are not written.
+void count_kept(const gossamer::cpu::BitmaskIndexTask& task) {
+  const std::int64_t row_bytes = (task.in + 7) / 8;
+  const std::int64_t block_bytes = task.block / 8;
+  std::int64_t count = 0;
+  for (std::int64_t row = 0; row < task.rows; ++row) {
+    const std::uint8_t* bits = task.bits + row * row_bytes;
+    std::uint32_t* segment = task.segments + row;
+    for (std::int64_t begin = 0; begin < row_bytes; begin += block_bytes) {
+      *segment = static_cast<std::uint32_t>(count);
+      segment += task.rows;
+      const std::int64_t end = row_bytes - begin < block_bytes ? row_bytes : begin + block_bytes;
+      for (std::int64_t i = begin; i < end; i += 8) {
+        count += _mm_popcnt_u64(load_bits<std::uint64_t>(bits + i, end - i));
+      }
+    }
+    *segment = static_cast<std::uint32_t>(count);
+  }
+}
 
 // ---- The bsr format: blocks of whole tiles ----
 

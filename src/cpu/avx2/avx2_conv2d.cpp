@@ -49,6 +49,7 @@ namespace gossamer::cpu {
 
 constinit const ConvFunctions avx2_conv2d_f32 = conv_functions_for<Float32>();
 
-constinit const ConvQuantizeFunctions avx2_conv2d_pairs = {quantize_tile<2>, dequantize_sums, 2};
+constinit const ConvQuantizeFunctions avx2_conv2d_pairs = {quantize_tile<2>, make_words<2>, nullptr,
+                                                           dequantize_sums, 2};
 
 }  // namespace gossamer::cpu

@@ -44,6 +44,7 @@ namespace gossamer::cpu {
 
 constinit const ConvFunctions avx512_conv2d_f32 = conv_functions_for<Float32>();
 
-constinit const ConvQuantizeFunctions avx512_conv2d_quads = {quantize_tile<4>, dequantize_sums, 4};
+constinit const ConvQuantizeFunctions avx512_conv2d_quads = {quantize_tile<4>, make_words<4>,
+                                                             make_unsigned, dequantize_sums, 4};
 
 }  // namespace gossamer::cpu

@@ -61,7 +61,8 @@ constinit const KcsrFunctions generic_spmm_int8_pairs = {
     {},
     2};
 
-constinit const ConvQuantizeFunctions generic_conv2d_pairs = {quantize_tile<2>, dequantize_sums, 2};
+constinit const ConvQuantizeFunctions generic_conv2d_pairs = {quantize_tile<2>, make_words<2>,
+                                                              nullptr, dequantize_sums, 2};
 
 void generic_bitmask_int8_pairs(const BitmaskUnitTask& task) {
   const std::int64_t row_bytes = (task.in + 7) / 8;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The bitmask format on tile registers: kept values are expanded to their places in L1, a batch of
-// tiles while the batch before it is multiplied. Included by amx_linear.inl.
+// The bitmask format on tile registers for few tokens: a batch of tiles is expanded while the one
+// before it is multiplied. Included behind amx_linear.inl.
 //
 // Expanding a tile takes the vector units two to three times as long as a product takes the tile
 // unit. One behind the other they would add up, so a product follows every few rows.
@@ -91,9 +91,19 @@ class Expansion {
   Mask kept_[kTiles] = {};
 };
 
+/// sums[g·N + …] += one tile of weights of group g by one tile of inputs of each vector.
+template <typename Element, int g, int N>
+inline void multiply_group(const std::byte* weights, const float* tile_row, std::int64_t lanes) {
+  Tiles::load<kFirstWeights>(weights, 64);
+  repeat_for<N>([&]<int n>() {
+    Tiles::load<kInputs>(tile_row + n * 16, lanes * 4);
+    Element::template multiply<g * N + n, kFirstWeights, kInputs>();
+  });
+}
+
 /// sums += weights · inputs for G groups of rows from `row` on.
 template <typename Element, int NV, int G>
-inline void add_expanded_rows(const gossamer::cpu::KcsrAddTask& task, std::int64_t row) {
+inline void add_overlapped_rows(const gossamer::cpu::KcsrAddTask& task, std::int64_t row) {
   constexpr int N = vectors_at_once(NV);
   constexpr int kTiles = kBatchTiles<G>;
   constexpr std::int64_t kLanesOfPanel = NV * 16;
@@ -128,60 +138,36 @@ inline void add_expanded_rows(const gossamer::cpu::KcsrAddTask& task, std::int64
 }
 
 template <typename Element, int NV>
-void add_expanded(const gossamer::cpu::KcsrAddTask& task) {
+void add_overlapped(const gossamer::cpu::KcsrAddTask& task) {
   constexpr int G = groups_at_once(NV);
   Tiles::configure();
   std::int64_t row = 0;
   for (; row + (G - 1) * kTileRows < task.rows; row += G * kTileRows) {
-    add_expanded_rows<Element, NV, G>(task, row);
+    add_overlapped_rows<Element, NV, G>(task, row);
   }
-  for (; row < task.rows; row += kTileRows) add_expanded_rows<Element, NV, 1>(task, row);
+  for (; row < task.rows; row += kTileRows) add_overlapped_rows<Element, NV, 1>(task, row);
   Tiles::release();
 }
 
-/// The same where X holds something that is not finite: what is pruned is left out, value by value.
-template <int NV>
-void add_kept_pairs(const gossamer::cpu::KcsrAddTask& task) {
-  constexpr std::int64_t kPanel = NV * kLanes;
-  const auto* values = static_cast<const std::uint16_t*>(task.values);
-  const auto* tile = static_cast<const float*>(task.tile);
-  for (std::int64_t row = 0; row < task.rows; ++row) {
-    const std::uint8_t* bits = task.bits + row * task.row_bytes;
-    const std::uint16_t* value = values + task.begins[row];
-    float* sums = task.sums + row * kPanel;
-    Vector sum[NV];
-    for (int n = 0; n < NV; ++n) sum[n] = task.first ? zero() : load(sums + n * kLanes);
-    for (std::int64_t k = 0; k < task.columns; ++k) {
-      const std::int64_t column = task.first_input + k;
-      if ((bits[column / 8] >> (column % 8) & 1) == 0) continue;
-      const Vector weight = BFloat16::broadcast(value++);
-      for (int n = 0; n < NV; ++n) {
-        const __m512i pairs = _mm512_loadu_si512(tile + k / 2 * kPanel + n * kLanes);
-        const __m512i x = k % 2 != 0 ? _mm512_and_si512(pairs, _mm512_set1_epi32(-65536))
-                                     : _mm512_slli_epi32(pairs, 16);
-        sum[n] = multiply_add(weight, _mm512_castsi512_ps(x), sum[n]);
-      }
-    }
-    for (int n = 0; n < NV; ++n) store(sums + n * kLanes, sum[n]);
-  }
-}
+constexpr gossamer::cpu::KcsrFunctions kOverlappedBf16{
+    kLanes,
+    pack_pairs,
+    {add_overlapped<Bf16Tile, 1>, add_overlapped<Bf16Tile, 2>, add_overlapped<Bf16Tile, 3>,
+     add_overlapped<Bf16Tile, 4>, add_overlapped<Bf16Tile, 6>, add_overlapped<Bf16Tile, 8>},
+    store_panel<BFloat16>,
+    nullptr,
+    nullptr,
+    {add_kept_pairs<1>, add_kept_pairs<2>, add_kept_pairs<3>, add_kept_pairs<4>, add_kept_pairs<6>,
+     add_kept_pairs<8>},
+    2};
 
-/// Where every row's values of a block of inputs begin; columns are not written.
-void count_kept(const gossamer::cpu::BitmaskIndexTask& task) {
-  const std::int64_t row_bytes = (task.in + 7) / 8;
-  const std::int64_t block_bytes = task.block / 8;
-  std::int64_t count = 0;
-  for (std::int64_t row = 0; row < task.rows; ++row) {
-    const std::uint8_t* bits = task.bits + row * row_bytes;
-    std::uint32_t* segment = task.segments + row;
-    for (std::int64_t begin = 0; begin < row_bytes; begin += block_bytes) {
-      *segment = static_cast<std::uint32_t>(count);
-      segment += task.rows;
-      const std::int64_t end = row_bytes - begin < block_bytes ? row_bytes : begin + block_bytes;
-      for (std::int64_t i = begin; i < end; i += 8) {
-        count += _mm_popcnt_u64(load_bits<std::uint64_t>(bits + i, end - i));
-      }
-    }
-    *segment = static_cast<std::uint32_t>(count);
-  }
-}
+constexpr gossamer::cpu::KcsrFunctions kOverlappedInt8{
+    kLanes,
+    pack_quads<0>,
+    {add_overlapped<Int8Tile, 1>, add_overlapped<Int8Tile, 2>, add_overlapped<Int8Tile, 3>,
+     add_overlapped<Int8Tile, 4>, add_overlapped<Int8Tile, 6>, add_overlapped<Int8Tile, 8>},
+    store_quads,
+    nullptr,
+    nullptr,
+    {},
+    4};
