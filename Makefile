@@ -43,6 +43,7 @@ bench-cpu: install
 
 bench-gpu: install
 	$(PYTHON) -m gossamer.bench gpu-24 --threads all --json auto
+	$(PYTHON) -m gossamer.bench gpu-model --threads all --json auto
 
 docs-performance: install
 	$(PYTHON) -m gossamer.bench.performance

@@ -14,10 +14,27 @@ from pathlib import Path
 import torch
 
 import gossamer as gs
-from gossamer.bench import convert, cpu_conv, cpu_decode, cpu_linear, cpu_model, gpu_24, host
+from gossamer.bench import (
+    convert,
+    cpu_conv,
+    cpu_decode,
+    cpu_linear,
+    cpu_model,
+    gpu_24,
+    gpu_24_8bit,
+    gpu_model,
+    host,
+)
 from gossamer.bench.record import Record, append
 from gossamer.bench.roofline import measure_roofline
 from gossamer.bench.suite import DTYPES, Options
+
+
+def _gpu_24(options: Options) -> Iterator[Record]:
+    """16 bits, then 8."""
+    yield from gpu_24.run(options)
+    yield from gpu_24_8bit.run(options)
+
 
 SUITES: dict[str, Callable[[Options], Iterator[Record]]] = {
     "convert": convert.run,
@@ -26,7 +43,8 @@ SUITES: dict[str, Callable[[Options], Iterator[Record]]] = {
     "cpu-linear": cpu_linear.run,
     "cpu-model": cpu_model.run_models,
     "cpu-stacks": cpu_model.run_stacks,
-    "gpu-24": gpu_24.run,
+    "gpu-24": _gpu_24,
+    "gpu-model": gpu_model.run,
     "host": host.run,
 }
 """Name to what yields its records."""

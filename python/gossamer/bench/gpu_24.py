@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Suite `gpu-24`: 2:4 weights on a GPU beside cuBLAS and cuSPARSELt, bfloat16.
+"""Suite `gpu-24`: 2:4 weights on a GPU beside cuBLAS and cuSPARSELt, its lines in bfloat16.
 
 Every contestant's calls are captured into a CUDA graph; the graphs are replayed in turn, and the
 median of the rounds counts. Weights rotate through copies larger than L2, so that few tokens read
@@ -24,7 +24,16 @@ from gossamer.bench.record import Record
 from gossamer.bench.suite import Options, now
 from gossamer.weight import SparseWeight
 
-__all__ = ["SHAPES", "TOKENS", "run"]
+__all__ = [
+    "QUICK_SHAPES",
+    "QUICK_TOKENS",
+    "SHAPES",
+    "TOKENS",
+    "Ceilings",
+    "gpu_name",
+    "measured_ceilings",
+    "run",
+]
 
 SHAPES: dict[str, tuple[int, int]] = {
     "llama8b.qkv": (6144, 4096),
@@ -47,17 +56,23 @@ _CHECKED_OUTPUTS = 64
 
 
 @dataclass(frozen=True)
-class _Ceilings:
+class Ceilings:
     """What this GPU reached: dense operations and bytes read a second."""
 
     flops: float
     bandwidth: float
 
-    def bound_speedup(self, tokens: int, out: int, inputs: int, packed_bytes: int) -> float:
-        """The ratio of the least times, dense over 2:4 (half the operations)."""
+    def bound_speedup(
+        self, tokens: int, out: int, inputs: int, packed_bytes: int, bits: int = 16
+    ) -> float:
+        """The ratio of the least times, dense over 2:4 (half the operations).
+
+        `bits` are those of weights and inputs; outputs have 16.
+        """
         flops = 2.0 * tokens * out * inputs
-        activations = 2.0 * tokens * (out + inputs)
-        dense = max(flops / self.flops, (2.0 * out * inputs + activations) / self.bandwidth)
+        activations = tokens * (2.0 * out + bits / 8 * inputs)
+        weights = bits / 8 * out * inputs
+        dense = max(flops / self.flops, (weights + activations) / self.bandwidth)
         sparse = max(flops / 2 / self.flops, (packed_bytes + activations) / self.bandwidth)
         return dense / sparse
 
@@ -70,7 +85,7 @@ def run(options: Options) -> Iterator[Record]:
     """
     if not torch.cuda.is_available():
         raise RuntimeError("suite gpu-24 needs a CUDA device; torch sees none")
-    ceilings = _ceilings()
+    ceilings = measured_ceilings()
     host_us = _host_us()
     shapes = QUICK_SHAPES if options.quick else tuple(SHAPES)
     for name in shapes:
@@ -109,7 +124,7 @@ class _Layer:
 
 
 def _measure(
-    layer: _Layer, tokens: int, options: Options, ceilings: _Ceilings, host_us: float
+    layer: _Layer, tokens: int, options: Options, ceilings: Ceilings, host_us: float
 ) -> Record:
     x = torch.randn(tokens, layer.inputs, device="cuda", dtype=_DTYPE)
     _check(layer, x)
@@ -175,7 +190,8 @@ def _check(layer: _Layer, x: Tensor) -> None:
         raise AssertionError(f"{x.shape[0]} tokens: the product is wrong, nothing was timed")
 
 
-def _ceilings() -> _Ceilings:
+def measured_ceilings() -> Ceilings:
+    """Of the current GPU, in bfloat16."""
     side, size = 8192, 1 << 30
     a = torch.randn(side, side, device="cuda", dtype=_DTYPE)
     source = torch.ones(size, device="cuda", dtype=torch.uint8)
@@ -184,7 +200,7 @@ def _ceilings() -> _Ceilings:
         {"product": [lambda: a @ a], "copy": [lambda: target.copy_(source)]},
         rounds=5,
     )
-    return _Ceilings(2e3 * side**3 / times["product"], 2e3 * size / times["copy"])
+    return Ceilings(2e3 * side**3 / times["product"], 2e3 * size / times["copy"])
 
 
 def _host_us() -> float:
