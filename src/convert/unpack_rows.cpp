@@ -45,6 +45,7 @@ class StoredRows {
         groups_(ceil_div(packed.in(), 4)) {}
 
   void read_bits(std::int64_t row, std::vector<std::uint64_t>& bits) const {
+    if (packed_.in() == 0) return;
     auto* const to = reinterpret_cast<std::uint8_t*>(bits.data());
     if (format_ == RowFormat::kBitmask) {
       const std::int64_t width = ceil_div(packed_.in(), 8);
