@@ -241,12 +241,14 @@ def test_compile_export_and_opcheck() -> None:
 def test_explain_and_back() -> None:
     torch.set_num_threads(1)
     model = mlp("unstructured:0.98", (1024, 1024, 8))
-    gs.sparsify_(model, CONFIG, plan="model")
+    # With a dense copy it is packed wherever int8 gains at some token count: on any processor.
+    gs.sparsify_(model, CONFIG, plan="model", memory="speed")
     report = gs.explain(model)["0"]
     assert report.packed
     assert "int8 weights, inputs quantized a token at a time" in report.reason
     assert report.dense_bytes == 4 * 1024 * 1024
-    assert report.packed_bytes == model[0].weight.packed.numel() + 4 * 1024
+    held = 0 if model[0].weight.dense is None else report.dense_bytes
+    assert report.packed_bytes == model[0].weight.packed.numel() + 4 * 1024 + held
     assert "int8 with a scale a row" in repr(model[0].weight)
     assert all(bucket.kernel for bucket in report.plan)
     gs.desparsify_(model)
@@ -262,7 +264,8 @@ def test_a_measured_plan_is_no_slower_than_dense() -> None:
     gs.sparsify_(layer, CONFIG)
     report = gs.explain(layer)[""]
     if report.packed:
-        assert all(bucket.ms <= bucket.dense_ms / 0.97 for bucket in report.plan)
+        call = 3e-3  # milliseconds that a call may cost more
+        assert all(bucket.ms - call <= bucket.dense_ms / 0.97 for bucket in report.plan)
     else:
         assert type(layer.weight) is nn.Parameter
 
