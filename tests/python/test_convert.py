@@ -4,15 +4,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from torch import Tensor
 
 import gossamer
+from isa_helpers import assert_all_levels_print_one_hash
 
 ops = torch.ops.gossamer
 
@@ -169,18 +167,7 @@ print(found.hexdigest())
 
 
 def test_all_instruction_sets_convert_alike() -> None:
-    hashes = {
-        subprocess.run(
-            [sys.executable, "-c", _HASH],
-            env={**os.environ, "GOSSAMER_MAX_ISA": level},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for level in ("generic", "avx2", "amx")
-    }
-    assert len(hashes) == 1
-    assert len(hashes.pop().strip()) == 64
+    assert_all_levels_print_one_hash(_HASH)
 
 
 def test_large_results_are_written_whole() -> None:

@@ -4,15 +4,13 @@
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from torch import Tensor
 
 import gossamer  # noqa: F401  (registers the operators)
+from isa_helpers import assert_all_levels_print_one_hash
 
 ops = torch.ops.gossamer
 
@@ -127,18 +125,7 @@ print(found.hexdigest())
 
 
 def test_all_instruction_sets_find_the_same_masks() -> None:
-    hashes = {
-        subprocess.run(
-            [sys.executable, "-c", _HASH],
-            env={**os.environ, "GOSSAMER_MAX_ISA": level},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for level in ("generic", "avx2", "amx")
-    }
-    assert len(hashes) == 1
-    assert len(hashes.pop().strip()) == 64
+    assert_all_levels_print_one_hash(_HASH)
 
 
 @pytest.mark.parametrize("pattern", ["3:6", "5:4", "2:64", "0:4", "-1:4", "2:4:8", "x"])

@@ -56,8 +56,8 @@ def _conversions(records: Sequence[Record]) -> str:
 
 
 def replaced(record: Record) -> float:
-    """Milliseconds of what a packed layer replaces in PyTorch: torch's dense, or cuBLAS."""
-    return record.peers.get("torch_dense", record.peers.get("cublas", record.dense_ms))
+    """Milliseconds of what a packed layer replaces: torch's dense, on GPUs the only dense peer."""
+    return record.peers.get("torch_dense", record.dense_ms)
 
 
 def below_promise(record: Record) -> bool:
@@ -67,15 +67,10 @@ def below_promise(record: Record) -> bool:
 
 def _cpu(records: Sequence[Record]) -> str:
     patterns = _in_order(records, lambda r: r.pattern)
-    rows = []
-    for layer, tokens in _in_order(records, lambda r: (_layer(r), r.tokens)):
-        cells = []
-        for pattern in patterns:
-            found = [
-                r for r in records if (_layer(r), r.tokens, r.pattern) == (layer, tokens, pattern)
-            ]
-            cells.append(_cpu_cell(found[-1]) if found else "")
-        rows.append([layer, str(tokens), *cells])
+    rows = [
+        [layer, str(tokens), *_cells(part, patterns, lambda r: r.pattern, _cpu_cell)]
+        for (layer, tokens), part in _grouped(records, lambda r: (_layer(r), r.tokens)).items()
+    ]
     heads = ["layer", "tokens", *(p.removeprefix("unstructured:") for p in patterns)]
     return _markdown(heads, rows)
 
@@ -91,15 +86,10 @@ def _cpu_cell(r: Record) -> str:
 
 def _gpu(records: Sequence[Record]) -> str:
     columns = sorted({r.tokens for r in records})
-    rows = []
-    for layer, pattern in _in_order(records, lambda r: (_layer(r), r.pattern)):
-        cells = []
-        for tokens in columns:
-            found = [
-                r for r in records if (_layer(r), r.pattern, r.tokens) == (layer, pattern, tokens)
-            ]
-            cells.append(_gpu_cell(found[-1]) if found else "")
-        rows.append([layer, *cells])
+    rows = [
+        [layer, *_cells(part, columns, lambda r: r.tokens, _gpu_cell)]
+        for (layer, _), part in _grouped(records, lambda r: (_layer(r), r.pattern)).items()
+    ]
     return _markdown(["layer", *(str(tokens) for tokens in columns)], rows)
 
 
@@ -116,6 +106,24 @@ def _layer(record: Record) -> str:
 
 def _threads(count: int) -> str:
     return f"{count} thread" + ("" if count == 1 else "s")
+
+
+def _grouped(records: Sequence[Record], key: Callable[[Record], Key]) -> dict[Key, list[Record]]:
+    groups: dict[Key, list[Record]] = {}
+    for record in records:
+        groups.setdefault(key(record), []).append(record)
+    return groups
+
+
+def _cells(
+    row: Sequence[Record],
+    columns: Sequence[Key],
+    column_of: Callable[[Record], Key],
+    cell: Callable[[Record], str],
+) -> list[str]:
+    """One cell a column, of the last record there; empty where there is none."""
+    last = {column_of(record): record for record in row}
+    return [cell(last[column]) if column in last else "" for column in columns]
 
 
 def _in_order(records: Sequence[Record], key: Callable[[Record], Key]) -> list[Key]:
