@@ -121,7 +121,7 @@ __device__ __forceinline__ void apply_scales(
   }
 }
 
-/// Adds the residual.
+/// Adds the residual of a plain result.
 template <typename T, typename Shape>
 __device__ __forceinline__ void add_residual(
     typename Element<T>::Sum (&d)[Shape::kRowTiles][Shape::kTokens / 2], const GemmParams<T>& p,
@@ -133,20 +133,69 @@ __device__ __forceinline__ void add_residual(
     for (int j = 0; j < Shape::kTokens / 2; ++j) {
       const int token = at.first_token + j / 4 * 8 + at.lane() % 4 * 2 + j % 2;
       const int row = at.first_row + i * 64 + at.warp() * 16 + at.lane() / 4 + j / 2 % 2 * 8;
-      d[i][j] = from_bits<Sum>(to_bits(d[i][j]) + p.epilogue.residual_of(token, row));
+      d[i][j] = from_bits<Sum>(to_bits(d[i][j]) + p.epilogue.plain_residual_of(token, row));
     }
   }
 }
 
-/// Adds the bias, activates and writes. `buffer`: which of the warpgroup's buffers is next.
+/// What a warpgroup writes through: results lie with outputs along the rows of the fragments, Y has
+/// them along its columns, so they are turned around in shared memory, buffers in turn.
 template <typename T, typename Shape>
-__device__ __forceinline__ void write_pieces(
+struct PieceWriter {
+  const GemmParams<T>& p;
+  const CUtensorMap* y_map;
+  const GemmPlace& at;
+  const unsigned char* shared;
+  std::uint32_t pieces;  // of this warpgroup
+  int& buffer;           // the next one
+  std::uint32_t piece;   // the one being filled
+
+  /// The next buffer, once it may be written again.
+  __device__ __forceinline__ void begin() {
+    piece = pieces + buffer * Shape::kPieceBytes;
+    buffer = buffer + 1 == Shape::kBuffers ? 0 : buffer + 1;
+    if (at.thread == 0) tensor_store_wait_read<Shape::kBuffers - 1>();
+    named_barrier(at.group + 1, 128);
+  }
+  /// 16 tokens from octet `j` of the piece on.
+  __device__ __forceinline__ void put(int j, const std::uint32_t (&pairs)[4]) const {
+    const int matrix = at.lane() / 8;
+    const int token_row = (j + matrix / 2) * 8 + at.lane() % 8;
+    const int chunk = at.warp() * 2 + matrix % 2;
+    store_matrices_transposed(piece + token_row * 128 + ((chunk ^ (token_row & 7)) * 16), pairs[0],
+                              pairs[1], pairs[2], pairs[3]);
+  }
+  /// Sends the piece, whose first result is (first_row, first_token), to Y.
+  __device__ __forceinline__ void end(int first_row, int first_token) const {
+    if (p.y_by_tma) {
+      fence_async_proxy();
+      named_barrier(at.group + 1, 128);
+      if (at.thread == 0 && first_row < p.epilogue.out && first_token < p.epilogue.tokens) {
+        tensor_store(y_map, piece, first_row, first_token);
+      }
+      return;
+    }
+    named_barrier(at.group + 1, 128);
+    const auto* from =
+        reinterpret_cast<const unsigned short*>(shared + (piece - shared_address(shared)));
+    auto* to = static_cast<unsigned short*>(p.y);
+    for (int e = at.thread; e < Shape::kPiece * 64; e += 128) {
+      const int t = e / 64;
+      const int r = e % 64;
+      if (first_token + t < p.epilogue.tokens && first_row + r < p.epilogue.out) {
+        to[(first_token + t) * p.y_stride + first_row + r] =
+            from[t * 64 + ((r / 8) ^ (t & 7)) * 8 + r % 8];
+      }
+    }
+  }
+};
+
+/// Plain results: the bias, perhaps ReLU, and out; unrolled over the sums.
+template <typename T, typename Shape>
+__device__ __forceinline__ void write_plain(
     typename Element<T>::Sum (&d)[Shape::kRowTiles][Shape::kTokens / 2], const GemmParams<T>& p,
-    const CUtensorMap* y_map, const GemmPlace& at, const PieceRange& mine,
-    const unsigned char* shared, std::uint32_t pieces, int& buffer) {
+    const GemmPlace& at, const PieceRange& mine, PieceWriter<T, Shape>& writer) {
   using Sum = typename Element<T>::Sum;
-  // Results lie with outputs along the rows of the fragments, Y has them along its columns:
-  // turned around in shared memory, piece by piece, buffers in turn.
 #pragma unroll
   for (int i = 0; i < Shape::kRowTiles; ++i) {
     const int tile_row = at.first_row + i * 64;
@@ -155,11 +204,7 @@ __device__ __forceinline__ void write_pieces(
 #pragma unroll
     for (int h = 0; h < Shape::kPieces; ++h) {
       if (h < mine.first || h >= mine.end) continue;
-      const int piece_token = at.first_token + h * Shape::kPiece;
-      const std::uint32_t piece = pieces + buffer * Shape::kPieceBytes;
-      buffer = buffer + 1 == Shape::kBuffers ? 0 : buffer + 1;
-      if (at.thread == 0) tensor_store_wait_read<Shape::kBuffers - 1>();
-      named_barrier(at.group + 1, 128);
+      writer.begin();
 #pragma unroll
       for (int j = 0; j < Shape::kPiece / 8; j += 2) {
         std::uint32_t pairs[4];
@@ -168,34 +213,86 @@ __device__ __forceinline__ void write_pieces(
           const int octet = h * (Shape::kPiece / 8) + j + m / 2;
           const int r = m % 2;
           const Sum* v = &d[i][octet * 4 + r * 2];
-          pairs[m] = p.epilogue.pack_pair(p.epilogue.activate(to_bits(v[0]) + bias[r]),
-                                          p.epilogue.activate(to_bits(v[1]) + bias[r]));
+          pairs[m] = p.epilogue.pack_plain_pair(p.epilogue.plain_activate(to_bits(v[0]) + bias[r]),
+                                                p.epilogue.plain_activate(to_bits(v[1]) + bias[r]));
         }
-        const int matrix = at.lane() / 8;
-        const int token_row = (j + matrix / 2) * 8 + at.lane() % 8;
-        const int chunk = at.warp() * 2 + matrix % 2;
-        store_matrices_transposed(piece + token_row * 128 + ((chunk ^ (token_row & 7)) * 16),
-                                  pairs[0], pairs[1], pairs[2], pairs[3]);
+        writer.put(j, pairs);
       }
-      if (p.y_by_tma) {
-        fence_async_proxy();
-        named_barrier(at.group + 1, 128);
-        if (at.thread == 0 && tile_row < p.epilogue.out && piece_token < p.epilogue.tokens) {
-          tensor_store(y_map, piece, tile_row, piece_token);
-        }
-      } else {
-        named_barrier(at.group + 1, 128);
-        const auto* from =
-            reinterpret_cast<const unsigned short*>(shared + (piece - shared_address(shared)));
-        auto* to = reinterpret_cast<unsigned short*>(p.y);
-        for (int e = at.thread; e < Shape::kPiece * 64; e += 128) {
-          const int t = e / 64;
-          const int r = e % 64;
-          if (piece_token + t < p.epilogue.tokens && tile_row + r < p.epilogue.out) {
-            to[(piece_token + t) * p.y_stride + tile_row + r] =
-                from[t * 64 + ((r / 8) ^ (t & 7)) * 8 + r % 8];
+      writer.end(tile_row, at.first_token + h * Shape::kPiece);
+    }
+  }
+}
+
+/// v = sums of group `group` of eight. Registers have no index: a tree of branches over
+/// [kBegin, kEnd) finds the group's own moves, which are volatile so that no compiler executes them
+/// all and selects.
+template <int kBegin, int kEnd, typename Sum, int kRowTiles, int kSums>
+__device__ __forceinline__ void pick_group(float (&v)[8], const Sum (&d)[kRowTiles][kSums],
+                                           int group) {
+  if constexpr (kEnd - kBegin == 1) {
+    constexpr int kGroups = kSums / 8;
+#pragma unroll
+    for (int e = 0; e < 8; ++e) {
+      asm volatile("mov.b32 %0, %1;"
+                   : "=f"(v[e])
+                   : "f"(to_bits(d[kBegin / kGroups][kBegin % kGroups * 8 + e])));
+    }
+  } else {
+    constexpr int kMiddle = (kBegin + kEnd) / 2;
+    if (group < kMiddle) {
+      pick_group<kBegin, kMiddle>(v, d, group);
+    } else {
+      pick_group<kMiddle, kEnd>(v, d, group);
+    }
+  }
+}
+
+/// Results of any type under any activation: eight sums of a thread at a time, which cover 16
+/// tokens of 64 rows. Unrolled like write_plain this would be tens of thousands of instructions.
+/// Float32 results go to Y as they lie: eight lanes fill the 32 bytes that memory is written in.
+template <typename T, typename Shape>
+__device__ __forceinline__ void write_any(
+    typename Element<T>::Sum (&d)[Shape::kRowTiles][Shape::kTokens / 2], const GemmParams<T>& p,
+    const GemmPlace& at, const PieceRange& mine, PieceWriter<T, Shape>& writer) {
+  constexpr int kGroups = Shape::kTokens / 16;
+  constexpr int kGroupsOfPiece = Shape::kPiece / 16;
+  const Epilogue<T>& epilogue = p.epilogue;
+#pragma unroll 1
+  for (int i = 0; i < Shape::kRowTiles; ++i) {
+    const int tile_row = at.first_row + i * 64;
+    const int row = tile_row + at.warp() * 16 + at.lane() / 4;
+    const float bias[2] = {epilogue.bias_of(row), epilogue.bias_of(row + 8)};
+#pragma unroll 1
+    for (int g = mine.first * kGroupsOfPiece; g < mine.end * kGroupsOfPiece; ++g) {
+      float v[8];  // octet of tokens, row or row + 8, token
+      pick_group<0, Shape::kRowTiles * kGroups>(v, d, i * kGroups + g);
+      const int token = at.first_token + g * 16 + at.lane() % 4 * 2;
+      const auto token_of = [&](int e) { return token + e / 4 * 8 + e % 2; };
+      const auto row_of = [&](int e) { return row + e / 2 % 2 * 8; };
+#pragma unroll
+      for (int e = 0; e < 8; ++e) v[e] += bias[e / 2 % 2];
+      if (epilogue.residual != nullptr) {
+#pragma unroll
+        for (int e = 0; e < 8; ++e) v[e] += epilogue.residual_of(token_of(e), row_of(e));
+      }
+      epilogue.activate(v);
+      if (epilogue.writes_float()) {
+#pragma unroll
+        for (int e = 0; e < 8; ++e) {
+          if (token_of(e) < epilogue.tokens && row_of(e) < epilogue.out) {
+            static_cast<float*>(p.y)[token_of(e) * p.y_stride + row_of(e)] = v[e];
           }
         }
+        continue;
+      }
+      const int j = g % kGroupsOfPiece;
+      if (j == 0) writer.begin();
+      const std::uint32_t pairs[4] = {
+          epilogue.pack_pair(v[0], v[1]), epilogue.pack_pair(v[2], v[3]),
+          epilogue.pack_pair(v[4], v[5]), epilogue.pack_pair(v[6], v[7])};
+      writer.put(j * 2, pairs);
+      if (j + 1 == kGroupsOfPiece) {
+        writer.end(tile_row, at.first_token + g / kGroupsOfPiece * Shape::kPiece);
       }
     }
   }
@@ -209,8 +306,13 @@ __device__ __forceinline__ void finish_tile(
     std::uint32_t pieces, int& buffer) {
   const PieceRange mine = exchange_sums<T, Shape>(d, p, at, shared_address(shared));
   if constexpr (Epilogue<T>::kIsScaled) apply_scales<T, Shape>(d, p, at);
-  if (p.epilogue.residual != nullptr) add_residual<T, Shape>(d, p, at);
-  write_pieces<T, Shape>(d, p, y_map, at, mine, shared, pieces, buffer);
+  PieceWriter<T, Shape> writer{p, y_map, at, shared, pieces, buffer, 0};
+  if (p.epilogue.is_plain) {
+    if (p.epilogue.residual != nullptr) add_residual<T, Shape>(d, p, at);
+    write_plain<T, Shape>(d, p, at, mine, writer);
+  } else {
+    write_any<T, Shape>(d, p, at, mine, writer);
+  }
 }
 
 }  // namespace gossamer::cuda::sm90

@@ -32,7 +32,7 @@ template <typename T>
 struct GemmParams {
   const unsigned char* tiles;
   const T* x;  // read where the kernel does not use the copy engine for X
-  std::uint16_t* y;
+  void* y;
   std::int64_t x_stride;
   std::int64_t y_stride;
   Epilogue<T> epilogue;
@@ -231,7 +231,6 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     take_registers<232>();
     wait_for_predecessors();
     const int group = warpgroup - 1;
-    const int warp = thread / 32;
     const int lane = thread % 32;
     const bool elected = thread == 0;
     int stage = 0;
