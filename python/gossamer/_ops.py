@@ -39,6 +39,7 @@ class Activation(enum.IntEnum):
     GELU = 2
     GELU_TANH = 3
     SILU = 4
+    RELU2 = 5
 
 
 def apply_activation(y: Tensor, activation: int) -> Tensor:
@@ -54,6 +55,8 @@ def apply_activation(y: Tensor, activation: int) -> Tensor:
             return torch.nn.functional.gelu(y, approximate="tanh")
         case Activation.SILU:
             return torch.nn.functional.silu(y)
+        case Activation.RELU2:
+            return y.relu().square()
     accepted = ", ".join(f"{int(a)} ({a.name.lower()})" for a in Activation)
     raise ValueError(f"activation {activation}: accepted are {accepted}")
 
@@ -339,6 +342,8 @@ def _linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _smooth_backward(grad: Tensor, y: Tensor, activation: int) -> Tensor:
     """The gradient of act(y), y [..., out], for the activations that are not piecewise linear."""
+    if activation == Activation.RELU2:
+        return grad * (2 * y.relu())
     if activation == Activation.SILU:
         return torch.ops.aten.silu_backward(grad, y)
     approximate = "none" if activation == Activation.GELU else "tanh"

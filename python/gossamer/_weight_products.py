@@ -19,6 +19,7 @@ ACTIVATIONS = {
     "gelu": _ops.Activation.GELU,
     "gelu_tanh": _ops.Activation.GELU_TANH,
     "silu": _ops.Activation.SILU,
+    "relu2": _ops.Activation.RELU2,
 }
 
 # The largest token counts of all buckets but the last (gossamer/linear.h, token_bucket).
@@ -51,7 +52,7 @@ def linear(
         weight: [out, in], or a transposed [in, out].
         bias: [out], or [batch, out] for a stack.
         activation: None, "relu", "gelu" (the error function's), "gelu_tanh" (its approximation by
-            tanh) or "silu".
+            tanh), "silu" or "relu2" (ReLU squared).
         residual: shape of the result, added before the activation.
 
     Returns:
