@@ -25,8 +25,9 @@ def activation_of(node: fx.Node, module: nn.Module | None, last: fx.Node) -> str
 
 
 def with_square(activation: str, node: fx.Node) -> tuple[str, list[fx.Node]]:
-    """The epilogue that an activation's call is, and its nodes: ReLU and the square that alone uses
-    its result are "relu2".
+    """The epilogue that an activation's call is, and its nodes.
+
+    ReLU and the square that alone uses its result are "relu2".
     """
     if activation == "relu" and len(node.users) == 1:
         (square,) = node.users

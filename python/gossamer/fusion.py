@@ -46,14 +46,14 @@ class _Chain:
 def fuse_(model: nn.Module) -> nn.Module:
     """Folds BatchNorm into the layer before it and gives a layer what follows it.
 
-    An `nn.Conv2d` takes an `nn.BatchNorm2d`, then the addition of a residual, then ReLU, its
-    square, GELU (by the error function or by tanh) or SiLU; an `nn.Linear` the same with an `nn.BatchNorm1d`, and
-    takes [tokens, in] only from then on, because the BatchNorm has its channels elsewhere in inputs
-    of three dimensions. Plain layers run torch's operators one after the other, packed ones all of
-    it in one operator; call `fuse_` before or after `sparsify_`, before is exact to the bit of the
-    pruning. A folded BatchNorm or an activation module that is left without a caller in a
-    `nn.Sequential` becomes an `nn.Identity`. Names of parameters stay; a layer whose BatchNorm is
-    folded gains a bias.
+    An `nn.Conv2d` takes an `nn.BatchNorm2d`, then the addition of a residual, then ReLU, squared
+    ReLU, GELU (by the error function or by tanh) or SiLU; an `nn.Linear` the same with an
+    `nn.BatchNorm1d`, and takes [tokens, in] only from then on, because the BatchNorm has its
+    channels elsewhere in inputs of three dimensions. Plain layers run torch's operators one after
+    the other, packed ones all of it in one operator; call `fuse_` before or after `sparsify_`,
+    before is exact to the bit of the pruning. A folded BatchNorm or an activation module that is
+    left without a caller in a `nn.Sequential` becomes an `nn.Identity`. Names of parameters stay; a
+    layer whose BatchNorm is folded gains a bias.
 
     Each module's forward is read by torch.fx, its children as single calls. It is left alone where
     what it computes could depend on more than its tensors: arguments that may be left out, tests of
