@@ -25,8 +25,10 @@ _OLDEST_TORCH = (2, 10)
 
 FLOAT8_BIT = 48
 ACCURATE_BIT = 49
-"""Of the argument `layout` on a GPU: the values of a quantized weight are float8, and their sums
-are to be accurate (src/torch/ops_cuda_linear.cpp)."""
+RESULT_BIT = 50
+"""Of the argument `layout` on a GPU: the values of a quantized weight are float8, their sums are to
+be accurate, and two bits for the result's dtype (src/torch/ops_cuda_linear.cpp)."""
+_RESULT_DTYPES = (None, torch.bfloat16, torch.float16, torch.float32)
 
 _Fake = TypeVar("_Fake", bound=Callable[..., Any])
 
@@ -39,6 +41,7 @@ class Activation(enum.IntEnum):
     GELU = 2
     GELU_TANH = 3
     SILU = 4
+    RELU2 = 5
 
 
 def apply_activation(y: Tensor, activation: int) -> Tensor:
@@ -54,8 +57,34 @@ def apply_activation(y: Tensor, activation: int) -> Tensor:
             return torch.nn.functional.gelu(y, approximate="tanh")
         case Activation.SILU:
             return torch.nn.functional.silu(y)
+        case Activation.RELU2:
+            return y.relu().square()
     accepted = ", ".join(f"{int(a)} ({a.name.lower()})" for a in Activation)
     raise ValueError(f"activation {activation}: accepted are {accepted}")
+
+
+def with_result_dtype(layout: int, x: Tensor, dtype: torch.dtype) -> int:
+    """The argument `layout` of a product on a GPU whose result has another dtype than x.
+
+    Raises:
+        ValueError: no kernel writes that dtype.
+    """
+    if dtype == x.dtype:
+        return layout
+    if x.device.type != "cuda":
+        raise ValueError(
+            f"output_dtype {dtype} of x {x.dtype} on {x.device.type}: kernels outside of a GPU "
+            f"write x's dtype; convert x or the result with .to({dtype})"
+        )
+    if dtype not in _RESULT_DTYPES:
+        raise ValueError(
+            f"output_dtype {dtype}: torch.bfloat16, torch.float16 and torch.float32 are accepted"
+        )
+    return layout | _RESULT_DTYPES.index(dtype) << RESULT_BIT
+
+
+def _result_dtype(layout: int, x: Tensor) -> torch.dtype:
+    return _RESULT_DTYPES[layout >> RESULT_BIT & 3] or x.dtype
 
 
 def _library_path() -> Path:
@@ -141,7 +170,7 @@ def _linear_fake(
     residual: Tensor | None = None,
     dense: Tensor | None = None,
 ) -> Tensor:
-    return x.new_empty((*x.shape[:-1], out))
+    return x.new_empty((*x.shape[:-1], out), dtype=_result_dtype(layout, x))
 
 
 _shape_of("linear")(_linear_fake)
@@ -334,11 +363,15 @@ def _linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.out = out
     ctx.activation = activation
     ctx.inputs = x.shape[-1]
+    ctx.x_dtype = x.dtype
     ctx.bias_dims = None if bias is None else bias.dim()
+    ctx.bias_dtype = None if bias is None else bias.dtype
 
 
 def _smooth_backward(grad: Tensor, y: Tensor, activation: int) -> Tensor:
     """The gradient of act(y), y [..., out], for the activations that are not piecewise linear."""
+    if activation == Activation.RELU2:
+        return grad * (2 * y.relu())
     if activation == Activation.SILU:
         return torch.ops.aten.silu_backward(grad, y)
     approximate = "none" if activation == Activation.GELU else "tanh"
@@ -361,17 +394,19 @@ def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         y = _ops.linear(x, packed, ctx.layout, ctx.out, scale, bias, 0, residual, dense)
         grad = _smooth_backward(grad, y, ctx.activation)
     grad_x = grad_bias = None
+    grad_product = grad.to(ctx.x_dtype)  # of another dtype where the result was asked in another
     if needs_grad[0] and scale is not None:
         # Straight through the rounding of x: the gradient of the product with the weight as it is.
         is_float8 = ctx.layout >> FLOAT8_BIT & 1
         kind = torch.float8_e4m3fn if is_float8 else torch.int8
         values = _ops.unpack(packed, [ctx.out, ctx.inputs], kind)
-        grad_x = (grad * scale.to(grad.dtype)) @ values.to(grad.dtype)
+        grad_x = (grad_product * scale.to(ctx.x_dtype)) @ values.to(ctx.x_dtype)
     elif needs_grad[0]:
-        grad_x = _ops.linear_dx(grad, packed, ctx.layout, ctx.inputs, dense)
+        grad_x = _ops.linear_dx(grad_product, packed, ctx.layout, ctx.inputs, dense)
     if needs_grad[5]:
         # A stack's bias is [batch, out] and its result [batch, tokens, out].
         grad_bias = grad.sum(dim=1) if ctx.bias_dims == 2 else grad.flatten(0, -2).sum(dim=0)
+        grad_bias = grad_bias.to(ctx.bias_dtype)
     grad_residual = grad if needs_grad[7] else None
     return grad_x, None, None, None, None, grad_bias, None, grad_residual, None
 

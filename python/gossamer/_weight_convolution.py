@@ -45,7 +45,7 @@ def conv2d(
         stride: one number or (height, width).
         padding: one number, (height, width), (top, bottom, left, right), "same" or "valid"; zeros.
         dilation: one number or (height, width).
-        activation: None, "relu", "gelu", "gelu_tanh" or "silu".
+        activation: None, "relu", "gelu", "gelu_tanh", "silu" or "relu2".
         residual: shape of the result, added before the activation.
 
     Returns:

@@ -19,6 +19,7 @@ ACTIVATIONS = {
     "gelu": _ops.Activation.GELU,
     "gelu_tanh": _ops.Activation.GELU_TANH,
     "silu": _ops.Activation.SILU,
+    "relu2": _ops.Activation.RELU2,
 }
 
 # The largest token counts of all buckets but the last (gossamer/linear.h, token_bucket).
@@ -43,19 +44,22 @@ def linear(
     *,
     activation: str | None = None,
     residual: Tensor | None = None,
+    output_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """act(x·Wᵀ + bias + residual) in one operator.
 
     Args:
         x: [..., in], dtype of the weight; [batch, tokens, in] where the weight is a stack.
         weight: [out, in], or a transposed [in, out].
-        bias: [out], or [batch, out] for a stack.
+        bias: [out], or [batch, out] for a stack; of the result's dtype or x's.
         activation: None, "relu", "gelu" (the error function's), "gelu_tanh" (its approximation by
-            tanh) or "silu".
-        residual: shape of the result, added before the activation.
+            tanh), "silu" or "relu2" (ReLU squared).
+        residual: shape and dtype of the result, added before the activation.
+        output_dtype: what the float32 sums are rounded to: torch.bfloat16, torch.float16 or
+            torch.float32 on a GPU; None, and elsewhere: the dtype of x.
 
     Returns:
-        [..., out], dtype of x.
+        [..., out], `output_dtype`.
 
     Raises:
         ValueError: shapes, dtypes or the activation do not fit.
@@ -63,7 +67,7 @@ def linear(
     if activation not in ACTIVATIONS:
         accepted = ", ".join(map(repr, ACTIVATIONS))
         raise ValueError(f"activation {activation!r}: accepted are {accepted}")
-    return product(x, weight, bias, int(ACTIVATIONS[activation]), residual)
+    return product(x, weight, bias, int(ACTIVATIONS[activation]), residual, output_dtype)
 
 
 def linear_as_torch(x: Tensor, weight: SparseWeight, bias: Tensor | None = None) -> Tensor:
@@ -132,6 +136,7 @@ def product(
     bias: Tensor | None,
     activation: int,
     residual: Tensor | None,
+    output_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """act(x·Wᵀ + bias + residual) with W the logical [out, in], whatever the orientation."""
     result_dtype = None
@@ -139,19 +144,22 @@ def product(
     if torch.is_autocast_enabled(device):
         # F.linear would cast the weight; a packed weight keeps its dtype and the inputs follow,
         # which is exact. The result has autocast's dtype, as the layers behind it expect.
-        result_dtype = torch.get_autocast_dtype(device)
+        result_dtype = output_dtype or torch.get_autocast_dtype(device)
         x = x.to(weight.dtype)
         bias = None if bias is None else bias.to(weight.dtype)
-        residual = None if residual is None else residual.to(weight.dtype)
+        residual = None if residual is None else residual.to(output_dtype or weight.dtype)
+    layout = weight._layout_argument
+    if output_dtype is not None:
+        layout = _ops.with_result_dtype(layout, x, output_dtype)
     if is_transformed():
-        y = _dense_product(x, weight, bias, activation, residual)
+        y = _dense_product(x, weight, bias, activation, residual, output_dtype)
     else:
         operands = (x, bias, residual)
         needs_grad = _is_grad_enabled() and any(t is not None and t.requires_grad for t in operands)
         y = (_linear_autograd_op if needs_grad else _linear_op)(
             x,
             weight.packed,
-            weight._layout_argument,
+            layout,
             weight.out_features,
             weight.scale,
             bias,
@@ -202,11 +210,25 @@ def _dense_product(
     bias: Tensor | None,
     activation: int,
     residual: Tensor | None,
+    output_dtype: torch.dtype | None,
 ) -> Tensor:
     """The same as `product`, of operators that every transform knows."""
-    y = x @ _logical_values(weight).mT
+    values = _logical_values(weight).mT
+    if output_dtype is not None and output_dtype != x.dtype:
+        # Rounded once, at the end.
+        y = _dense_sum(x.float(), values.float(), weight, bias, residual)
+        return _ops.apply_activation(y, activation).to(output_dtype)
+    return _ops.apply_activation(_dense_sum(x, values, weight, bias, residual), activation)
+
+
+def _dense_sum(
+    x: Tensor,
+    values: Tensor,
+    weight: SparseWeight,
+    bias: Tensor | None,
+    residual: Tensor | None,
+) -> Tensor:
+    y = x @ values
     if bias is not None:
         y = y + (bias if weight.dim() == 2 else bias.unsqueeze(-2))
-    if residual is not None:
-        y = y + residual
-    return _ops.apply_activation(y, activation)
+    return y if residual is None else y + residual

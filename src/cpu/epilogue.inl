@@ -65,6 +65,10 @@ inline Vector activate(Vector x, gossamer::Activation activation) {
     }
     case Activation::kSilu:
       return times_logistic(x, x);
+    case Activation::kRelu2: {
+      const Vector positive = maximum(zero(), x);
+      return times(positive, positive);
+    }
     case Activation::kNone:
       break;
   }

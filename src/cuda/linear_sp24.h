@@ -16,13 +16,13 @@
 namespace gossamer::cuda {
 
 /// One product. Pointers are device memory; X has the weight's dtype; strides count elements, the
-/// last dimension is contiguous. Of float16 and bfloat16 weights Y, bias and residual have the same
-/// dtype and there are no scales; of float8_e4m3fn and int8 weights they have `y_dtype`, and
-/// y = act(x_scale[token] · weight_scale[row] · sum + bias + residual).
+/// last dimension is contiguous. Float8_e4m3fn and int8 weights have scales,
+/// y = act(x_scale[token] · weight_scale[row] · sum + bias + residual); others have none.
 struct LinearSp24Args {
   const std::byte* tiles = nullptr;  ///< aligned to 16 bytes
   DType dtype = DType::kBFloat16;
-  DType y_dtype = DType::kBFloat16;  ///< float16 or bfloat16
+  DType y_dtype = DType::kBFloat16;     ///< float16, bfloat16 or float32: of Y and the residual
+  DType bias_dtype = DType::kBFloat16;  ///< likewise, of the bias
   std::int64_t out = 0;
   std::int64_t in = 0;
   std::int64_t tokens = 0;
@@ -37,8 +37,8 @@ struct LinearSp24Args {
   const float* weight_scale = nullptr;  ///< [out] or null: 1
   /// Sums of float8 products in float32 throughout, not in the fewer bits of the tensor core.
   bool accurate_sums = false;
-  Activation activation = Activation::kNone;  ///< none or ReLU
-  void* stream = nullptr;                     ///< cudaStream_t
+  Activation activation = Activation::kNone;
+  void* stream = nullptr;  ///< cudaStream_t
   /// The kernel may read the weight while the previous kernel of the stream still runs. Only right
   /// where that kernel does not write the weight.
   bool weight_is_constant = false;

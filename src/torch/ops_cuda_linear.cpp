@@ -35,16 +35,24 @@ struct Weight {
 
 // The argument `layout` carries more than the layout's number, because the header is on the GPU: a
 // bit for each token bucket that the plan runs dense, the weight's inputs (tiles are padded, so
-// that the bytes alone do not tell 60 inputs from 64), and of a quantized weight whether its values
-// are float8 and their sums are to be accurate. Zeros where the caller knows none of it.
+// that the bytes alone do not tell 60 inputs from 64), of a quantized weight whether its values are
+// float8 and their sums are to be accurate, and the dtype of the result where that is not x's.
+// Zeros where the caller knows none of it.
 constexpr int kDenseShift = 8;
 constexpr int kInputsShift = 16;
 constexpr int kInputsBits = 32;
 constexpr int kFloat8Shift = kInputsShift + kInputsBits;
 constexpr int kAccurateShift = kFloat8Shift + 1;
+constexpr int kResultShift = kAccurateShift + 1;
+constexpr std::array kResultTypes{DType::kBFloat16, DType::kFloat16, DType::kFloat32};  // 1, 2, 3
 static_assert(kDenseShift + kTokenBuckets <= kInputsShift);
 
 bool has_bit(std::int64_t argument, int shift) { return (argument >> shift & 1) != 0; }
+
+DType result_dtype(std::int64_t argument, DType of_x) {
+  const auto number = static_cast<std::size_t>(argument >> kResultShift & 3);
+  return number == 0 ? of_x : kResultTypes[number - 1];
+}
 
 bool runs_dense(std::int64_t argument, std::int64_t tokens) {
   std::size_t bucket = 0;
@@ -186,6 +194,7 @@ struct Call {
   const std::optional<Tensor>& x_scale;
   const std::optional<Tensor>& weight_scale;
   DType y_dtype;
+  DType bias_dtype;  ///< which the bias may have instead of y_dtype
   bool accurate;
 };
 
@@ -225,8 +234,7 @@ Tensor multiply(const Call& call) {
   args.y_dtype = call.y_dtype;
   args.x_stride = x_rows.stride;
   args.y_stride = out;
-  const bool fuses = activation == Activation::kRelu;
-  args.activation = fuses ? activation : Activation::kNone;
+  args.activation = activation;
   args.accurate_sums = call.accurate;
   args.stream = device.stream();
   // Whatever writes a packed weight ends with a kernel of its own (ops_cuda_pack.cpp).
@@ -235,7 +243,9 @@ Tensor multiply(const Call& call) {
   std::optional<Tensor> bias_rows;
   if (call.bias) {
     const std::array<std::int64_t, 2> shape{weight.batch, out};
-    check_operand(*call.bias, "bias", packed, call.y_dtype,
+    args.bias_dtype =
+        dtype_of(*call.bias, "bias") == call.bias_dtype ? call.bias_dtype : call.y_dtype;
+    check_operand(*call.bias, "bias", packed, args.bias_dtype,
                   std::span(shape).subspan(batched ? 0 : 1));
     bias_rows = call.bias->is_contiguous() ? *call.bias : as_contiguous(*call.bias);
   }
@@ -251,7 +261,7 @@ Tensor multiply(const Call& call) {
   if (tokens == 0 || out == 0) return y;
 
   const Tensor tiles = is_aligned(packed) ? packed : torch::stable::clone(packed);
-  constexpr std::int64_t kResultBytes = 2;
+  const std::int64_t y_bytes = dtype_bytes(args.y_dtype);
   const auto at = [](const Tensor& tensor, std::int64_t byte) {
     return static_cast<const std::byte*>(tensor.const_data_ptr()) + byte;
   };
@@ -260,17 +270,17 @@ Tensor multiply(const Call& call) {
     args.tiles = static_cast<const std::byte*>(tiles.const_data_ptr()) + sizeof(PackedHeader) +
                  b * weight.matrix_bytes;
     args.x = at(x_rows.tensor, b * x_rows.batch_stride * dtype_bytes(weight.dtype));
-    args.y = static_cast<std::byte*>(y.mutable_data_ptr()) + kResultBytes * b * tokens * out;
+    args.y = static_cast<std::byte*>(y.mutable_data_ptr()) + y_bytes * b * tokens * out;
     if (x_scale != nullptr) args.x_scale = x_scale + b * tokens;
     if (weight_scale != nullptr) args.weight_scale = weight_scale + b * out;
-    if (bias_rows) args.bias = at(*bias_rows, kResultBytes * b * out);
+    if (bias_rows) args.bias = at(*bias_rows, dtype_bytes(args.bias_dtype) * b * out);
     if (residual_rows) {
-      args.residual = at(residual_rows->tensor, kResultBytes * b * residual_rows->batch_stride);
+      args.residual = at(residual_rows->tensor, y_bytes * b * residual_rows->batch_stride);
     }
     const LinearSp24Kernel& row = choose(args, info);
     row.launch(row, args, info);
   }
-  return fuses ? y : activated(y, activation);
+  return y;
 }
 
 }  // namespace
@@ -283,7 +293,10 @@ Tensor linear(const Tensor& x, const Tensor& packed, std::int64_t layout, std::i
     check_device(x, "x", packed);
     check_16_bits(x, "x");
     const auto x_sizes = sizes_of(x);
-    if (dense && !x_sizes.empty() && x_sizes.back() != 0 &&
+    const DType x_dtype = dtype_of(x, "x");
+    const DType y_dtype = result_dtype(layout, x_dtype);
+    // A dense product would be rounded to x's dtype on the way.
+    if (dense && y_dtype == x_dtype && !x_sizes.empty() && x_sizes.back() != 0 &&
         runs_dense(layout, x.numel() / x_sizes.back())) {
       check_inputs(layout, x_sizes, out);
       return dense_linear(x, *dense, bias, checked_activation(activation), residual);
@@ -292,11 +305,11 @@ Tensor linear(const Tensor& x, const Tensor& packed, std::int64_t layout, std::i
       const bool is_float8 = has_bit(layout, kFloat8Shift);
       const auto values = is_float8 ? ScalarType::Float8_e4m3fn : ScalarType::Char;
       const auto [q, x_scale] = quantize_rows(x, values);
-      return multiply({q, packed, layout, out, bias, activation, residual, x_scale, scale,
-                       dtype_of(x, "x"), has_bit(layout, kAccurateShift)});
+      return multiply({q, packed, layout, out, bias, activation, residual, x_scale, scale, y_dtype,
+                       x_dtype, has_bit(layout, kAccurateShift)});
     }
-    return multiply({x, packed, layout, out, bias, activation, residual, scale, scale,
-                     dtype_of(x, "x"), false});
+    return multiply({x, packed, layout, out, bias, activation, residual, scale, scale, y_dtype,
+                     x_dtype, false});
   });
 }
 
@@ -309,11 +322,12 @@ Tensor linear_quantized(const Tensor& x, const std::optional<Tensor>& x_scale, c
     check_device(x, "x", packed);
     check_8_bits(x, "x");
     const DType y_dtype = from_scalar_type(dtype);
-    if (!has_16_bits(y_dtype)) {
-      refuse(fmt::format("dtype {}: the result is float16 or bfloat16", dtype_name(y_dtype)));
+    if (!has_16_bits(y_dtype) && y_dtype != DType::kFloat32) {
+      refuse(
+          fmt::format("dtype {}: the result is float16, bfloat16 or float32", dtype_name(y_dtype)));
     }
     return multiply({x, packed, layout, out, bias, activation, residual, x_scale, weight_scale,
-                     y_dtype, accurate});
+                     y_dtype, y_dtype, accurate});
   });
 }
 

@@ -6,6 +6,7 @@
 #include "cuda/common/epilogue.cuh"
 #include "cuda/sm90/element.cuh"
 #include "cuda/sm90/ptx.cuh"
+#include "cuda/sm90/sm90_gemm_epilogue.cuh"
 #include "cuda/sm90/tensor_map.h"
 #include "cuda/sm90/x_tile.cuh"
 
@@ -31,7 +32,7 @@ template <typename T>
 struct GemmParams {
   const unsigned char* tiles;
   const T* x;  // read where the kernel does not use the copy engine for X
-  std::uint16_t* y;
+  void* y;
   std::int64_t x_stride;
   std::int64_t y_stride;
   Epilogue<T> epilogue;
@@ -230,7 +231,6 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     take_registers<232>();
     wait_for_predecessors();
     const int group = warpgroup - 1;
-    const int warp = thread / 32;
     const int lane = thread % 32;
     const bool elected = thread == 0;
     int stage = 0;
@@ -317,144 +317,8 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
         }
       }
 
-      // Which pieces of the tile this block finishes: all, or its share of them.
-      int first_piece = 0;
-      int end_piece = Shape::kPieces;
-      if (p.split > 1) {
-        const auto start_of = [&](int owner) {
-          return (owner * Shape::kPieces + p.split - 1) / p.split;
-        };
-        first_piece = start_of(part);
-        end_piece = start_of(part + 1);
-        // Everyone in the cluster has read its last stage: stages become buffers for sums,
-        // [source][tile][octet of tokens][thread of both warpgroups] of 16 bytes.
-        constexpr int kPieceOctets = Shape::kPiece / 8;
-        const int octets = (Shape::kPieces + p.split - 1) / p.split * kPieceOctets;
-        const auto place = [&](int source, int i, int octet) {
-          return x_stages +
-                 (((source * kRowTiles + i) * octets + octet) * 256 + group * 128 + thread) * 16;
-        };
-        cluster_arrive();
-        cluster_wait();
-#pragma unroll
-        for (int h = 0; h < Shape::kPieces; ++h) {
-          const int owner = h * p.split / Shape::kPieces;
-          const int peer = owner * kCluster + row_rank;
-          const int octet = (h - start_of(owner)) * kPieceOctets;
-#pragma unroll
-          for (int i = 0; i < kRowTiles; ++i) {
-#pragma unroll
-            for (int j = 0; j < kPieceOctets; ++j) {
-              const Sum* v = &d[i][(h * kPieceOctets + j) * 4];
-              store_peer(peer_address(place(part, i, octet + j), peer),
-                         make_float4(to_bits(v[0]), to_bits(v[1]), to_bits(v[2]), to_bits(v[3])));
-            }
-          }
-        }
-        cluster_arrive();
-        cluster_wait();
-#pragma unroll
-        for (int h = 0; h < Shape::kPieces; ++h) {
-          if (h < first_piece || h >= end_piece) continue;
-#pragma unroll
-          for (int i = 0; i < kRowTiles; ++i) {
-#pragma unroll
-            for (int j = 0; j < kPieceOctets; ++j) {
-              const int octet = (h - first_piece) * kPieceOctets + j;
-              float4 sum = load_shared_float4(place(0, i, octet));
-              for (int source = 1; source < p.split; ++source) {
-                sum = add_bits<Sum>(sum, load_shared_float4(place(source, i, octet)));
-              }
-              Sum* v = &d[i][(h * kPieceOctets + j) * 4];
-              v[0] = from_bits<Sum>(sum.x);
-              v[1] = from_bits<Sum>(sum.y);
-              v[2] = from_bits<Sum>(sum.z);
-              v[3] = from_bits<Sum>(sum.w);
-            }
-          }
-        }
-      }
-
-      // From here on the registers of sums hold float32, as bit patterns where sums are integers.
-      if constexpr (Epilogue<T>::kIsScaled) {
-#pragma unroll
-        for (int i = 0; i < kRowTiles; ++i) {
-          const int row = first_row + i * 64 + warp * 16 + lane / 4;
-          const float scales[2] = {p.epilogue.weight_scale_of(row),
-                                   p.epilogue.weight_scale_of(row + 8)};
-#pragma unroll
-          for (int j = 0; j < kTokens / 2; ++j) {
-            const int token = first_token + j / 4 * 8 + lane % 4 * 2 + j % 2;
-            d[i][j] = from_bits<Sum>(static_cast<float>(d[i][j]) *
-                                     (scales[j / 2 % 2] * p.epilogue.x_scale_of(token)));
-          }
-        }
-      }
-      if (p.epilogue.residual != nullptr) {
-#pragma unroll
-        for (int i = 0; i < kRowTiles; ++i) {
-#pragma unroll
-          for (int j = 0; j < kTokens / 2; ++j) {
-            const int token = first_token + j / 4 * 8 + lane % 4 * 2 + j % 2;
-            const int row = first_row + i * 64 + warp * 16 + lane / 4 + j / 2 % 2 * 8;
-            d[i][j] = from_bits<Sum>(to_bits(d[i][j]) + p.epilogue.residual_of(token, row));
-          }
-        }
-      }
-
-      // Results lie with outputs along the rows of the fragments, Y has them along its columns:
-      // turned around in shared memory, piece by piece, two buffers in turn.
-#pragma unroll
-      for (int i = 0; i < kRowTiles; ++i) {
-        const int tile_row = first_row + i * 64;
-        const int row = tile_row + warp * 16 + lane / 4;
-        const float bias[2] = {p.epilogue.bias_of(row), p.epilogue.bias_of(row + 8)};
-#pragma unroll
-        for (int h = 0; h < kTokens / Shape::kPiece; ++h) {
-          if (h < first_piece || h >= end_piece) continue;
-          const int piece_token = first_token + h * Shape::kPiece;
-          const std::uint32_t piece = my_pieces + buffer * Shape::kPieceBytes;
-          buffer = buffer + 1 == Shape::kBuffers ? 0 : buffer + 1;
-          if (elected) tensor_store_wait_read<Shape::kBuffers - 1>();
-          named_barrier(group + 1, 128);
-#pragma unroll
-          for (int j = 0; j < Shape::kPiece / 8; j += 2) {
-            std::uint32_t pairs[4];
-#pragma unroll
-            for (int m = 0; m < 4; ++m) {
-              const int octet = h * (Shape::kPiece / 8) + j + m / 2;
-              const int r = m % 2;
-              const Sum* v = &d[i][octet * 4 + r * 2];
-              pairs[m] = p.epilogue.pack_pair(p.epilogue.activate(to_bits(v[0]) + bias[r]),
-                                              p.epilogue.activate(to_bits(v[1]) + bias[r]));
-            }
-            const int matrix = lane / 8;
-            const int token_row = (j + matrix / 2) * 8 + lane % 8;
-            const int chunk = warp * 2 + matrix % 2;
-            store_matrices_transposed(piece + token_row * 128 + ((chunk ^ (token_row & 7)) * 16),
-                                      pairs[0], pairs[1], pairs[2], pairs[3]);
-          }
-          if (p.y_by_tma) {
-            fence_async_proxy();
-            named_barrier(group + 1, 128);
-            if (elected && tile_row < p.epilogue.out && piece_token < p.epilogue.tokens) {
-              tensor_store(&y_map, piece, tile_row, piece_token);
-            }
-          } else {
-            named_barrier(group + 1, 128);
-            const auto* from = reinterpret_cast<const unsigned short*>(shared + (piece - x_stages));
-            auto* to = reinterpret_cast<unsigned short*>(p.y);
-            for (int e = thread; e < Shape::kPiece * 64; e += 128) {
-              const int t = e / 64;
-              const int r = e % 64;
-              if (piece_token + t < p.epilogue.tokens && tile_row + r < p.epilogue.out) {
-                to[(piece_token + t) * p.y_stride + tile_row + r] =
-                    from[t * 64 + ((r / 8) ^ (t & 7)) * 8 + r % 8];
-              }
-            }
-          }
-        }
-      }
+      finish_tile<T, Shape>(d, p, &y_map, {group, thread, part, row_rank, first_row, first_token},
+                            shared, my_pieces, buffer);
     }
     if (elected) tensor_store_wait();
   }

@@ -116,7 +116,7 @@ struct GemmInstance {
     GemmParams<T> params{};
     params.tiles = reinterpret_cast<const unsigned char*>(args.tiles);
     params.x = static_cast<const T*>(args.x);
-    params.y = static_cast<std::uint16_t*>(args.y);
+    params.y = args.y;
     params.x_stride = args.x_stride;
     params.y_stride = args.y_stride;
     params.epilogue = epilogue_of<T>(args);
@@ -127,7 +127,8 @@ struct GemmInstance {
     params.token_blocks = token_blocks(args);
     params.split = cut.split;
     params.weight_is_constant = args.weight_is_constant;
-    params.y_by_tma = tma_can_reach(args.y, args.y_dtype, args.out, args.y_stride);
+    params.y_by_tma = args.y_dtype != DType::kFloat32 &&
+                      tma_can_reach(args.y, args.y_dtype, args.out, args.y_stride);
 
     CUtensorMap x_map{};
     if constexpr (Shape::kXByTma) {

@@ -1,0 +1,318 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/common/epilogue.cuh"
+#include "cuda/sm90/element.cuh"
+#include "cuda/sm90/ptx.cuh"
+
+// The end of a tile of sm90_gemm_sp24.cuh: sums of a divided product are exchanged, scales, bias,
+// residual and activation applied, and the result is turned around on its way to Y. Everything is
+// inlined into the kernel: the sums stay in the registers that the tensor core left them in.
+namespace gossamer::cuda::sm90 {
+
+template <typename T>
+struct GemmParams;  // sm90_gemm_sp24.cuh
+
+/// Where a thread of a multiplying warpgroup stands.
+struct GemmPlace {
+  int group;     // which of the warpgroups
+  int thread;    // of its 128
+  int part;      // of the inputs
+  int row_rank;  // among the blocks that share X
+  int first_row;
+  int first_token;
+
+  __device__ __forceinline__ int warp() const { return thread / 32; }
+  __device__ __forceinline__ int lane() const { return thread % 32; }
+};
+
+/// Pieces of the tile that this block finishes.
+struct PieceRange {
+  int first;
+  int end;
+};
+
+/// Adds the sums of all parts of the inputs; returns which pieces of the tile this block finishes:
+/// all, or its share of them.
+template <typename T, typename Shape>
+__device__ __forceinline__ PieceRange
+exchange_sums(typename Element<T>::Sum (&d)[Shape::kRowTiles][Shape::kTokens / 2],
+              const GemmParams<T>& p, const GemmPlace& at, std::uint32_t x_stages) {
+  using Sum = typename Element<T>::Sum;
+  PieceRange mine{0, Shape::kPieces};
+  if (p.split > 1) {
+    const auto start_of = [&](int owner) {
+      return (owner * Shape::kPieces + p.split - 1) / p.split;
+    };
+    mine.first = start_of(at.part);
+    mine.end = start_of(at.part + 1);
+    // Everyone in the cluster has read its last stage: stages become buffers for sums,
+    // [source][tile][octet of tokens][thread of both warpgroups] of 16 bytes.
+    constexpr int kPieceOctets = Shape::kPiece / 8;
+    const int octets = (Shape::kPieces + p.split - 1) / p.split * kPieceOctets;
+    const auto place = [&](int source, int i, int octet) {
+      return x_stages + (((source * Shape::kRowTiles + i) * octets + octet) * 256 + at.group * 128 +
+                         at.thread) *
+                            16;
+    };
+    cluster_arrive();
+    cluster_wait();
+#pragma unroll
+    for (int h = 0; h < Shape::kPieces; ++h) {
+      const int owner = h * p.split / Shape::kPieces;
+      const int peer = owner * Shape::kCluster + at.row_rank;
+      const int octet = (h - start_of(owner)) * kPieceOctets;
+#pragma unroll
+      for (int i = 0; i < Shape::kRowTiles; ++i) {
+#pragma unroll
+        for (int j = 0; j < kPieceOctets; ++j) {
+          const Sum* v = &d[i][(h * kPieceOctets + j) * 4];
+          store_peer(peer_address(place(at.part, i, octet + j), peer),
+                     make_float4(to_bits(v[0]), to_bits(v[1]), to_bits(v[2]), to_bits(v[3])));
+        }
+      }
+    }
+    cluster_arrive();
+    cluster_wait();
+#pragma unroll
+    for (int h = 0; h < Shape::kPieces; ++h) {
+      if (h < mine.first || h >= mine.end) continue;
+#pragma unroll
+      for (int i = 0; i < Shape::kRowTiles; ++i) {
+#pragma unroll
+        for (int j = 0; j < kPieceOctets; ++j) {
+          const int octet = (h - mine.first) * kPieceOctets + j;
+          float4 sum = load_shared_float4(place(0, i, octet));
+          for (int source = 1; source < p.split; ++source) {
+            sum = add_bits<Sum>(sum, load_shared_float4(place(source, i, octet)));
+          }
+          Sum* v = &d[i][(h * kPieceOctets + j) * 4];
+          v[0] = from_bits<Sum>(sum.x);
+          v[1] = from_bits<Sum>(sum.y);
+          v[2] = from_bits<Sum>(sum.z);
+          v[3] = from_bits<Sum>(sum.w);
+        }
+      }
+    }
+  }
+
+  return mine;
+}
+
+/// Multiplies by the scales of tokens and outputs. From here on the registers of sums hold float32,
+/// as bit patterns where sums are integers.
+template <typename T, typename Shape>
+__device__ __forceinline__ void apply_scales(
+    typename Element<T>::Sum (&d)[Shape::kRowTiles][Shape::kTokens / 2], const GemmParams<T>& p,
+    const GemmPlace& at) {
+  using Sum = typename Element<T>::Sum;
+#pragma unroll
+  for (int i = 0; i < Shape::kRowTiles; ++i) {
+    const int row = at.first_row + i * 64 + at.warp() * 16 + at.lane() / 4;
+    const float scales[2] = {p.epilogue.weight_scale_of(row), p.epilogue.weight_scale_of(row + 8)};
+#pragma unroll
+    for (int j = 0; j < Shape::kTokens / 2; ++j) {
+      const int token = at.first_token + j / 4 * 8 + at.lane() % 4 * 2 + j % 2;
+      d[i][j] = from_bits<Sum>(static_cast<float>(d[i][j]) *
+                               (scales[j / 2 % 2] * p.epilogue.x_scale_of(token)));
+    }
+  }
+}
+
+/// Adds the residual of a plain result.
+template <typename T, typename Shape>
+__device__ __forceinline__ void add_residual(
+    typename Element<T>::Sum (&d)[Shape::kRowTiles][Shape::kTokens / 2], const GemmParams<T>& p,
+    const GemmPlace& at) {
+  using Sum = typename Element<T>::Sum;
+#pragma unroll
+  for (int i = 0; i < Shape::kRowTiles; ++i) {
+#pragma unroll
+    for (int j = 0; j < Shape::kTokens / 2; ++j) {
+      const int token = at.first_token + j / 4 * 8 + at.lane() % 4 * 2 + j % 2;
+      const int row = at.first_row + i * 64 + at.warp() * 16 + at.lane() / 4 + j / 2 % 2 * 8;
+      d[i][j] = from_bits<Sum>(to_bits(d[i][j]) + p.epilogue.plain_residual_of(token, row));
+    }
+  }
+}
+
+/// What a warpgroup writes through: results lie with outputs along the rows of the fragments, Y has
+/// them along its columns, so they are turned around in shared memory, buffers in turn.
+template <typename T, typename Shape>
+struct PieceWriter {
+  const GemmParams<T>& p;
+  const CUtensorMap* y_map;
+  const GemmPlace& at;
+  const unsigned char* shared;
+  std::uint32_t pieces;  // of this warpgroup
+  int& buffer;           // the next one
+  std::uint32_t piece;   // the one being filled
+
+  /// The next buffer, once it may be written again.
+  __device__ __forceinline__ void begin() {
+    piece = pieces + buffer * Shape::kPieceBytes;
+    buffer = buffer + 1 == Shape::kBuffers ? 0 : buffer + 1;
+    if (at.thread == 0) tensor_store_wait_read<Shape::kBuffers - 1>();
+    named_barrier(at.group + 1, 128);
+  }
+  /// 16 tokens from octet `j` of the piece on.
+  __device__ __forceinline__ void put(int j, const std::uint32_t (&pairs)[4]) const {
+    const int matrix = at.lane() / 8;
+    const int token_row = (j + matrix / 2) * 8 + at.lane() % 8;
+    const int chunk = at.warp() * 2 + matrix % 2;
+    store_matrices_transposed(piece + token_row * 128 + ((chunk ^ (token_row & 7)) * 16), pairs[0],
+                              pairs[1], pairs[2], pairs[3]);
+  }
+  /// Sends the piece, whose first result is (first_row, first_token), to Y.
+  __device__ __forceinline__ void end(int first_row, int first_token) const {
+    if (p.y_by_tma) {
+      fence_async_proxy();
+      named_barrier(at.group + 1, 128);
+      if (at.thread == 0 && first_row < p.epilogue.out && first_token < p.epilogue.tokens) {
+        tensor_store(y_map, piece, first_row, first_token);
+      }
+      return;
+    }
+    named_barrier(at.group + 1, 128);
+    const auto* from =
+        reinterpret_cast<const unsigned short*>(shared + (piece - shared_address(shared)));
+    auto* to = static_cast<unsigned short*>(p.y);
+    for (int e = at.thread; e < Shape::kPiece * 64; e += 128) {
+      const int t = e / 64;
+      const int r = e % 64;
+      if (first_token + t < p.epilogue.tokens && first_row + r < p.epilogue.out) {
+        to[(first_token + t) * p.y_stride + first_row + r] =
+            from[t * 64 + ((r / 8) ^ (t & 7)) * 8 + r % 8];
+      }
+    }
+  }
+};
+
+/// Plain results: the bias, perhaps ReLU, and out; unrolled over the sums.
+template <typename T, typename Shape>
+__device__ __forceinline__ void write_plain(
+    typename Element<T>::Sum (&d)[Shape::kRowTiles][Shape::kTokens / 2], const GemmParams<T>& p,
+    const GemmPlace& at, const PieceRange& mine, PieceWriter<T, Shape>& writer) {
+  using Sum = typename Element<T>::Sum;
+#pragma unroll
+  for (int i = 0; i < Shape::kRowTiles; ++i) {
+    const int tile_row = at.first_row + i * 64;
+    const int row = tile_row + at.warp() * 16 + at.lane() / 4;
+    const float bias[2] = {p.epilogue.bias_of(row), p.epilogue.bias_of(row + 8)};
+#pragma unroll
+    for (int h = 0; h < Shape::kPieces; ++h) {
+      if (h < mine.first || h >= mine.end) continue;
+      writer.begin();
+#pragma unroll
+      for (int j = 0; j < Shape::kPiece / 8; j += 2) {
+        std::uint32_t pairs[4];
+#pragma unroll
+        for (int m = 0; m < 4; ++m) {
+          const int octet = h * (Shape::kPiece / 8) + j + m / 2;
+          const int r = m % 2;
+          const Sum* v = &d[i][octet * 4 + r * 2];
+          pairs[m] = p.epilogue.pack_plain_pair(p.epilogue.plain_activate(to_bits(v[0]) + bias[r]),
+                                                p.epilogue.plain_activate(to_bits(v[1]) + bias[r]));
+        }
+        writer.put(j, pairs);
+      }
+      writer.end(tile_row, at.first_token + h * Shape::kPiece);
+    }
+  }
+}
+
+/// v = sums of group `group` of eight. Registers have no index: a tree of branches over
+/// [kBegin, kEnd) finds the group's own moves, which are volatile so that no compiler executes them
+/// all and selects.
+template <int kBegin, int kEnd, typename Sum, int kRowTiles, int kSums>
+__device__ __forceinline__ void pick_group(float (&v)[8], const Sum (&d)[kRowTiles][kSums],
+                                           int group) {
+  if constexpr (kEnd - kBegin == 1) {
+    constexpr int kGroups = kSums / 8;
+#pragma unroll
+    for (int e = 0; e < 8; ++e) {
+      asm volatile("mov.b32 %0, %1;"
+                   : "=f"(v[e])
+                   : "f"(to_bits(d[kBegin / kGroups][kBegin % kGroups * 8 + e])));
+    }
+  } else {
+    constexpr int kMiddle = (kBegin + kEnd) / 2;
+    if (group < kMiddle) {
+      pick_group<kBegin, kMiddle>(v, d, group);
+    } else {
+      pick_group<kMiddle, kEnd>(v, d, group);
+    }
+  }
+}
+
+/// Results of any type under any activation: eight sums of a thread at a time, which cover 16
+/// tokens of 64 rows. Unrolled like write_plain this would be tens of thousands of instructions.
+/// Float32 results go to Y as they lie: eight lanes fill the 32 bytes that memory is written in.
+template <typename T, typename Shape>
+__device__ __forceinline__ void write_any(
+    typename Element<T>::Sum (&d)[Shape::kRowTiles][Shape::kTokens / 2], const GemmParams<T>& p,
+    const GemmPlace& at, const PieceRange& mine, PieceWriter<T, Shape>& writer) {
+  constexpr int kGroups = Shape::kTokens / 16;
+  constexpr int kGroupsOfPiece = Shape::kPiece / 16;
+  const Epilogue<T>& epilogue = p.epilogue;
+#pragma unroll 1
+  for (int i = 0; i < Shape::kRowTiles; ++i) {
+    const int tile_row = at.first_row + i * 64;
+    const int row = tile_row + at.warp() * 16 + at.lane() / 4;
+    const float bias[2] = {epilogue.bias_of(row), epilogue.bias_of(row + 8)};
+#pragma unroll 1
+    for (int g = mine.first * kGroupsOfPiece; g < mine.end * kGroupsOfPiece; ++g) {
+      float v[8];  // octet of tokens, row or row + 8, token
+      pick_group<0, Shape::kRowTiles * kGroups>(v, d, i * kGroups + g);
+      const int token = at.first_token + g * 16 + at.lane() % 4 * 2;
+      const auto token_of = [&](int e) { return token + e / 4 * 8 + e % 2; };
+      const auto row_of = [&](int e) { return row + e / 2 % 2 * 8; };
+#pragma unroll
+      for (int e = 0; e < 8; ++e) v[e] += bias[e / 2 % 2];
+      if (epilogue.residual != nullptr) {
+#pragma unroll
+        for (int e = 0; e < 8; ++e) v[e] += epilogue.residual_of(token_of(e), row_of(e));
+      }
+      epilogue.activate(v);
+      if (epilogue.writes_float()) {
+#pragma unroll
+        for (int e = 0; e < 8; ++e) {
+          if (token_of(e) < epilogue.tokens && row_of(e) < epilogue.out) {
+            static_cast<float*>(p.y)[token_of(e) * p.y_stride + row_of(e)] = v[e];
+          }
+        }
+        continue;
+      }
+      const int j = g % kGroupsOfPiece;
+      if (j == 0) writer.begin();
+      const std::uint32_t pairs[4] = {
+          epilogue.pack_pair(v[0], v[1]), epilogue.pack_pair(v[2], v[3]),
+          epilogue.pack_pair(v[4], v[5]), epilogue.pack_pair(v[6], v[7])};
+      writer.put(j * 2, pairs);
+      if (j + 1 == kGroupsOfPiece) {
+        writer.end(tile_row, at.first_token + g / kGroupsOfPiece * Shape::kPiece);
+      }
+    }
+  }
+}
+
+/// All of the above, in this order.
+template <typename T, typename Shape>
+__device__ __forceinline__ void finish_tile(
+    typename Element<T>::Sum (&d)[Shape::kRowTiles][Shape::kTokens / 2], const GemmParams<T>& p,
+    const CUtensorMap* y_map, const GemmPlace& at, const unsigned char* shared,
+    std::uint32_t pieces, int& buffer) {
+  const PieceRange mine = exchange_sums<T, Shape>(d, p, at, shared_address(shared));
+  if constexpr (Epilogue<T>::kIsScaled) apply_scales<T, Shape>(d, p, at);
+  PieceWriter<T, Shape> writer{p, y_map, at, shared, pieces, buffer, 0};
+  if (p.epilogue.is_plain) {
+    if (p.epilogue.residual != nullptr) add_residual<T, Shape>(d, p, at);
+    write_plain<T, Shape>(d, p, at, mine, writer);
+  } else {
+    write_any<T, Shape>(d, p, at, mine, writer);
+  }
+}
+
+}  // namespace gossamer::cuda::sm90
