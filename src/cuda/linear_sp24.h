@@ -48,7 +48,6 @@ struct LinearSp24Args {
 struct Sp24Tile {
   int rows = 64;            ///< outputs of a block
   int tokens = 8;           ///< tokens of a block
-  int cluster_rows = 1;     ///< blocks that share X, one below the other
   int split = 1;            ///< blocks among which the inputs are divided; 0: chosen at launch
   bool needs_tma_x = true;  ///< X must be aligned to 16 bytes, rows too
   /// Sums of at most 256 inputs are left to the tensor core; the rest is added in float32. Only

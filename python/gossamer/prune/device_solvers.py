@@ -137,6 +137,7 @@ def obs_sweep(
 ) -> tuple[Tensor, Tensor]:
     """See obs_sweep of include/gossamer/solve.h."""
     weight, cols = weight.clone(memory_format=torch.contiguous_format), weight.shape[1]
+    factor = factor.contiguous()  # Cholesky factors come transposed
     kept = torch.zeros_like(weight, dtype=torch.bool)
     if mask is not None:
         kept.copy_(mask)

@@ -171,6 +171,17 @@ __device__ __forceinline__ void tensor_load_multicast(std::uint32_t to, const CU
       : "memory");
 }
 
+/// `tiles_load` into the same place of every block in `blocks`, completing on each one's barrier.
+__device__ __forceinline__ void tiles_load_multicast(std::uint32_t to, const CUtensorMap* map,
+                                                     int line, int row_tile, std::uint32_t barrier,
+                                                     std::uint16_t blocks) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(to),
+      "l"(map), "r"(barrier), "n"(0), "r"(line), "r"(row_tile), "h"(blocks)
+      : "memory");
+}
+
 /// A box from shared memory to a matrix; what lies outside the matrix is not written.
 __device__ __forceinline__ void tensor_store(const CUtensorMap* map, std::uint32_t from, int column,
                                              int row) {

@@ -17,10 +17,10 @@ struct GemmParams;  // sm90_gemm_sp24.cuh
 
 /// Where a thread of a multiplying warpgroup stands.
 struct GemmPlace {
-  int group;     // which of the warpgroups
-  int thread;    // of its 128
-  int part;      // of the inputs
-  int row_rank;  // among the blocks that share X
+  int group;   // which of the warpgroups
+  int thread;  // of its 128
+  int part;    // of the inputs
+  int inside;  // which block of those that compute this part
   int first_row;
   int first_token;
 
@@ -62,7 +62,7 @@ exchange_sums(typename Element<T>::Sum (&d)[Shape::kRowTiles][Shape::kTokens / 2
 #pragma unroll
     for (int h = 0; h < Shape::kPieces; ++h) {
       const int owner = h * p.split / Shape::kPieces;
-      const int peer = owner * Shape::kCluster + at.row_rank;
+      const int peer = owner * p.part_blocks() + at.inside;
       const int octet = (h - start_of(owner)) * kPieceOctets;
 #pragma unroll
       for (int i = 0; i < Shape::kRowTiles; ++i) {
