@@ -173,6 +173,8 @@ def test_strided_and_unaligned_inputs() -> None:
         flat = torch.randn(tokens * 513 + 1, device="cuda", dtype=torch.bfloat16)
         views = [
             wide[:, 1:513],
+            wide[:, 2:514],
+            wide[:, 4:516],
             wide[:, 8:],
             flat[1:].view(tokens, 513)[:, :512],
             wide[:1, :512].expand(tokens, 512),

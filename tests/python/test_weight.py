@@ -88,6 +88,7 @@ def test_products(layout: str) -> None:
         ("gelu", F.gelu),
         ("gelu_tanh", lambda y: F.gelu(y, approximate="tanh")),
         ("silu", F.silu),
+        ("relu2", lambda y: F.relu(y).square()),
     ):
         y = linear(x, weight, b, activation=name, residual=residual)
         torch.testing.assert_close(y, act(linear(x, weight, b, residual=residual)))
@@ -144,6 +145,28 @@ def test_gradients_of_input_and_bias() -> None:
     assert_product(x.grad, g, w)
     assert torch.allclose(layer.bias.grad, g.sum((0, 1)), atol=1e-5)
     assert layer.weight.grad is None
+
+
+def test_gradient_through_squared_relu() -> None:
+    w = sparse_matrix(24, 40)
+    weight = SparseWeight.from_dense(w)
+    x = torch.randn(5, 40, requires_grad=True)
+    residual = torch.randn(5, 24, requires_grad=True)
+    y = linear(x, weight, activation="relu2", residual=residual)
+    g = torch.randn(5, 24)
+    got = torch.autograd.grad(y, (x, residual), g)
+    want = torch.autograd.grad(F.relu(F.linear(x, w) + residual).square(), (x, residual), g)
+    torch.testing.assert_close(got, want)
+
+
+def test_another_output_dtype_is_a_gpus() -> None:
+    weight = SparseWeight.from_dense(sparse_matrix(24, 40))
+    x = torch.randn(5, 40)
+    assert torch.equal(linear(x, weight, output_dtype=torch.float32), linear(x, weight))
+    with pytest.raises(
+        ValueError, match=r"output_dtype torch\.bfloat16 of x torch\.float32 on cpu"
+    ):
+        linear(x, weight, output_dtype=torch.bfloat16)
 
 
 def test_the_weight_itself_has_no_gradient() -> None:
