@@ -17,10 +17,10 @@ struct GemmParams;  // sm90_gemm_sp24.cuh
 
 /// Where a thread of a multiplying warpgroup stands.
 struct GemmPlace {
-  int group;   // which of the warpgroups
-  int thread;  // of its 128
-  int part;    // of the inputs
-  int inside;  // which block of those that compute this part
+  int group;     // which of the warpgroups
+  int thread;    // of its 128
+  int part;      // of the inputs
+  int row_rank;  // among the blocks that share X
   int first_row;
   int first_token;
 
@@ -49,20 +49,21 @@ exchange_sums(typename Element<T>::Sum (&d)[Shape::kRowTiles][Shape::kTokens / 2
     mine.first = start_of(at.part);
     mine.end = start_of(at.part + 1);
     // Everyone in the cluster has read its last stage: stages become buffers for sums,
-    // [source][tile][octet of tokens][thread of both warpgroups] of 16 bytes.
+    // [source][tile][octet of tokens][thread of all warpgroups] of 16 bytes.
     constexpr int kPieceOctets = Shape::kPiece / 8;
     const int octets = (Shape::kPieces + p.split - 1) / p.split * kPieceOctets;
     const auto place = [&](int source, int i, int octet) {
-      return x_stages + (((source * Shape::kRowTiles + i) * octets + octet) * 256 + at.group * 128 +
-                         at.thread) *
-                            16;
+      return x_stages +
+             (((source * Shape::kRowTiles + i) * octets + octet) * (Shape::kWarpgroups * 128) +
+              at.group * 128 + at.thread) *
+                 16;
     };
     cluster_arrive();
     cluster_wait();
 #pragma unroll
     for (int h = 0; h < Shape::kPieces; ++h) {
       const int owner = h * p.split / Shape::kPieces;
-      const int peer = owner * p.part_blocks() + at.inside;
+      const int peer = owner * p.shared_by + at.row_rank;
       const int octet = (h - start_of(owner)) * kPieceOctets;
 #pragma unroll
       for (int i = 0; i < Shape::kRowTiles; ++i) {
@@ -101,22 +102,55 @@ exchange_sums(typename Element<T>::Sum (&d)[Shape::kRowTiles][Shape::kTokens / 2
   return mine;
 }
 
-/// Multiplies by the scales of tokens and outputs. From here on the registers of sums hold float32,
-/// as bit patterns where sums are integers.
+/// The scales that a thread will need, or will hand to its warpgroup: asked for before the
+/// products, so that they are there when those have ended.
+template <typename T, typename Shape>
+struct TileScales {
+  static constexpr int kRows = Epilogue<T>::kIsScaled ? 2 * Shape::kRowTiles : 1;
+  static constexpr int kTokens = Epilogue<T>::kIsScaled ? (Shape::kTokens + 127) / 128 : 1;
+  float rows[kRows];
+  float tokens[kTokens];
+
+  __device__ __forceinline__ void load(const GemmParams<T>& p, const GemmPlace& at) {
+    if constexpr (Epilogue<T>::kIsScaled) {
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+        rows[i] = p.epilogue.weight_scale_of(at.first_row + i / 2 * 64 + at.warp() * 16 +
+                                             at.lane() / 4 + i % 2 * 8);
+      }
+#pragma unroll
+      for (int i = 0; i < kTokens; ++i) {
+        tokens[i] = p.epilogue.x_scale_of(at.first_token + i * 128 + at.thread);
+      }
+    }
+  }
+};
+
+/// Multiplies by the scales of tokens and outputs; those of tokens pass through the warpgroup's
+/// shared memory. From here on the registers of sums hold float32, as bit patterns where sums are
+/// integers.
 template <typename T, typename Shape>
 __device__ __forceinline__ void apply_scales(
-    typename Element<T>::Sum (&d)[Shape::kRowTiles][Shape::kTokens / 2], const GemmParams<T>& p,
-    const GemmPlace& at) {
+    typename Element<T>::Sum (&d)[Shape::kRowTiles][Shape::kTokens / 2],
+    const TileScales<T, Shape>& scales, const GemmPlace& at, std::uint32_t shared_scales) {
   using Sum = typename Element<T>::Sum;
 #pragma unroll
-  for (int i = 0; i < Shape::kRowTiles; ++i) {
-    const int row = at.first_row + i * 64 + at.warp() * 16 + at.lane() / 4;
-    const float scales[2] = {p.epilogue.weight_scale_of(row), p.epilogue.weight_scale_of(row + 8)};
+  for (int i = 0; i < TileScales<T, Shape>::kTokens; ++i) {
+    const int token = i * 128 + at.thread;
+    if (token < Shape::kTokens) store_shared_float(shared_scales + token * 4, scales.tokens[i]);
+  }
+  named_barrier(at.group + 1, 128);
 #pragma unroll
-    for (int j = 0; j < Shape::kTokens / 2; ++j) {
-      const int token = at.first_token + j / 4 * 8 + at.lane() % 4 * 2 + j % 2;
-      d[i][j] = from_bits<Sum>(static_cast<float>(d[i][j]) *
-                               (scales[j / 2 % 2] * p.epilogue.x_scale_of(token)));
+  for (int j = 0; j < Shape::kTokens / 8; ++j) {
+    const float2 token = load_shared_float2(shared_scales + (j * 8 + at.lane() % 4 * 2) * 4);
+#pragma unroll
+    for (int i = 0; i < Shape::kRowTiles; ++i) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        Sum& sum = d[i][j * 4 + e];
+        sum = from_bits<Sum>(static_cast<float>(sum) *
+                             (scales.rows[2 * i + e / 2] * (e % 2 == 0 ? token.x : token.y)));
+      }
     }
   }
 }
@@ -150,12 +184,17 @@ struct PieceWriter {
   int& buffer;           // the next one
   std::uint32_t piece;   // the one being filled
 
-  /// The next buffer, once it may be written again.
-  __device__ __forceinline__ void begin() {
+  /// Waits until the next `kCount` buffers may be written again; as many are sent with each
+  /// commit(), and kBuffers is a multiple of it.
+  template <int kCount>
+  __device__ __forceinline__ void begin() const {
+    if (at.thread == 0) tensor_store_wait_read<Shape::kBuffers / kCount - 1>();
+    named_barrier(at.group + 1, 128);
+  }
+  /// Turns to the next buffer.
+  __device__ __forceinline__ void next() {
     piece = pieces + buffer * Shape::kPieceBytes;
     buffer = buffer + 1 == Shape::kBuffers ? 0 : buffer + 1;
-    if (at.thread == 0) tensor_store_wait_read<Shape::kBuffers - 1>();
-    named_barrier(at.group + 1, 128);
   }
   /// 16 tokens from octet `j` of the piece on.
   __device__ __forceinline__ void put(int j, const std::uint32_t (&pairs)[4]) const {
@@ -165,19 +204,26 @@ struct PieceWriter {
     store_matrices_transposed(piece + token_row * 128 + ((chunk ^ (token_row & 7)) * 16), pairs[0],
                               pairs[1], pairs[2], pairs[3]);
   }
-  /// Sends the piece, whose first result is (first_row, first_token), to Y.
-  __device__ __forceinline__ void end(int first_row, int first_token) const {
+  /// What was put is complete; sends follow.
+  __device__ __forceinline__ void end() const {
+    if (p.y_by_tma) fence_async_proxy();
+    named_barrier(at.group + 1, 128);
+  }
+  /// Ends a group of sends; also one that had nothing to send, since begin() counts them.
+  __device__ __forceinline__ void commit() const {
+    if (at.thread == 0) tensor_store_commit();
+  }
+  /// Sends a piece, whose first result is (first_row, first_token), to Y.
+  __device__ __forceinline__ void send(std::uint32_t from_piece, int first_row,
+                                       int first_token) const {
     if (p.y_by_tma) {
-      fence_async_proxy();
-      named_barrier(at.group + 1, 128);
       if (at.thread == 0 && first_row < p.epilogue.out && first_token < p.epilogue.tokens) {
-        tensor_store(y_map, piece, first_row, first_token);
+        tensor_store(y_map, from_piece, first_row, first_token);
       }
       return;
     }
-    named_barrier(at.group + 1, 128);
     const auto* from =
-        reinterpret_cast<const unsigned short*>(shared + (piece - shared_address(shared)));
+        reinterpret_cast<const unsigned short*>(shared + (from_piece - shared_address(shared)));
     auto* to = static_cast<unsigned short*>(p.y);
     for (int e = at.thread; e < Shape::kPiece * 64; e += 128) {
       const int t = e / 64;
@@ -190,35 +236,55 @@ struct PieceWriter {
   }
 };
 
-/// Plain results: the bias, perhaps ReLU, and out; unrolled over the sums.
+/// Plain results: the bias, perhaps ReLU, and out; unrolled over the sums. Half of the buffers are
+/// filled between two barriers.
 template <typename T, typename Shape>
 __device__ __forceinline__ void write_plain(
     typename Element<T>::Sum (&d)[Shape::kRowTiles][Shape::kTokens / 2], const GemmParams<T>& p,
     const GemmPlace& at, const PieceRange& mine, PieceWriter<T, Shape>& writer) {
   using Sum = typename Element<T>::Sum;
+  constexpr int kBatch = Shape::kBuffers / 2;
 #pragma unroll
   for (int i = 0; i < Shape::kRowTiles; ++i) {
     const int tile_row = at.first_row + i * 64;
     const int row = tile_row + at.warp() * 16 + at.lane() / 4;
     const float bias[2] = {p.epilogue.bias_of(row), p.epilogue.bias_of(row + 8)};
 #pragma unroll
-    for (int h = 0; h < Shape::kPieces; ++h) {
-      if (h < mine.first || h >= mine.end) continue;
-      writer.begin();
+    for (int first = 0; first < Shape::kPieces; first += kBatch) {
+      if (first + kBatch <= mine.first || first >= mine.end) continue;
+      writer.template begin<kBatch>();
+      std::uint32_t filled[kBatch];
 #pragma unroll
-      for (int j = 0; j < Shape::kPiece / 8; j += 2) {
-        std::uint32_t pairs[4];
+      for (int b = 0; b < kBatch; ++b) {
+        // A batch takes all of its buffers, also where it has fewer pieces.
+        writer.next();
+        filled[b] = writer.piece;
+        const int h = first + b;
+        if (h >= Shape::kPieces) continue;
+        if (h < mine.first || h >= mine.end) continue;
 #pragma unroll
-        for (int m = 0; m < 4; ++m) {
-          const int octet = h * (Shape::kPiece / 8) + j + m / 2;
-          const int r = m % 2;
-          const Sum* v = &d[i][octet * 4 + r * 2];
-          pairs[m] = p.epilogue.pack_plain_pair(p.epilogue.plain_activate(to_bits(v[0]) + bias[r]),
-                                                p.epilogue.plain_activate(to_bits(v[1]) + bias[r]));
+        for (int j = 0; j < Shape::kPiece / 8; j += 2) {
+          std::uint32_t pairs[4];
+#pragma unroll
+          for (int m = 0; m < 4; ++m) {
+            const int octet = h * (Shape::kPiece / 8) + j + m / 2;
+            const int r = m % 2;
+            const Sum* v = &d[i][octet * 4 + r * 2];
+            pairs[m] =
+                p.epilogue.pack_plain_pair(p.epilogue.plain_activate(to_bits(v[0]) + bias[r]),
+                                           p.epilogue.plain_activate(to_bits(v[1]) + bias[r]));
+          }
+          writer.put(j, pairs);
         }
-        writer.put(j, pairs);
       }
-      writer.end(tile_row, at.first_token + h * Shape::kPiece);
+      writer.end();
+#pragma unroll
+      for (int b = 0; b < kBatch; ++b) {
+        const int h = first + b;
+        if (h < mine.first || h >= mine.end) continue;
+        writer.send(filled[b], tile_row, at.first_token + h * Shape::kPiece);
+      }
+      writer.commit();
     }
   }
 }
@@ -286,13 +352,18 @@ __device__ __forceinline__ void write_any(
         continue;
       }
       const int j = g % kGroupsOfPiece;
-      if (j == 0) writer.begin();
+      if (j == 0) {
+        writer.template begin<1>();
+        writer.next();
+      }
       const std::uint32_t pairs[4] = {
           epilogue.pack_pair(v[0], v[1]), epilogue.pack_pair(v[2], v[3]),
           epilogue.pack_pair(v[4], v[5]), epilogue.pack_pair(v[6], v[7])};
       writer.put(j * 2, pairs);
       if (j + 1 == kGroupsOfPiece) {
-        writer.end(tile_row, at.first_token + g / kGroupsOfPiece * Shape::kPiece);
+        writer.end();
+        writer.send(writer.piece, tile_row, at.first_token + g / kGroupsOfPiece * Shape::kPiece);
+        writer.commit();
       }
     }
   }
@@ -302,10 +373,10 @@ __device__ __forceinline__ void write_any(
 template <typename T, typename Shape>
 __device__ __forceinline__ void finish_tile(
     typename Element<T>::Sum (&d)[Shape::kRowTiles][Shape::kTokens / 2], const GemmParams<T>& p,
-    const CUtensorMap* y_map, const GemmPlace& at, const unsigned char* shared,
-    std::uint32_t pieces, int& buffer) {
+    const CUtensorMap* y_map, const GemmPlace& at, const TileScales<T, Shape>& scales,
+    const unsigned char* shared, std::uint32_t pieces, std::uint32_t shared_scales, int& buffer) {
   const PieceRange mine = exchange_sums<T, Shape>(d, p, at, shared_address(shared));
-  if constexpr (Epilogue<T>::kIsScaled) apply_scales<T, Shape>(d, p, at);
+  if constexpr (Epilogue<T>::kIsScaled) apply_scales<T, Shape>(d, scales, at, shared_scales);
   PieceWriter<T, Shape> writer{p, y_map, at, shared, pieces, buffer, 0};
   if (p.epilogue.is_plain) {
     if (p.epilogue.residual != nullptr) add_residual<T, Shape>(d, p, at);

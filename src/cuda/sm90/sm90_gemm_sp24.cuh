@@ -13,16 +13,21 @@
 // Y = act(X·Wᵀ + bias + residual) for many tokens, W 2:4.
 //
 //                 tokens                     a block: kRows outputs × kTokens tokens, persistent;
-//            ┌─────────┬─────────┐           one warpgroup loads, two multiply, each half the rows
-//   kRows    │ block 0 │ block 2 │           stage: a tile of inputs, by the copy engine
-//            ├─────────┼─────────┤           cluster: blocks below each other need the same X,
-//   kRows    │ block 1 │ block 3 │           blocks beside each other the same W; each loads a part
-//            └─────────┴─────────┘           and the copy engine gives it to all that need it
+//            ┌──────────────┐                one warpgroup loads, two multiply, each half the rows
+//   kRows    │ block 0      │ ─┐
+//            ├──────────────┤  │ cluster:    stage: a tile of inputs, by the copy engine; blocks of
+//   kRows    │ block 1      │ ─┘ same X      a cluster each load a part of X, multicast to all
+//            └──────────────┘
 //
-// Bound: wgmma.sp with both operands in shared memory reaches 8/9 of the sparse peak at 256 tokens
-// (6/7 at 192), if data arrives: per stage 64 inputs, 32 KB of X and 9 KB of W for 2·128·256·64
-// dense-equivalent operations. All blocks together get about 7 TB/s from L2, which is less: the
-// multicasts divide what X and W cost of it by the sides of the cluster.
+// Two bounds, in clocks a stage of 64 inputs of 16 bits, measured on an H200 (2026-11-30):
+//
+//   outputs × tokens            128×256   256×192   192×256   128×128
+//   wgmma.sp, W and X shared        576       896       864       320      4 · (tokens / 2 + 16) ·
+//   row tiles of a warpgroup bytes that land, 64 a clock     656       672       728       400 the
+//   loop as it runs             716       975         -       468
+//
+// So a multiprocessor takes 64 bytes a clock, and small tiles wait for data however little of it
+// comes from L2; large tiles keep the tensor cores busy.
 //
 // Where there are fewer tiles than multiprocessors, the inputs can be divided among `split` blocks
 // of the cluster too. Each block then has one tile; the partial sums are exchanged through shared
@@ -38,16 +43,12 @@ struct GemmParams {
   Epilogue<T> epilogue;
   int in;
   int input_tiles;
-  int row_blocks;      // blocks along the rows, a multiple of cluster_rows
-  int token_blocks;    // likewise of cluster_tokens
-  int cluster_rows;    // blocks that share X
-  int cluster_tokens;  // blocks that share W
-  int split;
+  int row_blocks;  // blocks along the rows, a multiple of `shared_by`
+  int token_blocks;
+  int shared_by;  // blocks of a cluster that need the same X
+  int split;      // parts of the inputs
   bool y_by_tma;
   bool weight_is_constant;  // may be read before the previous kernel has ended
-
-  /// Blocks of a cluster that compute the same part of the inputs.
-  __device__ __forceinline__ int part_blocks() const { return cluster_rows * cluster_tokens; }
 };
 
 /// The compile-time shape of a block.
@@ -63,23 +64,29 @@ struct GemmShape {
 
   static constexpr int kWarpgroups = 2;
   static constexpr int kThreads = 128 * (1 + kWarpgroups);
+  // 192 sums a thread leave few registers for anything else.
+  static constexpr bool kIsFull = kRowTiles * kTokens / 2 >= 192;
+  static constexpr int kLoaderRegisters = kIsFull ? 24 : 40;
+  static constexpr int kRegisters = kIsFull ? 240 : 232;
   static constexpr int kWTiles = kRowTiles * kWarpgroups;
   static constexpr int kRows = 64 * kWTiles;
   static constexpr int kTile = Element<T>::Tile::kBytes;
   static constexpr int kWBytes = kTile * kWTiles;
   static constexpr int kXBytes = kTokens * 128;
-  // A warpgroup turns its result around in pieces of 64 rows by kPiece tokens.
+  // A warpgroup turns its result around in pieces of 64 rows by kPiece tokens, half of its buffers
+  // at a time.
   static constexpr int kPiece = kTokens >= 192 ? 32 : 16;
   static constexpr int kPieces = kTokens / kPiece;
   static constexpr int kPieceBytes = kPiece * 128;
+  static constexpr int kScaleBytes = Epilogue<T>::kIsScaled ? kTokens * 4 : 0;  // of a warpgroup
 
   // As many stages as fit.
   static constexpr int kMostShared = 232448;
-  static constexpr int kFixedBytes = 1024 + kBuffers * kWarpgroups * kPieceBytes;
+  static constexpr int kFixedBytes = 1024 + kWarpgroups * (kBuffers * kPieceBytes + kScaleBytes);
   static constexpr int kFitting = (kMostShared - kFixedBytes) / (kXBytes + kWBytes + 2 * 8);
   static constexpr int kStages = kFitting < 14 ? kFitting : 14;
   static constexpr int kSharedBytes = kFixedBytes + kStages * (kXBytes + kWBytes + 2 * 8);
-  static_assert(kStages >= 4 && kBuffers >= 2 && kTokens % kPiece == 0);
+  static_assert(kStages >= 4 && kBuffers % 2 == 0 && kTokens % kPiece == 0);
 
   /// Whether the sums of `split` parts of the inputs fit where the stages of X were.
   static constexpr bool can_split(int split) {
@@ -88,22 +95,20 @@ struct GemmShape {
   }
 };
 
-/// Walks the tiles of a cluster in groups of about kGroup token blocks, all row blocks inside, so
-/// that the X of a group and the W that streams past stay in L2 together.
+/// Walks the tiles in groups of kGroup token blocks, all row blocks inside, so that the X of a
+/// group and the W that streams past stay in L2 together.
 struct TileCursor {
   static constexpr int kGroup = 8;
   int row_cluster;
-  int token_cluster;
+  int token_block;
 
-  __device__ __forceinline__ TileCursor(int tile, int row_clusters, int token_clusters,
-                                        int cluster_tokens) {
-    const int group_size = max(1, kGroup / cluster_tokens);
-    const int per_group = group_size * row_clusters;
+  __device__ __forceinline__ TileCursor(int tile, int row_clusters, int token_blocks) {
+    const int per_group = kGroup * row_clusters;
     const int group = tile / per_group;
-    const int first = group * group_size;
-    const int width = min(group_size, token_clusters - first);
+    const int first = group * kGroup;
+    const int width = min(kGroup, token_blocks - first);
     const int inside = tile - group * per_group;
-    token_cluster = first + inside % width;
+    token_block = first + inside % width;
     row_cluster = inside / width;
   }
 };
@@ -130,17 +135,14 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   const std::uint32_t full = w_stages + kStages * kWBytes;
   const std::uint32_t empty = full + kStages * 8;
 
-  // Where this block stands: which part of the inputs, and where in the rectangle of its cluster.
+  // Blocks of a cluster: `shared_by` that need the same X, times `split` that share the tile.
   const int rank = cluster_rank();
-  const int part = rank / p.part_blocks();
-  const int first_of_part = part * p.part_blocks();
-  const int row_rank = (rank - first_of_part) % p.cluster_rows;
-  const int token_rank = (rank - first_of_part) / p.cluster_rows;
-  const int cluster = static_cast<int>(blockIdx.x) / (p.part_blocks() * p.split);
-  const int clusters = static_cast<int>(gridDim.x) / (p.part_blocks() * p.split);
-  const int row_clusters = p.row_blocks / p.cluster_rows;
-  const int token_clusters = p.token_blocks / p.cluster_tokens;
-  const int tiles = row_clusters * token_clusters;
+  const int part = rank / p.shared_by;
+  const int row_rank = rank - part * p.shared_by;
+  const int cluster = static_cast<int>(blockIdx.x) / (p.shared_by * p.split);
+  const int clusters = static_cast<int>(gridDim.x) / (p.shared_by * p.split);
+  const int row_clusters = p.row_blocks / p.shared_by;
+  const int tiles = row_clusters * p.token_blocks;
   const int first = static_cast<int>(static_cast<long long>(p.input_tiles) * part / p.split);
   const int steps =
       static_cast<int>(static_cast<long long>(p.input_tiles) * (part + 1) / p.split) - first;
@@ -150,8 +152,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; ++i) {
       barrier_init(full + i * 8, Shape::kXByTma ? 1 : 1 + 4);
-      // Every warp of every block that gets a part of this block's stages.
-      barrier_init(empty + i * 8, 4 * kWarpgroups * (p.cluster_rows + p.cluster_tokens - 1));
+      barrier_init(empty + i * 8, 4 * kWarpgroups * p.shared_by);
     }
     barrier_init_fence();
   }
@@ -162,38 +163,23 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
 
   if (warpgroup == 0) {
     // --- Loads ---
-    give_registers<40>();
+    give_registers<Shape::kLoaderRegisters>();
     int stage = 0;
     std::uint32_t parity = 1;
-    // Of blocks beside each other as many load W as it has tiles, each an equal part.
-    const int w_loaders = min(p.cluster_tokens, Shape::kWTiles);
-    const int w_share = Shape::kWTiles / w_loaders;
-    int w_blocks = 0;
-    for (int i = 0; i < p.cluster_tokens; ++i) {
-      w_blocks |= 1 << (first_of_part + row_rank + i * p.cluster_rows);
-    }
     const auto load_weights = [&](int s, int row_tile, int k) {
       constexpr int kLines = Shape::kTile / kTileLine;
-      const std::uint32_t to = w_stages + s * kWBytes;
-      const std::uint32_t barrier = full + s * 8;
-      if (p.cluster_tokens == 1) {
-        tiles_load(to, &w_map, k * kLines, row_tile, barrier);
-      } else if (token_rank < w_loaders) {
-        const int tile = token_rank * w_share;
-        tiles_load_multicast(to + tile * Shape::kTile, &w_map, k * kLines, row_tile + tile, barrier,
-                             static_cast<std::uint16_t>(w_blocks));
-      }
+      tiles_load(w_stages + s * kWBytes, &w_map, k * kLines, row_tile, full + s * 8);
     };
-    const int x_share = kTokens / p.cluster_rows;
-    const auto x_blocks = static_cast<std::uint16_t>(
-        ((1 << p.cluster_rows) - 1) << (first_of_part + token_rank * p.cluster_rows));
+    const int x_share = kTokens / p.shared_by;
+    const auto x_blocks =
+        static_cast<std::uint16_t>(((1 << p.shared_by) - 1) << (part * p.shared_by));
     constexpr int kExpected = kWBytes + (Shape::kXByTma ? kXBytes : 0);
     if (!Shape::kXByTma || thread == 0) {
       // The first weights travel while the previous kernel ends.
       int ahead = 0;
       if (p.weight_is_constant && thread == 0 && cluster < tiles) {
-        const TileCursor at(cluster, row_clusters, token_clusters, p.cluster_tokens);
-        const int row_tile = (at.row_cluster * p.cluster_rows + row_rank) * Shape::kWTiles;
+        const TileCursor at(cluster, row_clusters, p.token_blocks);
+        const int row_tile = (at.row_cluster * p.shared_by + row_rank) * Shape::kWTiles;
         for (ahead = 0; ahead < min(kStages, steps); ++ahead) {
           barrier_arrive_expect(full + ahead * 8, kExpected);
           load_weights(ahead, row_tile, first + ahead);
@@ -201,9 +187,9 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
       }
       wait_for_predecessors();
       for (int tile = cluster; tile < tiles; tile += clusters) {
-        const TileCursor at(tile, row_clusters, token_clusters, p.cluster_tokens);
-        const int row_tile = (at.row_cluster * p.cluster_rows + row_rank) * Shape::kWTiles;
-        const int token = (at.token_cluster * p.cluster_tokens + token_rank) * kTokens;
+        const TileCursor at(tile, row_clusters, p.token_blocks);
+        const int row_tile = (at.row_cluster * p.shared_by + row_rank) * Shape::kWTiles;
+        const int token = at.token_block * kTokens;
         for (int k = first; k < first + steps; ++k) {
           barrier_wait(empty + stage * 8, parity);
           const std::uint32_t barrier = full + stage * 8;
@@ -220,7 +206,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
           }
           if constexpr (Shape::kXByTma) {
             const std::uint32_t to = x_stages + stage * kXBytes + row_rank * x_share * 128;
-            if (p.cluster_rows == 1) {
+            if (p.shared_by == 1) {
               tensor_load(to, &x_map, k * kInputs, token, barrier);
             } else {
               tensor_load_multicast(to, &x_map, k * kInputs, token + row_rank * x_share, barrier,
@@ -244,7 +230,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     __syncwarp();
   } else {
     // --- Products ---
-    take_registers<232>();
+    take_registers<Shape::kRegisters>();
     wait_for_predecessors();
     const int group = warpgroup - 1;
     const int lane = thread % 32;
@@ -252,20 +238,20 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     int stage = 0;
     std::uint32_t parity = 0;
     int buffer = 0;
-    // A stage goes back to all blocks that loaded it: those below each other, and those beside.
-    const bool releases = lane < p.cluster_rows + p.cluster_tokens - 1;
-    const int beside = lane - p.cluster_rows;
-    const int released_rank =
-        first_of_part +
-        (beside < 0 ? token_rank * p.cluster_rows + lane
-                    : (beside + (beside >= token_rank ? 1 : 0)) * p.cluster_rows + row_rank);
+    // A stage goes back to all blocks that loaded a part of it.
+    const bool releases = lane < p.shared_by;
+    const int released_rank = part * p.shared_by + lane;
+    const std::uint32_t my_scales = empty + kStages * 8 + group * Shape::kScaleBytes;
     const std::uint32_t my_pieces = pieces + group * Shape::kBuffers * Shape::kPieceBytes;
 
     for (int tile = cluster; tile < tiles; tile += clusters) {
-      const TileCursor at(tile, row_clusters, token_clusters, p.cluster_tokens);
+      const TileCursor at(tile, row_clusters, p.token_blocks);
       const int first_row =
-          ((at.row_cluster * p.cluster_rows + row_rank) * kWarpgroups + group) * kRowTiles * 64;
-      const int first_token = (at.token_cluster * p.cluster_tokens + token_rank) * kTokens;
+          ((at.row_cluster * p.shared_by + row_rank) * kWarpgroups + group) * kRowTiles * 64;
+      const int first_token = at.token_block * kTokens;
+      const GemmPlace place{group, thread, part, row_rank, first_row, first_token};
+      TileScales<T, Shape> scales;
+      if constexpr (!Shape::kIsFull) scales.load(p, place);
       Sum d[kRowTiles][kTokens / 2];
       [[maybe_unused]] Sum promoted[kRowTiles][Shape::kPromotes ? kTokens / 2 : 1] = {};
       int previous = -1;
@@ -333,9 +319,8 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
         }
       }
 
-      finish_tile<T, Shape>(d, p, &y_map,
-                            {group, thread, part, rank - first_of_part, first_row, first_token},
-                            shared, my_pieces, buffer);
+      if constexpr (Shape::kIsFull) scales.load(p, place);
+      finish_tile<T, Shape>(d, p, &y_map, place, scales, shared, my_pieces, my_scales, buffer);
     }
     if (elected) tensor_store_wait();
   }

@@ -10,9 +10,13 @@ void add_gemm_f8_rows(std::vector<LinearSp24Kernel>& rows) {
   // Tiles of 64 rows a warpgroup, tokens, buffers of results; X by the copy engine; sums in
   // float32.
   rows.push_back(
+      GemmInstance<T, GemmShape<T, 2, 192, 4>>::row("sm90_gemm_sp24_f8e4m3_256x192", kType));
+  rows.push_back(
       GemmInstance<T, GemmShape<T, 1, 256, 6>>::row("sm90_gemm_sp24_f8e4m3_128x256", kType));
   rows.push_back(
       GemmInstance<T, GemmShape<T, 1, 192, 6>>::row("sm90_gemm_sp24_f8e4m3_128x192", kType));
+  rows.push_back(
+      GemmInstance<T, GemmShape<T, 2, 128, 6>>::row("sm90_gemm_sp24_f8e4m3_256x128", kType));
   rows.push_back(
       GemmInstance<T, GemmShape<T, 1, 160, 8>>::row("sm90_gemm_sp24_f8e4m3_128x160", kType));
   rows.push_back(

@@ -8,8 +8,10 @@ void add_gemm_i8_rows(std::vector<LinearSp24Kernel>& rows) {
   using T = signed char;
   constexpr DType kType = DType::kInt8;
   // Tiles of 64 rows a warpgroup, tokens, buffers of results; X by the copy engine.
+  rows.push_back(GemmInstance<T, GemmShape<T, 2, 192, 4>>::row("sm90_gemm_sp24_i8_256x192", kType));
   rows.push_back(GemmInstance<T, GemmShape<T, 1, 256, 6>>::row("sm90_gemm_sp24_i8_128x256", kType));
   rows.push_back(GemmInstance<T, GemmShape<T, 1, 192, 6>>::row("sm90_gemm_sp24_i8_128x192", kType));
+  rows.push_back(GemmInstance<T, GemmShape<T, 2, 128, 6>>::row("sm90_gemm_sp24_i8_256x128", kType));
   rows.push_back(GemmInstance<T, GemmShape<T, 1, 160, 8>>::row("sm90_gemm_sp24_i8_128x160", kType));
   rows.push_back(GemmInstance<T, GemmShape<T, 1, 128, 8>>::row("sm90_gemm_sp24_i8_128x128", kType));
   rows.push_back(GemmInstance<T, GemmShape<T, 1, 96, 6>>::row("sm90_gemm_sp24_i8_128x96", kType));

@@ -16,12 +16,11 @@ namespace gossamer::cuda::sm90 {
 
 /// One way to divide the work, and its predicted time.
 struct GemmCut {
-  int cluster_rows = 1;    // blocks that share X
-  int cluster_tokens = 1;  // blocks that share W
-  int split = 1;           // blocks among which the inputs are divided
+  int shared_by = 1;  // blocks that need the same X
+  int split = 1;      // blocks among which the inputs are divided
   double seconds = std::numeric_limits<double>::infinity();
 
-  int blocks() const { return cluster_rows * cluster_tokens * split; }
+  int blocks() const { return shared_by * split; }  // of a cluster
 };
 
 template <typename T, typename Shape>
@@ -54,14 +53,13 @@ struct GemmInstance {
     return static_cast<int>((blocks + multiple - 1) / multiple * multiple);
   }
   static int row_blocks(const LinearSp24Args& args, const GemmCut& cut) {
-    return round_up(args.out, Shape::kRows, cut.cluster_rows);
+    return round_up(args.out, Shape::kRows, cut.shared_by);
   }
-  static int token_blocks(const LinearSp24Args& args, const GemmCut& cut) {
-    return round_up(args.tokens, Shape::kTokens, cut.cluster_tokens);
+  static int token_blocks(const LinearSp24Args& args) {
+    return round_up(args.tokens, Shape::kTokens, 1);
   }
   static int tiles(const LinearSp24Args& args, const GemmCut& cut) {
-    return row_blocks(args, cut) / cut.cluster_rows *
-           (token_blocks(args, cut) / cut.cluster_tokens);
+    return row_blocks(args, cut) / cut.shared_by * token_blocks(args);
   }
 
   /// Clusters that are on the machine at once. Fewer than the multiprocessors would hold: a cluster
@@ -81,8 +79,8 @@ struct GemmInstance {
   /// Whether the kernel can be cut so.
   static bool fits(const GemmCut& cut, const LinearSp24Args& args) {
     return cut.blocks() <= kMostBlocks && cut.split <= input_tiles(args) &&
-           Shape::can_split(cut.split) && Shape::kTokens % (8 * cut.cluster_rows) == 0 &&
-           (Shape::kXByTma || cut.cluster_rows * cut.cluster_tokens == 1);
+           Shape::can_split(cut.split) && Shape::kTokens % (8 * cut.shared_by) == 0 &&
+           (Shape::kXByTma || cut.shared_by == 1);
   }
 
   static double predict(const GemmCut& cut, const LinearSp24Args& args, const DeviceInfo& device) {
@@ -93,8 +91,7 @@ struct GemmInstance {
     const int steps = (input_tiles(args) + cut.split - 1) / cut.split;
     const double blocks = std::min(count, clusters) * cut.blocks();
     const double clock = blocks * 4 <= device.multiprocessors ? kCoolClock : kClock;
-    const double feed = static_cast<double>(Shape::kWBytes) / cut.cluster_tokens +
-                        static_cast<double>(Shape::kXBytes) / cut.cluster_rows;
+    const double feed = Shape::kWBytes + static_cast<double>(Shape::kXBytes) / cut.shared_by;
     const double step = std::max(
         {kMathClocks / clock, feed * blocks / kFeedBytesPerSecond, feed / kBlockBytesPerSecond});
     const double memory = weight_bytes(args) / device.memory_bytes_per_second;
@@ -106,13 +103,11 @@ struct GemmInstance {
   static GemmCut best_cut(const LinearSp24Args& args, const DeviceInfo& device) {
     GemmCut best;
     for (const int split : kSides) {
-      for (const int cluster_rows : kSides) {
-        for (const int cluster_tokens : kSides) {
-          GemmCut cut{cluster_rows, cluster_tokens, split};
-          if (!fits(cut, args)) continue;
-          cut.seconds = predict(cut, args, device);
-          if (cut.seconds < best.seconds) best = cut;
-        }
+      for (const int shared_by : kSides) {
+        GemmCut cut{shared_by, split};
+        if (!fits(cut, args)) continue;
+        cut.seconds = predict(cut, args, device);
+        if (cut.seconds < best.seconds) best = cut;
       }
     }
     return best;
@@ -150,9 +145,8 @@ struct GemmInstance {
     params.in = static_cast<int>(args.in);
     params.input_tiles = input_tiles(args);
     params.row_blocks = row_blocks(args, cut);
-    params.token_blocks = token_blocks(args, cut);
-    params.cluster_rows = cut.cluster_rows;
-    params.cluster_tokens = cut.cluster_tokens;
+    params.token_blocks = token_blocks(args);
+    params.shared_by = cut.shared_by;
     params.split = cut.split;
     params.weight_is_constant = args.weight_is_constant;
     params.y_by_tma = args.y_dtype != DType::kFloat32 &&
@@ -165,14 +159,14 @@ struct GemmInstance {
                                .columns = args.in,
                                .rows = args.tokens,
                                .stride = args.x_stride,
-                               .box_rows = Shape::kTokens / cut.cluster_rows});
+                               .box_rows = Shape::kTokens / cut.shared_by});
     }
-    const CUtensorMap w_map = make_tiles_map(
-        {.tiles = args.tiles,
-         .tile_bytes = Shape::kTile,
-         .row_tiles = static_cast<int>(detail::nm24_row_tiles(args.out)),
-         .input_tiles = params.input_tiles,
-         .box_row_tiles = Shape::kWTiles / std::min(cut.cluster_tokens, Shape::kWTiles)});
+    const CUtensorMap w_map =
+        make_tiles_map({.tiles = args.tiles,
+                        .tile_bytes = Shape::kTile,
+                        .row_tiles = static_cast<int>(detail::nm24_row_tiles(args.out)),
+                        .input_tiles = params.input_tiles,
+                        .box_row_tiles = Shape::kWTiles});
     CUtensorMap y_map{};
     if (params.y_by_tma) {
       y_map = make_tensor_map({.data = args.y,
