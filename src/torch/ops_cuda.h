@@ -38,10 +38,29 @@ std::tuple<Tensor, Tensor> quantize_rows(const Tensor& x, ScalarType dtype);
 // ops_cuda_pack.cpp
 Tensor pack(const Tensor& values, const std::optional<Tensor>& mask, const std::string& pattern,
             const std::string& layout, bool transposed, const std::string& name);
-/// Prunes to 2:4 by magnitude and packs, in one pass over the weight.
+/// Writes over a packed weight of the same shape and dtype; its plan stays.
+void pack_(const Tensor& packed, const Tensor& values, const std::optional<Tensor>& mask);
+/// The packed weight, and what is wrong with it, int64 [batch, 2] on the device: row · in + column
+/// of the first group that keeps more than two, and of the first number that is not finite (only
+/// looked for where a weight is quantized); −1 where there is none. Nothing waits. `prune` keeps
+/// the two largest magnitudes of each group.
+std::tuple<Tensor, Tensor> pack_24(const Tensor& values, const std::optional<Tensor>& mask,
+                                   const std::string& layout, bool transposed, bool prune);
+/// The same of a float32, float16 or bfloat16 weight [out, in] as int8 or float8_e4m3fn, with the
+/// scales, float32 [out], before the verdict.
+std::tuple<Tensor, Tensor, Tensor> quantize_pack_24(const Tensor& values,
+                                                    const std::optional<Tensor>& mask,
+                                                    ScalarType dtype, const std::string& layout,
+                                                    bool prune);
+/// Waits for a verdict on a weight of so many inputs, and throws where it is not −1 throughout.
+void check_24(const Tensor& verdict, std::int64_t inputs, const std::string& name);
+/// Prunes to 2:4 by magnitude and packs into tiles, in one pass over the weight.
 Tensor prune_pack_24(const Tensor& values, bool transposed);
+
+// ops_cuda_unpack.cpp
 Tensor unpack(const Tensor& packed, const std::vector<std::int64_t>& shape, ScalarType dtype);
 Tensor unpack_mask(const Tensor& packed, const std::vector<std::int64_t>& shape);
+void unpack_(const Tensor& packed, const Tensor& values, const std::optional<Tensor>& mask);
 Tensor convert(const Tensor& packed, const std::string& layout);
 
 // ops_cuda_prune.cpp; the first and the last refuse without GOSSAMER_EXPERIMENTAL=cuda-prune, and
