@@ -158,8 +158,6 @@ def _moved(weight: SparseWeight, device: torch.device) -> SparseWeight:
     if weight.device.type == "cuda":
         return _around(weight, weight.packed.to(device))
     packed = torch.ops.gossamer.convert(weight.packed, "format")
-    if weight.scale is not None:  # tiles of 8-bit values are made on the CPU
-        return _around(weight, torch.ops.gossamer.convert(packed, "nm24_tiles").to(device))
     return _around(weight, torch.ops.gossamer.convert(packed.to(device), "nm24_tiles"))
 
 

@@ -48,7 +48,7 @@ enum class Selection {
 
 /// Writes `header` to `packed` and one matrix to `to`, in the dtype of the weight. `verdict`
 /// (device, set anew by this call) says whether the weight is 2:4; where it is not, what is written
-/// is of no use. −0.0 is zero.
+/// is of no use. −0.0 is zero. Without `packed` and arrays in `to` the weight is only verified.
 void pack_sp24(const DenseWeight& weight, const PackedHeader& header, std::byte* packed,
                const PackedMatrix& to, Selection selection, Verdict* verdict, void* stream);
 

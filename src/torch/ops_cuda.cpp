@@ -48,6 +48,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(gossamer, m) {
   m.def(
       "quantize_pack_24(Tensor values, Tensor? mask, ScalarType dtype, str layout=\"nm24_tiles\", "
       "bool prune=False) -> (Tensor, Tensor, Tensor)");
+  m.def("verify_24(Tensor values, Tensor? mask=None) -> Tensor");
   m.def("check_24(Tensor verdict, int inputs, str name=\"weight\") -> ()");
   m.def("select_groups(Tensor scores, int n, int m, int segment=0) -> Tensor");
   m.def(
@@ -69,6 +70,7 @@ STABLE_TORCH_LIBRARY_IMPL(gossamer, CUDA, m) {
   m.impl("pack_", TORCH_BOX(&ops::pack_));
   m.impl("pack_24", TORCH_BOX(&ops::pack_24));
   m.impl("quantize_pack_24", TORCH_BOX(&ops::quantize_pack_24));
+  m.impl("verify_24", TORCH_BOX(&ops::verify_24));
   m.impl("check_24", TORCH_BOX(&ops::check_24));
   m.impl("prune_pack_24", TORCH_BOX(&ops::prune_pack_24));
   m.impl("unpack", TORCH_BOX(&ops::unpack));

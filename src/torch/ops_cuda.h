@@ -52,6 +52,8 @@ std::tuple<Tensor, Tensor, Tensor> quantize_pack_24(const Tensor& values,
                                                     const std::optional<Tensor>& mask,
                                                     ScalarType dtype, const std::string& layout,
                                                     bool prune);
+/// The verdict alone; reads the weight and writes nothing else.
+Tensor verify_24(const Tensor& values, const std::optional<Tensor>& mask);
 /// Waits for a verdict on a weight of so many inputs, and throws where it is not −1 throughout.
 void check_24(const Tensor& verdict, std::int64_t inputs, const std::string& name);
 /// Prunes to 2:4 by magnitude and packs into tiles, in one pass over the weight.

@@ -159,6 +159,26 @@ std::tuple<Tensor, Tensor> pack_24(const Tensor& values, const std::optional<Ten
   });
 }
 
+Tensor verify_24(const Tensor& values, const std::optional<Tensor>& mask) {
+  return guarded([&] {
+    const OnDevice device(values);
+    const Source source(values, mask, "weight");
+    const MatrixView& view = source.dense.view;
+    check_packable(view.dtype, "weight");
+    Tensor verdict = new_verdict(values, view.batch);
+    auto* const verdicts = static_cast<Verdict*>(verdict.mutable_data_ptr());
+    cuda::PackedMatrix nowhere;
+    nowhere.dtype = view.dtype;
+    nowhere.out = view.rows;
+    nowhere.in = view.cols;
+    for (std::int64_t b = 0; b < view.batch; ++b) {
+      cuda::pack_sp24(source.matrix(b), PackedHeader{}, nullptr, nowhere, Selection::kVerify,
+                      verdicts + b, device.stream());
+    }
+    return verdict;
+  });
+}
+
 Tensor pack(const Tensor& values, const std::optional<Tensor>& mask, const std::string& pattern,
             const std::string& layout, bool transposed, const std::string& name) {
   return guarded([&] {
