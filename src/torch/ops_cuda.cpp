@@ -34,7 +34,7 @@ std::string cuda_device_info(const torch::stable::Tensor& tensor) {
 
 STABLE_TORCH_LIBRARY_FRAGMENT(gossamer, m) {
   m.def("cuda_device_info(Tensor tensor) -> str");
-  m.def("cuda_kernel(Tensor x, int out) -> str");
+  m.def("cuda_kernel(Tensor x, int out, int layout=0) -> str");
   m.def("cuda_kernel_table(Tensor x, int out) -> str");
   m.def(
       "linear_quantized(Tensor x, Tensor? x_scale, Tensor packed, int layout, int out, Tensor? "

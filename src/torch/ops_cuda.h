@@ -26,9 +26,11 @@ Tensor linear_quantized(const Tensor& x, const std::optional<Tensor>& x_scale, c
                         const std::optional<Tensor>& residual, ScalarType dtype, bool accurate);
 Tensor linear_dx(const Tensor& grad, const Tensor& packed, std::int64_t layout, std::int64_t inputs,
                  const std::optional<Tensor>& dense);
-/// The kernel that `linear` would run for x [tokens, in] and `out` outputs; "" where none does.
-std::string cuda_kernel(const Tensor& x, std::int64_t out);
-/// The rows of the GPU's kernel table, with the reason where one does not run this product.
+/// The kernel that `linear` would run for x [tokens, in] and `out` outputs, told `layout`; "" where
+/// none does.
+std::string cuda_kernel(const Tensor& x, std::int64_t out, std::int64_t layout);
+/// The rows of the GPU's kernel table, with the reason where one does not run this product, and the
+/// numbers by which the argument `layout` names them.
 std::string cuda_kernel_table(const Tensor& x, std::int64_t out);
 
 // ops_cuda_quantize.cpp
