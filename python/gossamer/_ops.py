@@ -23,10 +23,10 @@ from gossamer import _ops_cuda
 
 _OLDEST_TORCH = (2, 10)
 
-FLOAT8_BIT = 48
-ACCURATE_BIT = 49
+FLOAT8_BIT = 23
+ACCURATE_BIT = 24
 """Of the argument `layout` on a GPU: the values of a quantized weight are float8, and their sums
-are to be accurate (src/torch/ops_cuda_linear.cpp)."""
+are to be accurate (src/torch/cuda_layout_argument.h)."""
 
 _Fake = TypeVar("_Fake", bound=Callable[..., Any])
 

@@ -223,7 +223,8 @@ def _plan_on_cuda(
     if any(found.dense_buckets):
         packed = torch.ops.gossamer.with_plan(packed, json.dumps(found.dense_buckets))
         kept = dense.clone()
-    return Decision(weight._replace(packed, kept), _with_facts(report, packed))
+    planned = weight._replace(packed, kept, found.rows)
+    return Decision(planned, _with_facts(report, packed))
 
 
 def _quantized_note(weight: SparseWeight) -> str:
