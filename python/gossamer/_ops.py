@@ -94,8 +94,11 @@ _check_torch()
 _load(_library_path())
 _cuda_library = _library_path().with_name("_C_cuda.so")
 if torch.cuda.is_available() and _cuda_library.is_file():
-    _load(_cuda_library)
-    _ops_cuda.register()
+    try:
+        _load(_cuda_library)
+        _ops_cuda.register()
+    except ImportError as error:  # such as torch for another vendor's GPUs; the CPU is unharmed
+        _ops_cuda.load_failure = str(error)
 
 _ops = torch.ops.gossamer
 

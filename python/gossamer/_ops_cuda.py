@@ -15,6 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+load_failure: str | None = None
+"""Why `_C_cuda.so`, which is there, could not be loaded."""
+
 _FROM_CPU = (
     "info",
     "validate",

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from gossamer import _tune_cuda
+from gossamer._cuda_device import first_line, no_kernels
 from gossamer._quantization import VALUE_DTYPES
 from gossamer._quantized_check import discrepancy
 from gossamer._tune_cuda import Measured
@@ -99,10 +100,11 @@ def obstacle(
         device: the GPU.
         quantization: a word of `SparseConfig.quantize`, or None.
     """
-    if not _has_kernels():
+    why = no_kernels()
+    if why is not None:
         return (
-            "its weight is on a GPU, and this build of gossamer has no CUDA kernels (_C_cuda.so): "
-            "build it where nvcc is, or move the model to the CPU"
+            f"its weight is on a GPU, and {why}: build it where nvcc is, or move the model to the "
+            "CPU"
         )
     if dtype not in (torch.bfloat16, torch.float16):
         name = str(dtype).removeprefix("torch.")
@@ -110,8 +112,12 @@ def obstacle(
             f"{name} weights are not multiplied packed on a GPU, bfloat16 and float16 are: convert "
             "the model with .to(torch.bfloat16)"
         )
-    x = torch.empty(1, 64, dtype=_values_dtype(quantization) or dtype, device=device)
-    if not _kernel(x, 64):
+    try:
+        x = torch.empty(1, 64, dtype=_values_dtype(quantization) or dtype, device=device)
+        runs = _kernel(x, 64)
+    except RuntimeError as error:  # such as an older driver than the kernels need
+        return f"its weight is on a GPU that gossamer's kernels cannot use: {first_line(error)}"
+    if not runs:
         major, minor = torch.cuda.get_device_capability(device)
         kind = f"{quantization.partition('-')[0]} " if quantization else ""
         return (
@@ -159,8 +165,7 @@ def plan_24(
         rows = _rows_argument(found.rows, dense, quantization)
     # Whatever a GPU, its driver or its full memory answers: a plan is a help, not a condition.
     except Exception as error:
-        lines = str(error).splitlines() or [type(error).__name__]
-        failure = f"comparing it with dense failed: {lines[0]}"
+        failure = f"comparing it with dense failed: {first_line(error)}"
         if quantization is not None:
             return CudaPlan(False, [], f"plain: {failure}")
         return CudaPlan(True, [], f"packed at every token count; {failure}")
@@ -217,10 +222,6 @@ def _all_dense(choices: list[dict[str, Any]]) -> list[dict[str, Any]]:
         {**choice, "kernel": "dense", "milliseconds": choice["dense_milliseconds"]}
         for choice in choices
     ]
-
-
-def _has_kernels() -> bool:
-    return hasattr(torch.ops.gossamer, "cuda_kernel")
 
 
 def _kernel(x: Tensor, out: int) -> str:

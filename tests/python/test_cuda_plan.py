@@ -133,7 +133,7 @@ class FakeGpu:
         monkeypatch.setattr(_plan_cuda, "_measured", {})
         monkeypatch.setattr(_plan_cuda, "_measure", measure)
         monkeypatch.setattr(_plan_cuda, "_key", lambda dense, bias: "layer")
-        monkeypatch.setattr(_plan_cuda, "_has_kernels", lambda: True)
+        monkeypatch.setattr(_plan_cuda, "no_kernels", lambda: None)
         monkeypatch.setattr(_plan_cuda, "_kernel", lambda x, out: f"sm90_{x.shape[0]}")
 
     def decide(self, layer: nn.Linear, memory: str = "default") -> _packing.Decision:
@@ -225,7 +225,8 @@ def test_what_no_kernel_multiplies_gets_its_sentence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     FakeGpu(times(), monkeypatch)
-    monkeypatch.setattr(_plan_cuda, "_has_kernels", lambda: has_kernels)
+    why = None if has_kernels else "this build of gossamer has no CUDA kernels"
+    monkeypatch.setattr(_plan_cuda, "no_kernels", lambda: why)
     values = cpu_layer().weight.detach().to(dtype)
     request = _packing.Request(pattern=pattern)
     decision = _packing._decide_cuda(values, "layer", request, False, False, None)

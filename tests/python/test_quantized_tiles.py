@@ -60,7 +60,7 @@ class FakeGpu:
         monkeypatch.setenv("GOSSAMER_CACHE", "off")
         monkeypatch.setattr(_plan_cuda, "_measured", {})
         monkeypatch.setattr(_plan_cuda, "_key", lambda dense, bias: "layer")
-        monkeypatch.setattr(_plan_cuda, "_has_kernels", lambda: True)
+        monkeypatch.setattr(_plan_cuda, "no_kernels", lambda: None)
         monkeypatch.setattr(_plan_cuda, "_measure", self.measure)
         monkeypatch.setattr(_plan_cuda, "_kernel", self.kernel)
         monkeypatch.setattr(_plan_cuda, "_rows", self.rows)
@@ -262,7 +262,7 @@ def test_every_failure_leaves_the_layer_dense_with_a_sentence(
     layer = pruned_layer()
     gs.sparsify_(layer, CONFIGS["float8"])
     assert type(layer.weight) is nn.Parameter
-    what = "quantizing it failed: " if place == "pack" else "comparing it with dense failed: "
+    what = "packing it failed: " if place == "pack" else "comparing it with dense failed: "
     assert what + str(error).splitlines()[0] in report_of(layer).reason
 
 
