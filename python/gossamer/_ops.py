@@ -23,11 +23,11 @@ from gossamer import _ops_cuda
 
 _OLDEST_TORCH = (2, 10)
 
-FLOAT8_BIT = 48
-ACCURATE_BIT = 49
-RESULT_BIT = 50
-"""Of the argument `layout` on a GPU: the values of a quantized weight are float8, their sums are to
-be accurate, and two bits for the result's dtype (src/torch/ops_cuda_linear.cpp)."""
+RESULT_BIT = 6
+FLOAT8_BIT = 23
+ACCURATE_BIT = 24
+"""Of the argument `layout` on a GPU: two bits for the result's dtype; the values of a quantized weight
+are float8, and their sums are to be accurate (src/torch/cuda_layout_argument.h)."""
 _RESULT_DTYPES = (None, torch.bfloat16, torch.float16, torch.float32)
 
 _Fake = TypeVar("_Fake", bound=Callable[..., Any])
@@ -123,8 +123,11 @@ _check_torch()
 _load(_library_path())
 _cuda_library = _library_path().with_name("_C_cuda.so")
 if torch.cuda.is_available() and _cuda_library.is_file():
-    _load(_cuda_library)
-    _ops_cuda.register()
+    try:
+        _load(_cuda_library)
+        _ops_cuda.register()
+    except ImportError as error:  # such as torch for another vendor's GPUs; the CPU is unharmed
+        _ops_cuda.load_failure = str(error)
 
 _ops = torch.ops.gossamer
 

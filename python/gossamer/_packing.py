@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gossamer import _ops, _plan_cuda
 from gossamer._convolution import Convolution
+from gossamer._cuda_device import first_line
 from gossamer._quantization import VALUE_DTYPES, pack_quantized, quantized_dtypes
 from gossamer._weight_facts import LEAST_ZEROS
 from gossamer.weight import SparseWeight
@@ -170,19 +171,18 @@ def _decide_cuda(
     if pattern is None and not _is_24(values.mT if transposed else values):
         text = "its zeros are not 2:4, the pattern that is multiplied on a GPU"
         return Decision(None, plain_report(text))
-    if request.quantize is not None:
-        try:
+    try:
+        if request.quantize is not None:
             weight = _quantized_tiles(values, request.quantize, name)
-        except ValueError:  # the weight breaks its pattern
-            raise
-        except Exception as error:  # such as a full memory
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            return Decision(None, plain_report(f"plain: quantizing it failed: {first}"))
-    else:
-        weight = SparseWeight.from_dense(
-            values, "2:4", layout="nm24_tiles", transposed=transposed, name=name
-        )
-    return decide_packed(weight, values, request, bias=bias)
+        else:
+            weight = SparseWeight.from_dense(
+                values, "2:4", layout="nm24_tiles", transposed=transposed, name=name
+            )
+        return decide_packed(weight, values, request, bias=bias)
+    except ValueError:  # the weight breaks its pattern
+        raise
+    except Exception as error:  # such as a full memory; the layer still works as it is
+        return Decision(None, plain_report(f"plain: packing it failed: {first_line(error)}"))
 
 
 def _quantized_tiles(values: Tensor, quantization: str, name: str) -> SparseWeight:
@@ -195,6 +195,8 @@ def _quantized_tiles(values: Tensor, quantization: str, name: str) -> SparseWeig
 
 def _is_24(values: Tensor) -> bool:
     """Whether no group of four inputs has more than two non-zeros; [out, in]."""
+    if values.is_cuda:
+        return bool((torch.ops.gossamer.verify_24(values) < 0).all())
     padded = torch.nn.functional.pad(values != 0, (0, -values.shape[1] % 4))
     return int(padded.unflatten(1, (-1, 4)).sum(-1).amax()) <= 2 if padded.numel() else True
 
@@ -221,7 +223,8 @@ def _plan_on_cuda(
     if any(found.dense_buckets):
         packed = torch.ops.gossamer.with_plan(packed, json.dumps(found.dense_buckets))
         kept = dense.clone()
-    return Decision(weight._replace(packed, kept), _with_facts(report, packed))
+    planned = weight._replace(packed, kept, found.rows)
+    return Decision(planned, _with_facts(report, packed))
 
 
 def _quantized_note(weight: SparseWeight) -> str:

@@ -104,8 +104,9 @@ def pack_quantized(
     """A floating weight as packed 8-bit values, and their scales, on the weight's device.
 
     Args:
-        values: [out, in] or [out, channels, height, width]; zeros mark what is pruned. On a GPU
-            they are quantized there and packed on the CPU.
+        values: [out, in] or [out, channels, height, width]; zeros mark what is pruned. 2:4 ones
+            on a GPU are quantized and packed there, in one kernel; others are quantized there and
+            packed on the CPU.
         pattern: None takes the tightest that the zeros of `values` satisfy.
         mask: bool, what is kept; None keeps the non-zeros, those that round to zero included.
         name: what error messages call the weight.
@@ -119,6 +120,10 @@ def pack_quantized(
         ValueError: the weight breaks the pattern or holds something that is not finite.
     """
     ops = torch.ops.gossamer
+    if _is_packed_on_gpu(values, pattern, layout):
+        packed, scale, verdict = ops.quantize_pack_24(values.detach(), mask, dtype, layout)
+        ops.check_24(verdict, values.shape[1], name)
+        return packed, scale
     mask = (values != 0 if mask is None else mask).cpu()
     if not pattern and values.dim() == 2:
         pattern = ops.infer_pattern(torch.where(mask, 1.0, 0.0))
@@ -127,3 +132,15 @@ def pack_quantized(
     if layout != "format":
         packed = ops.convert(packed, layout)
     return packed.to(values.device), scale
+
+
+def _is_packed_on_gpu(values: Tensor, pattern: str | None, layout: str) -> bool:
+    """Whether `quantize_pack_24` takes such a weight."""
+    return (
+        values.is_cuda
+        and values.dim() == 2
+        and values.dtype in QUANTIZED_DTYPES
+        and pattern in ("2:4", "nm:2:4")
+        and layout in ("format", "nm", "nm24_tiles")
+        and hasattr(torch.ops.gossamer, "quantize_pack_24")
+    )

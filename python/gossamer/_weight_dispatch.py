@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import return_and_correct_aliasing
 
 from gossamer import _ops
+from gossamer._cuda_device import no_device, no_kernels, no_sparse_tensor_cores
 from gossamer._quantization import pack_quantized, quantized_dtypes
 from gossamer._weight_convolution import convolution, convolution_call
 from gossamer._weight_facts import DTYPES, LEAST_ZEROS
@@ -112,7 +113,7 @@ def _restated(weight: SparseWeight, dtype: torch.dtype) -> SparseWeight:
 def _resolved(device: Any) -> torch.device:
     """A device with its index: "cuda" is the current one."""
     device = torch.device(device)
-    if device.type == "cuda" and device.index is None:
+    if device.type == "cuda" and device.index is None and torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return device
 
@@ -144,11 +145,11 @@ def _moved(weight: SparseWeight, device: torch.device) -> SparseWeight:
             "are computed there; convert it with .to(torch.bfloat16) first, unpack the model "
             "(gossamer.desparsify_), or take weight.to_dense()"
         )
-    if torch.cuda.is_available() and not hasattr(torch.ops.gossamer, "cuda_kernel"):
+    why = no_device() or no_kernels() or no_sparse_tensor_cores(device)
+    if why is not None:
         raise NotImplementedError(
-            f"a packed weight cannot be moved to {device}: this build of gossamer has no CUDA "
-            "kernels (_C_cuda.so); build it where nvcc is, or unpack the model first "
-            "(gossamer.desparsify_)"
+            f"a packed weight cannot be moved to {device}: {why}. On the CPU it is computed as it "
+            "is; gossamer.desparsify_ unpacks the model for other devices"
         )
     if weight.scale is not None and weight.transposed:
         raise NotImplementedError(
@@ -158,8 +159,6 @@ def _moved(weight: SparseWeight, device: torch.device) -> SparseWeight:
     if weight.device.type == "cuda":
         return _around(weight, weight.packed.to(device))
     packed = torch.ops.gossamer.convert(weight.packed, "format")
-    if weight.scale is not None:  # tiles of 8-bit values are made on the CPU
-        return _around(weight, torch.ops.gossamer.convert(packed, "nm24_tiles").to(device))
     return _around(weight, torch.ops.gossamer.convert(packed.to(device), "nm24_tiles"))
 
 

@@ -230,12 +230,21 @@ class SparseWeight(torch.Tensor):
         facts = facts._replace(quantized=dtype, accurate=accurate)
         return cls(packed, facts, dense, scale.contiguous())
 
-    def _replace(self, packed: Tensor, dense: Tensor | None = None) -> SparseWeight:
-        """A new weight around other bytes, in this one's orientation and with its scales."""
-        facts = facts_of(packed)._replace(
+    def _replace(
+        self, packed: Tensor, dense: Tensor | None = None, rows: int | None = None
+    ) -> SparseWeight:
+        """A new weight around other bytes, in this one's orientation and with its scales.
+
+        `rows` are those of `Facts`; None keeps them where shape, dtype and layout are the same.
+        """
+        facts = facts_of(packed)
+        if rows is None:
+            rows = self._facts.rows if facts[:5] == self._facts[:5] else 0
+        facts = facts._replace(
             transposed=self.transposed,
             quantized=self._facts.quantized,
             accurate=self._facts.accurate,
+            rows=rows,
         )
         return type(self)(packed, facts, dense, self.scale)
 

@@ -37,6 +37,8 @@ struct LinearSp24Args {
   const float* weight_scale = nullptr;  ///< [out] or null: 1
   /// Sums of float8 products in float32 throughout, not in the fewer bits of the tensor core.
   bool accurate_sums = false;
+  /// The row to run where it can (tuned_row_of); 0: the cost model chooses.
+  int tuned_row = 0;
   Activation activation = Activation::kNone;
   void* stream = nullptr;  ///< cudaStream_t
   /// The kernel may read the weight while the previous kernel of the stream still runs. Only right
@@ -80,7 +82,16 @@ std::span<const LinearSp24Kernel> linear_sp24_kernels();
 /// The row of that name, or null.
 const LinearSp24Kernel* find_linear_sp24(std::string_view name);
 
-/// The row with the least predicted time among those that do not refuse; null where all do.
+/// How a plan names a row in few bits: its place among the rows of its dtype, from 1; 0 where that
+/// is beyond kMostTunedRows. The numbers mean something in the table that linear_sp24_table(dtype)
+/// tells apart, by the names of its rows, from most others.
+inline constexpr int kMostTunedRows = 31;
+inline constexpr int kSp24Tables = 4;
+int tuned_row_of(const LinearSp24Kernel& row);
+int linear_sp24_table(DType dtype);
+
+/// args.tuned_row where there is one that can run, otherwise the row with the least predicted time
+/// among those that do not refuse; null where all do.
 const LinearSp24Kernel* choose_linear_sp24(const LinearSp24Args& args, const DeviceInfo& device);
 
 }  // namespace gossamer::cuda

@@ -10,6 +10,7 @@
 #include "core/layouts.h"
 #include "core/nm24_tile.h"
 #include "cuda/linear_sp24.h"
+#include "torch/cuda_layout_argument.h"
 #include "torch/dense.h"
 #include "torch/ops_cuda.h"
 #include "torch/rows.h"
@@ -33,35 +34,8 @@ struct Weight {
   std::int64_t matrix_bytes;  ///< of one matrix of a stack
 };
 
-// The argument `layout` carries more than the layout's number, because the header is on the GPU: a
-// bit for each token bucket that the plan runs dense, the weight's inputs (tiles are padded, so
-// that the bytes alone do not tell 60 inputs from 64), of a quantized weight whether its values are
-// float8 and their sums are to be accurate, and the dtype of the result where that is not x's.
-// Zeros where the caller knows none of it.
-constexpr int kDenseShift = 8;
-constexpr int kInputsShift = 16;
-constexpr int kInputsBits = 32;
-constexpr int kFloat8Shift = kInputsShift + kInputsBits;
-constexpr int kAccurateShift = kFloat8Shift + 1;
-constexpr int kResultShift = kAccurateShift + 1;
-constexpr std::array kResultTypes{DType::kBFloat16, DType::kFloat16, DType::kFloat32};  // 1, 2, 3
-static_assert(kDenseShift + kTokenBuckets <= kInputsShift);
-
-bool has_bit(std::int64_t argument, int shift) { return (argument >> shift & 1) != 0; }
-
-DType result_dtype(std::int64_t argument, DType of_x) {
-  const auto number = static_cast<std::size_t>(argument >> kResultShift & 3);
-  return number == 0 ? of_x : kResultTypes[number - 1];
-}
-
-bool runs_dense(std::int64_t argument, std::int64_t tokens) {
-  std::size_t bucket = 0;
-  while (bucket < kTokenBucketEnds.size() && tokens > kTokenBucketEnds[bucket]) ++bucket;
-  return has_bit(argument, kDenseShift + static_cast<int>(bucket));
-}
-
 void check_layout(std::int64_t argument) {
-  const std::int64_t layout = argument & ((std::int64_t{1} << kDenseShift) - 1);
+  const std::int64_t layout = argument & ((std::int64_t{1} << kResultShift) - 1);
   if (layout == static_cast<std::int64_t>(Layout::kNm24Tiles)) return;
   refuse(
       fmt::format("layout {} is not computed on a GPU; layout {} (nm24_tiles, 2:4 weights) is: "
@@ -154,12 +128,25 @@ void check_sizes(const LinearSp24Args& args) {
                   args.tokens, args.out, args.in));
 }
 
-void check_inputs(std::int64_t argument, std::span<const std::int64_t> x_sizes, std::int64_t out) {
-  const std::int64_t recorded = argument >> kInputsShift & ((std::int64_t{1} << kInputsBits) - 1);
-  if (recorded == 0 || recorded == x_sizes.back()) return;
+void check_inputs(std::int64_t argument, const Tensor& packed,
+                  std::span<const std::int64_t> x_sizes, std::int64_t out, int element_bytes) {
+  const bool is_stack = has_bit(argument, kStackShift);
+  const std::int64_t batch =
+      is_stack && !x_sizes.empty() ? std::max<std::int64_t>(x_sizes[0], 1) : 1;
+  const std::int64_t told = told_inputs(argument, packed, out, batch, element_bytes);
+  if (told == 0 || (told == x_sizes.back() && (!is_stack || x_sizes.size() == 3))) return;
   refuse(
-      fmt::format("x has shape {}, the packed weight is [{}, {}] ([out, in]): x must be [..., {}]",
-                  shape_text(x_sizes), out, recorded, recorded));
+      fmt::format("x has shape {}, the packed weight is {}[{}, {}] ([out, in]): x must be {}[..., "
+                  "{}]",
+                  shape_text(x_sizes), is_stack ? "a stack of " : "", out, told,
+                  is_stack ? "a stack too, " : "", told));
+}
+
+void check_dense_inputs(std::span<const std::int64_t> x_sizes, const Tensor& dense) {
+  const auto sizes = sizes_of(dense);
+  if (sizes.empty() || sizes.back() == x_sizes.back()) return;
+  refuse(fmt::format("x has shape {}, the weight's dense copy {}: x must be [..., {}]",
+                     shape_text(x_sizes), shape_text(sizes), sizes.back()));
 }
 
 bool is_aligned(const Tensor& tensor) {
@@ -219,7 +206,7 @@ Tensor multiply(const Call& call) {
   check_layout(call.layout);
   const auto x_sizes = sizes_of(x);
   if (x_sizes.empty()) refuse("x has no dimensions; [..., in] is accepted");
-  check_inputs(call.layout, x_sizes, out);
+  check_inputs(call.layout, packed, x_sizes, out, static_cast<int>(dtype_bytes(dtype_of(x, "x"))));
   const Weight weight = describe_weight(x, "x", packed, out, x_sizes.back());
   const Activation activation = checked_activation(call.activation);
   const bool batched = weight.batch != 1;
@@ -236,6 +223,7 @@ Tensor multiply(const Call& call) {
   args.y_stride = out;
   args.activation = activation;
   args.accurate_sums = call.accurate;
+  args.tuned_row = tuned_row(call.layout, tokens, weight.dtype);
   args.stream = device.stream();
   // Whatever writes a packed weight ends with a kernel of its own (ops_cuda_pack.cpp).
   args.weight_is_constant = true;
@@ -298,7 +286,7 @@ Tensor linear(const Tensor& x, const Tensor& packed, std::int64_t layout, std::i
     // A dense product would be rounded to x's dtype on the way.
     if (dense && y_dtype == x_dtype && !x_sizes.empty() && x_sizes.back() != 0 &&
         runs_dense(layout, x.numel() / x_sizes.back())) {
-      check_inputs(layout, x_sizes, out);
+      check_dense_inputs(x_sizes, *dense);
       return dense_linear(x, *dense, bias, checked_activation(activation), residual);
     }
     if (scale) {
@@ -347,7 +335,7 @@ Tensor linear_dx(const Tensor& grad, const Tensor& packed, std::int64_t layout, 
   });
 }
 
-std::string cuda_kernel(const Tensor& x, std::int64_t out) {
+std::string cuda_kernel(const Tensor& x, std::int64_t out, std::int64_t layout) {
   return guarded([&] {
     const OnDevice device(x);
     const Rows rows = as_rows(x, false);
@@ -355,6 +343,8 @@ std::string cuda_kernel(const Tensor& x, std::int64_t out) {
     const Weight weight{dtype_of(x, "x"), 1, out, in, 0};
     LinearSp24Args args = args_of(weight, rows.tensor, in == 0 ? 0 : x.numel() / in);
     args.x_stride = rows.stride;
+    args.accurate_sums = has_bit(layout, kAccurateShift);
+    args.tuned_row = tuned_row(layout, args.tokens, weight.dtype);
     const auto* row = cuda::choose_linear_sp24(args, cuda::known_device(device.index()));
     return row == nullptr ? std::string() : std::string(row->name);
   });
@@ -375,9 +365,11 @@ std::string cuda_kernel_table(const Tensor& x, std::int64_t out) {
                                   ? row.refuses(row, args, info)
                                   : "computes " + std::string(dtype_name(row.dtype));
       const double seconds = why.empty() ? row.seconds(row, args, info) : 0.0;
-      text +=
-          fmt::format(R"({}{{"name": "{}", "dtype": "{}", "refuses": "{}", "seconds": {:.4e}}})",
-                      text.size() > 1 ? ", " : "", row.name, dtype_name(row.dtype), why, seconds);
+      text += fmt::format(
+          R"({}{{"name": "{}", "dtype": "{}", "refuses": "{}", "seconds": {:.4e}, "row": {}, )"
+          R"("table": {}}})",
+          text.size() > 1 ? ", " : "", row.name, dtype_name(row.dtype), why, seconds,
+          cuda::tuned_row_of(row), cuda::linear_sp24_table(row.dtype));
     }
     return text + "]";
   });

@@ -17,10 +17,12 @@ struct GemmParams;  // sm90_gemm_sp24.cuh
 
 /// Where a thread of a multiplying warpgroup stands.
 struct GemmPlace {
-  int group;     // which of the warpgroups
-  int thread;    // of its 128
-  int part;      // of the inputs
-  int row_rank;  // among the blocks that share X
+  int group;        // which of the warpgroups
+  int thread;       // of its 128
+  int split;        // parts of the inputs
+  int part;         // this block's
+  int first_peer;   // rank in the cluster of the block that has part 0
+  int peer_stride;  // and how far from one part's block to the next
   int first_row;
   int first_token;
 
@@ -39,21 +41,21 @@ struct PieceRange {
 template <typename T, typename Shape>
 __device__ __forceinline__ PieceRange
 exchange_sums(typename Element<T>::Sum (&d)[Shape::kRowTiles][Shape::kTokens / 2],
-              const GemmParams<T>& p, const GemmPlace& at, std::uint32_t x_stages) {
+              const GemmPlace& at, std::uint32_t stages) {
   using Sum = typename Element<T>::Sum;
   PieceRange mine{0, Shape::kPieces};
-  if (p.split > 1) {
+  if (at.split > 1) {
     const auto start_of = [&](int owner) {
-      return (owner * Shape::kPieces + p.split - 1) / p.split;
+      return (owner * Shape::kPieces + at.split - 1) / at.split;
     };
     mine.first = start_of(at.part);
     mine.end = start_of(at.part + 1);
     // Everyone in the cluster has read its last stage: stages become buffers for sums,
     // [source][tile][octet of tokens][thread of all warpgroups] of 16 bytes.
     constexpr int kPieceOctets = Shape::kPiece / 8;
-    const int octets = (Shape::kPieces + p.split - 1) / p.split * kPieceOctets;
+    const int octets = (Shape::kPieces + at.split - 1) / at.split * kPieceOctets;
     const auto place = [&](int source, int i, int octet) {
-      return x_stages +
+      return stages +
              (((source * Shape::kRowTiles + i) * octets + octet) * (Shape::kWarpgroups * 128) +
               at.group * 128 + at.thread) *
                  16;
@@ -62,8 +64,8 @@ exchange_sums(typename Element<T>::Sum (&d)[Shape::kRowTiles][Shape::kTokens / 2
     cluster_wait();
 #pragma unroll
     for (int h = 0; h < Shape::kPieces; ++h) {
-      const int owner = h * p.split / Shape::kPieces;
-      const int peer = owner * p.shared_by + at.row_rank;
+      const int owner = h * at.split / Shape::kPieces;
+      const int peer = at.first_peer + owner * at.peer_stride;
       const int octet = (h - start_of(owner)) * kPieceOctets;
 #pragma unroll
       for (int i = 0; i < Shape::kRowTiles; ++i) {
@@ -86,7 +88,7 @@ exchange_sums(typename Element<T>::Sum (&d)[Shape::kRowTiles][Shape::kTokens / 2
         for (int j = 0; j < kPieceOctets; ++j) {
           const int octet = (h - mine.first) * kPieceOctets + j;
           float4 sum = load_shared_float4(place(0, i, octet));
-          for (int source = 1; source < p.split; ++source) {
+          for (int source = 1; source < at.split; ++source) {
             sum = add_bits<Sum>(sum, load_shared_float4(place(source, i, octet)));
           }
           Sum* v = &d[i][(h * kPieceOctets + j) * 4];
@@ -374,8 +376,9 @@ template <typename T, typename Shape>
 __device__ __forceinline__ void finish_tile(
     typename Element<T>::Sum (&d)[Shape::kRowTiles][Shape::kTokens / 2], const GemmParams<T>& p,
     const CUtensorMap* y_map, const GemmPlace& at, const TileScales<T, Shape>& scales,
-    const unsigned char* shared, std::uint32_t pieces, std::uint32_t shared_scales, int& buffer) {
-  const PieceRange mine = exchange_sums<T, Shape>(d, p, at, shared_address(shared));
+    const unsigned char* shared, std::uint32_t stages, std::uint32_t pieces,
+    std::uint32_t shared_scales, int& buffer) {
+  const PieceRange mine = exchange_sums<T, Shape>(d, at, stages);
   if constexpr (Epilogue<T>::kIsScaled) apply_scales<T, Shape>(d, scales, at, shared_scales);
   PieceWriter<T, Shape> writer{p, y_map, at, shared, pieces, buffer, 0};
   if (p.epilogue.is_plain) {

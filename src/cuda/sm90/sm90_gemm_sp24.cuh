@@ -31,7 +31,9 @@
 //
 // Where there are fewer tiles than multiprocessors, the inputs can be divided among `split` blocks
 // of the cluster too. Each block then has one tile; the partial sums are exchanged through shared
-// memory of the cluster, each block finishes its part of the tokens, in the order of ranks.
+// memory of the cluster, each block finishes its part of the tokens, in the order of ranks. Where
+// the last round would leave more than half of the clusters idle, the two blocks of a cluster
+// divide the inputs of its tiles in the same way.
 namespace gossamer::cuda::sm90 {
 
 template <typename T>
@@ -47,6 +49,7 @@ struct GemmParams {
   int token_blocks;
   int shared_by;  // blocks of a cluster that need the same X
   int split;      // parts of the inputs
+  bool splits_last_round;
   bool y_by_tma;
   bool weight_is_constant;  // may be read before the previous kernel has ended
 };
@@ -88,10 +91,11 @@ struct GemmShape {
   static constexpr int kSharedBytes = kFixedBytes + kStages * (kXBytes + kWBytes + 2 * 8);
   static_assert(kStages >= 4 && kBuffers % 2 == 0 && kTokens % kPiece == 0);
 
-  /// Whether the sums of `split` parts of the inputs fit where the stages of X were.
+  /// Whether the sums of `split` parts of the inputs fit where the stages were.
   static constexpr bool can_split(int split) {
     return split == 1 ||
-           split * ((kPieces + split - 1) / split) * kPiece * kRows * 4 <= kStages * kXBytes;
+           split * ((kPieces + split - 1) / split) * kPiece * kRows * 4 <=
+               kStages * (kXBytes + kWBytes);
   }
 };
 
@@ -113,6 +117,52 @@ struct TileCursor {
   }
 };
 
+/// What a block does in one round, and the rounds there are.
+template <typename T>
+struct GemmRounds {
+  const GemmParams<T>& p;
+  int rank;      // in the cluster
+  int clusters;  // of the launch
+  int tiles;     // for the blocks that share X together
+  int whole;     // of them in rounds that keep all clusters busy, or all
+  int end;       // of the numbers that work_at() takes, in steps of `clusters`
+
+  struct Work {
+    int row_block;
+    int token_block;
+    bool is_alone;  // the blocks of the cluster divide its inputs
+    int part;
+    int split;
+    int first;  // tile of inputs
+    int steps;
+  };
+
+  __device__ __forceinline__ GemmRounds(const GemmParams<T>& params, int cluster_rank)
+      : p(params), rank(cluster_rank) {
+    clusters = static_cast<int>(gridDim.x) / (p.shared_by * p.split);
+    tiles = p.row_blocks / p.shared_by * p.token_blocks;
+    whole = p.splits_last_round ? tiles / clusters * clusters : tiles;
+    end = whole + (tiles - whole) * p.shared_by;
+  }
+
+  __device__ __forceinline__ Work work_at(int number) const {
+    Work work;
+    work.is_alone = number >= whole;
+    const int among = number - whole;
+    const int tile = work.is_alone ? whole + among / p.shared_by : number;
+    const TileCursor at(tile, p.row_blocks / p.shared_by, p.token_blocks);
+    work.token_block = at.token_block;
+    work.part = work.is_alone ? rank : rank / p.shared_by;
+    work.split = work.is_alone ? p.shared_by : p.split;
+    work.row_block =
+        at.row_cluster * p.shared_by + (work.is_alone ? among % p.shared_by : rank % p.shared_by);
+    const long long inputs = p.input_tiles;
+    work.first = static_cast<int>(inputs * work.part / work.split);
+    work.steps = static_cast<int>(inputs * (work.part + 1) / work.split) - work.first;
+    return work;
+  }
+};
+
 template <typename T, typename Shape>
 __global__ void __launch_bounds__(Shape::kThreads, 1)
     gemm_sp24(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap y_map,
@@ -129,23 +179,19 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   extern __shared__ unsigned char raw[];
   unsigned char* const shared =
       reinterpret_cast<unsigned char*>((reinterpret_cast<std::uintptr_t>(raw) + 1023) & ~1023ull);
-  const std::uint32_t x_stages = shared_address(shared);
-  const std::uint32_t pieces = x_stages + kStages * kXBytes;
-  const std::uint32_t w_stages = pieces + Shape::kBuffers * kWarpgroups * Shape::kPieceBytes;
+  constexpr int kPiecesBytes = Shape::kBuffers * kWarpgroups * Shape::kPieceBytes;
+  const std::uint32_t pieces = shared_address(shared);
+  const std::uint32_t x_stages = pieces + kPiecesBytes;
+  const std::uint32_t w_stages = x_stages + kStages * kXBytes;
   const std::uint32_t full = w_stages + kStages * kWBytes;
   const std::uint32_t empty = full + kStages * 8;
 
   // Blocks of a cluster: `shared_by` that need the same X, times `split` that share the tile.
   const int rank = cluster_rank();
-  const int part = rank / p.shared_by;
-  const int row_rank = rank - part * p.shared_by;
+  const int first_peer = rank / p.shared_by * p.shared_by;
+  const int row_rank = rank - first_peer;
   const int cluster = static_cast<int>(blockIdx.x) / (p.shared_by * p.split);
-  const int clusters = static_cast<int>(gridDim.x) / (p.shared_by * p.split);
-  const int row_clusters = p.row_blocks / p.shared_by;
-  const int tiles = row_clusters * p.token_blocks;
-  const int first = static_cast<int>(static_cast<long long>(p.input_tiles) * part / p.split);
-  const int steps =
-      static_cast<int>(static_cast<long long>(p.input_tiles) * (part + 1) / p.split) - first;
+  const GemmRounds<T> rounds(p, rank);
 
   const int warpgroup = static_cast<int>(threadIdx.x) / 128;
   const int thread = static_cast<int>(threadIdx.x) % 128;
@@ -171,26 +217,37 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
       tiles_load(w_stages + s * kWBytes, &w_map, k * kLines, row_tile, full + s * 8);
     };
     const int x_share = kTokens / p.shared_by;
-    const auto x_blocks =
-        static_cast<std::uint16_t>(((1 << p.shared_by) - 1) << (part * p.shared_by));
+    const auto x_blocks = static_cast<std::uint16_t>(((1 << p.shared_by) - 1) << first_peer);
+    const auto load_x = [&](int s, int token, int k, bool is_alone) {
+      const std::uint32_t to = x_stages + s * kXBytes;
+      const std::uint32_t barrier = full + s * 8;
+      if (p.shared_by > 1 && !is_alone) {
+        const int share = row_rank * x_share;
+        tensor_load_multicast(to + share * 128, &x_map, k * kInputs, token + share, barrier,
+                              x_blocks);
+        return;
+      }
+      for (int share = 0; share < kTokens; share += x_share) {
+        tensor_load(to + share * 128, &x_map, k * kInputs, token + share, barrier);
+      }
+    };
     constexpr int kExpected = kWBytes + (Shape::kXByTma ? kXBytes : 0);
     if (!Shape::kXByTma || thread == 0) {
       // The first weights travel while the previous kernel ends.
       int ahead = 0;
-      if (p.weight_is_constant && thread == 0 && cluster < tiles) {
-        const TileCursor at(cluster, row_clusters, p.token_blocks);
-        const int row_tile = (at.row_cluster * p.shared_by + row_rank) * Shape::kWTiles;
-        for (ahead = 0; ahead < min(kStages, steps); ++ahead) {
+      if (p.weight_is_constant && thread == 0 && cluster < rounds.end) {
+        const auto work = rounds.work_at(cluster);
+        for (ahead = 0; ahead < min(kStages, work.steps); ++ahead) {
           barrier_arrive_expect(full + ahead * 8, kExpected);
-          load_weights(ahead, row_tile, first + ahead);
+          load_weights(ahead, work.row_block * Shape::kWTiles, work.first + ahead);
         }
       }
       wait_for_predecessors();
-      for (int tile = cluster; tile < tiles; tile += clusters) {
-        const TileCursor at(tile, row_clusters, p.token_blocks);
-        const int row_tile = (at.row_cluster * p.shared_by + row_rank) * Shape::kWTiles;
-        const int token = at.token_block * kTokens;
-        for (int k = first; k < first + steps; ++k) {
+      for (int i = cluster; i < rounds.end; i += rounds.clusters) {
+        const auto work = rounds.work_at(i);
+        const int row_tile = work.row_block * Shape::kWTiles;
+        const int token = work.token_block * kTokens;
+        for (int k = work.first; k < work.first + work.steps; ++k) {
           barrier_wait(empty + stage * 8, parity);
           const std::uint32_t barrier = full + stage * 8;
           bool w_is_next = false;
@@ -205,16 +262,10 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
             }
           }
           if constexpr (Shape::kXByTma) {
-            const std::uint32_t to = x_stages + stage * kXBytes + row_rank * x_share * 128;
-            if (p.shared_by == 1) {
-              tensor_load(to, &x_map, k * kInputs, token, barrier);
-            } else {
-              tensor_load_multicast(to, &x_map, k * kInputs, token + row_rank * x_share, barrier,
-                                    x_blocks);
-            }
+            load_x(stage, token, k, work.is_alone);
           } else {
-            fill_x_tile<T, kTokens>(shared + stage * kXBytes, p.x, p.x_stride, token, k * kInputs,
-                                    p.epilogue.tokens, p.in, thread, 128);
+            fill_x_tile<T, kTokens>(shared + kPiecesBytes + stage * kXBytes, p.x, p.x_stride, token,
+                                    k * kInputs, p.epilogue.tokens, p.in, thread, 128);
             fence_async_proxy();
             __syncwarp();
             if (thread % 32 == 0) barrier_arrive(barrier);
@@ -240,16 +291,22 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     int buffer = 0;
     // A stage goes back to all blocks that loaded a part of it.
     const bool releases = lane < p.shared_by;
-    const int released_rank = part * p.shared_by + lane;
     const std::uint32_t my_scales = empty + kStages * 8 + group * Shape::kScaleBytes;
     const std::uint32_t my_pieces = pieces + group * Shape::kBuffers * Shape::kPieceBytes;
 
-    for (int tile = cluster; tile < tiles; tile += clusters) {
-      const TileCursor at(tile, row_clusters, p.token_blocks);
-      const int first_row =
-          ((at.row_cluster * p.shared_by + row_rank) * kWarpgroups + group) * kRowTiles * 64;
-      const int first_token = at.token_block * kTokens;
-      const GemmPlace place{group, thread, part, row_rank, first_row, first_token};
+    for (int i = cluster; i < rounds.end; i += rounds.clusters) {
+      const auto work = rounds.work_at(i);
+      const int steps = work.steps;
+      // A block that works alone hands its stages back to itself, as often as they are counted.
+      const int released_rank = work.is_alone ? rank : first_peer + lane;
+      const GemmPlace place{.group = group,
+                            .thread = thread,
+                            .split = work.split,
+                            .part = work.part,
+                            .first_peer = work.is_alone ? 0 : row_rank,
+                            .peer_stride = work.is_alone ? 1 : p.shared_by,
+                            .first_row = (work.row_block * kWarpgroups + group) * kRowTiles * 64,
+                            .first_token = work.token_block * kTokens};
       TileScales<T, Shape> scales;
       if constexpr (!Shape::kIsFull) scales.load(p, place);
       Sum d[kRowTiles][kTokens / 2];
@@ -320,11 +377,14 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
       }
 
       if constexpr (Shape::kIsFull) scales.load(p, place);
-      finish_tile<T, Shape>(d, p, &y_map, place, scales, shared, my_pieces, my_scales, buffer);
+      finish_tile<T, Shape>(d, p, &y_map, place, scales, shared, x_stages, my_pieces, my_scales,
+                            buffer);
     }
     if (elected) tensor_store_wait();
   }
-  if (p.split > 1 && warpgroup == 0) {
+  const bool exchanges =
+      p.split > 1 || (rounds.whole < rounds.end && rounds.whole + cluster < rounds.end);
+  if (exchanges && warpgroup == 0) {
     // The loading warps take part in the two exchanges of the others.
     cluster_arrive();
     cluster_wait();

@@ -28,19 +28,20 @@ struct GemmInstance {
   static constexpr std::array kSides{1, 2, 4};
   static constexpr int kMostBlocks = 8;  // of a cluster that every GPU can hold
 
-  // Measured on an H100 under load: the clock that power allows, the bytes that all blocks together
-  // take from L2, and what a launch, the end of a tile and an exchange of sums cost.
-  static constexpr double kClock = 1.2e9;
-  static constexpr double kCoolClock = 1.65e9;  // with a quarter of the multiprocessors at work
+  // Measured on an H200 (2026-11-30). A stage costs what the tensor cores need, or what its bytes
+  // need to land in the multiprocessor, and a little beyond; in clocks.
   static constexpr double kMathClocks = 4.0 * Shape::kRowTiles * (Shape::kTokens / 2 + 16);
-  static constexpr double kFeedBytesPerSecond = Shape::kXByTma ? 7e12 : 1.5e12;
-  static constexpr double kLaunchSeconds = 3e-6;
-  static constexpr double kTileSeconds = 1.5e-6;
-  static constexpr double kSplitSeconds = 8e-6;
-  // What one block takes, however few others there are.
-  static constexpr double kBlockBytesPerSecond = 90e9;
-  // A block of which half the tokens or more lie past the last one: its X is slow to fill.
-  static constexpr double kMostlyOutside = 1.4;
+  static constexpr double kLandingClocks =
+      (Shape::kWBytes + Shape::kXBytes) / (Shape::kXByTma ? 64.0 : 12.0);
+  static constexpr double kStepClocks = 65;
+  // Tiles of 192 sums a thread gain nothing where power sets the clock, as it does for them.
+  static constexpr double kPower = Shape::kIsFull ? 1.1 : 1.0;
+  static constexpr double kTileClocks = 1000 + 25.0 * Shape::kTokens * Shape::kRowTiles / 2;
+  static constexpr double kSplitClocks = 2000 + 22.0 * Shape::kTokens * Shape::kRowTiles;
+  static constexpr double kClock = 1.6e9;
+  static constexpr double kLaunchSeconds = 4e-6;
+  // What all blocks together take from L2.
+  static constexpr double kFeedBytesPerSecond = 11e12;
 
   static int input_tiles(const LinearSp24Args& args) {
     return static_cast<int>(detail::nm24_input_tiles(args.in, dtype_bytes(args.dtype)));
@@ -83,21 +84,30 @@ struct GemmInstance {
            (Shape::kXByTma || cut.shared_by == 1);
   }
 
+  /// Whether the blocks of a cluster divide the inputs of the tiles of the last round.
+  static bool splits_last_round(const GemmCut& cut, int count, int clusters) {
+    const int left = count % clusters;
+    return cut.split == 1 && cut.shared_by == 2 && count > clusters && left > 0 &&
+           left * cut.shared_by <= clusters && Shape::can_split(cut.shared_by);
+  }
+
   static double predict(const GemmCut& cut, const LinearSp24Args& args, const DeviceInfo& device) {
     const int clusters = most_clusters(cut, device);
     const int count = tiles(args, cut);
     if (cut.split > 1 && count > clusters) return std::numeric_limits<double>::infinity();
-    const double rounds = std::ceil(static_cast<double>(count) / clusters);
+    const bool splits = splits_last_round(cut, count, clusters);
+    const int whole = count / clusters;
+    const double rounds = splits ? whole + 0.5 : whole + (count % clusters > 0 ? 1 : 0);
     const int steps = (input_tiles(args) + cut.split - 1) / cut.split;
     const double blocks = std::min(count, clusters) * cut.blocks();
-    const double clock = blocks * 4 <= device.multiprocessors ? kCoolClock : kClock;
     const double feed = Shape::kWBytes + static_cast<double>(Shape::kXBytes) / cut.shared_by;
-    const double step = std::max(
-        {kMathClocks / clock, feed * blocks / kFeedBytesPerSecond, feed / kBlockBytesPerSecond});
+    const double step =
+        std::max((std::max(kMathClocks, kLandingClocks) + kStepClocks) * kPower / kClock,
+                 feed * blocks / kFeedBytesPerSecond);
     const double memory = weight_bytes(args) / device.memory_bytes_per_second;
-    const double work = std::max(rounds * steps * step, memory) *
-                        (args.tokens * 2 <= Shape::kTokens ? kMostlyOutside : 1.0);
-    return kLaunchSeconds + work + rounds * kTileSeconds + (cut.split > 1 ? kSplitSeconds : 0.0);
+    const double ends =
+        std::ceil(rounds) * kTileClocks + (splits || cut.split > 1 ? kSplitClocks : 0.0);
+    return kLaunchSeconds + std::max(rounds * steps * step, memory) + ends / kClock;
   }
 
   static GemmCut best_cut(const LinearSp24Args& args, const DeviceInfo& device) {
@@ -148,6 +158,7 @@ struct GemmInstance {
     params.token_blocks = token_blocks(args);
     params.shared_by = cut.shared_by;
     params.split = cut.split;
+    params.splits_last_round = splits_last_round(cut, tiles(args, cut), most_clusters(cut, device));
     params.weight_is_constant = args.weight_is_constant;
     params.y_by_tma = args.y_dtype != DType::kFloat32 &&
                       tma_can_reach(args.y, args.y_dtype, args.out, args.y_stride);
