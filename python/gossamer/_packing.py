@@ -155,6 +155,22 @@ def _decide_cuda(
     convolution: Convolution | None,
 ) -> Decision:
     """Packs and plans a dense weight on a GPU: 2:4 or not at all."""
+    try:
+        return _decide_24(values, name, request, transposed, bias, convolution)
+    except ValueError:  # the weight breaks its pattern
+        raise
+    except Exception as error:  # such as a full memory; the layer still works as it is
+        return Decision(None, plain_report(f"plain: packing it failed: {first_line(error)}"))
+
+
+def _decide_24(
+    values: Tensor,
+    name: str,
+    request: Request,
+    transposed: bool,
+    bias: bool,
+    convolution: Convolution | None,
+) -> Decision:
     pattern = request.pattern
     if pattern is None:
         zeros = 1.0 - int(torch.count_nonzero(values)) / max(values.numel(), 1)
@@ -171,18 +187,13 @@ def _decide_cuda(
     if pattern is None and not _is_24(values.mT if transposed else values):
         text = "its zeros are not 2:4, the pattern that is multiplied on a GPU"
         return Decision(None, plain_report(text))
-    try:
-        if request.quantize is not None:
-            weight = _quantized_tiles(values, request.quantize, name)
-        else:
-            weight = SparseWeight.from_dense(
-                values, "2:4", layout="nm24_tiles", transposed=transposed, name=name
-            )
-        return decide_packed(weight, values, request, bias=bias)
-    except ValueError:  # the weight breaks its pattern
-        raise
-    except Exception as error:  # such as a full memory; the layer still works as it is
-        return Decision(None, plain_report(f"plain: packing it failed: {first_line(error)}"))
+    if request.quantize is not None:
+        weight = _quantized_tiles(values, request.quantize, name)
+    else:
+        weight = SparseWeight.from_dense(
+            values, "2:4", layout="nm24_tiles", transposed=transposed, name=name
+        )
+    return decide_packed(weight, values, request, bias=bias)
 
 
 def _quantized_tiles(values: Tensor, quantization: str, name: str) -> SparseWeight:

@@ -309,9 +309,7 @@ def _right(calls: Calls, reference: Reference, x: Tensor) -> tuple[Calls, list[s
     right: Calls = {}
     sentences = []
     for name, ways in calls.items():
-        parts = zip(
-            ways[0]().split(_TOKENS_AT_ONCE), x.split(_TOKENS_AT_ONCE), strict=True
-        )
+        parts = zip(ways[0]().split(_TOKENS_AT_ONCE), x.split(_TOKENS_AT_ONCE), strict=True)
         wrong = next(filter(None, (discrepancy(y, *reference.of(a)) for y, a in parts)), None)
         if wrong is None:
             right[name] = ways

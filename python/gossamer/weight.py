@@ -32,6 +32,7 @@ __all__ = ["SparseWeight", "linear"]
 
 _F_linear = torch.nn.functional.linear
 _F_conv2d = torch.nn.functional.conv2d
+_FLOAT8 = torch.float8_e4m3fn
 _addmm = torch.addmm
 
 
@@ -357,9 +358,12 @@ class SparseWeight(torch.Tensor):
         canonical = torch.ops.gossamer.convert(self.packed, "format")
         form = _ops.info(canonical)
         form["transposed"] = self.transposed
+        arrays = torch.ops.gossamer.format_arrays(canonical)
+        # torch pickles float8 tensors but cannot read them back: they travel as bytes.
+        form["float8"] = [i for i, array in enumerate(arrays) if array.dtype == _FLOAT8]
         state = (
             json.dumps(form),
-            torch.ops.gossamer.format_arrays(canonical),
+            [array.view(torch.uint8) if array.dtype == _FLOAT8 else array for array in arrays],
             info["layout"],
             json.dumps(info["plan"]),
             self.dense is not None,
@@ -440,7 +444,10 @@ def _rebuild_sparse_weight(
 ) -> SparseWeight:
     """What a pickled weight becomes. The arrays may come from anywhere: each is checked."""
     ops = torch.ops.gossamer
-    packed = ops.from_format_arrays(info, arrays)
+    described = json.loads(info)
+    as_float8 = described.pop("float8", [])
+    arrays = [array.view(_FLOAT8) if i in as_float8 else array for i, array in enumerate(arrays)]
+    packed = ops.from_format_arrays(json.dumps(described), arrays)
     form = _ops.info(packed)
     # Tiles that were saved on a GPU and are loaded without one stay in their format: only that is
     # computed here.

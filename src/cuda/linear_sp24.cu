@@ -4,7 +4,6 @@
 #include <array>
 #include <vector>
 
-#include "core/experimental.h"
 #include "cuda/sm80/rows.h"
 #include "cuda/sm90/rows.h"
 
@@ -57,12 +56,6 @@ int linear_sp24_table(DType dtype) {
   }();
   static_assert(kSp24Tables == 4);
   return tables[static_cast<std::uint8_t>(dtype)];
-}
-
-std::string refuse_experiment(std::string_view name) {
-  if (detail::is_experiment_enabled(name)) return {};
-  return "has not run on hardware yet; GOSSAMER_EXPERIMENTAL=" + std::string(name) +
-         " in the environment allows it";
 }
 
 namespace {

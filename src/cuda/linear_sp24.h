@@ -57,10 +57,6 @@ struct Sp24Tile {
   bool accurate_sums = true;
 };
 
-/// The sentence with which a row that has not run on its hardware yet refuses; empty where
-/// GOSSAMER_EXPERIMENTAL names it.
-std::string refuse_experiment(std::string_view name);
-
 /// One row: a kernel instance.
 struct LinearSp24Kernel {
   std::string_view name;  ///< "sm90_decode_sp24_bf16_8"

@@ -67,8 +67,7 @@ Tensor unpack_mask(const Tensor& packed, const std::vector<std::int64_t>& shape)
 void unpack_(const Tensor& packed, const Tensor& values, const std::optional<Tensor>& mask);
 Tensor convert(const Tensor& packed, const std::string& layout);
 
-// ops_cuda_prune.cpp; the first and the last refuse without GOSSAMER_EXPERIMENTAL=cuda-prune, and
-// transposable_mask goes by way of the CPU.
+// ops_cuda_prune.cpp; transposable_mask of other patterns than 2:4 goes by way of the CPU.
 /// The mask [.., in] that keeps N of every M neighbours; groups start anew after `segment` columns.
 Tensor select_groups(const Tensor& scores, std::int64_t n, std::int64_t m, std::int64_t segment);
 /// Waits for the GPU, which says whether all scores are finite.

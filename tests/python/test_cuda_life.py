@@ -57,6 +57,15 @@ def inputs(layer: nn.Linear, *shape: int) -> Tensor:
     return torch.randn(*shape, IN, device=weight.device, dtype=weight.dtype)
 
 
+def assert_same_product(layer: nn.Linear, x: Tensor, y: Tensor) -> None:
+    """Equal but for the order of the sums: a plan is made anew, and rows differ in it."""
+    weight: Any = layer.weight
+    sizes = x.float().abs() @ weight.to_dense().float().abs().T
+    sums = 2 * (IN + 1) * torch.finfo(torch.float32).eps * sizes
+    bound = torch.finfo(y.dtype).eps * (y.float().abs() + sums) + sums
+    assert ((layer(x).float() - y.float()).abs() <= bound).all()
+
+
 @pytest.fixture(params=KINDS)
 def layer(request: pytest.FixtureRequest) -> nn.Linear:
     return packed_layer(request.param)
@@ -97,14 +106,14 @@ def test_one_file_serves_the_cpu_and_the_gpu(layer: nn.Linear, tmp_path: Path) -
         gs.load_into(fresh, path, layout="format" if device == "cpu" else "nm24_tiles")
         loaded: Any = fresh.weight
         assert torch.equal(loaded.to_dense().cpu(), weight.to_dense().cpu())
-        assert torch.equal(fresh.cuda()(x), y)
+        assert_same_product(fresh.cuda(), x, y)
     there_and_back = copy.deepcopy(layer).cpu()
     moved: Any = there_and_back.weight
     assert moved.layout_name == "nm"
     second = tmp_path / "again.safetensors"
     gs.save(there_and_back, second)
     assert second.read_bytes() == path.read_bytes()
-    assert torch.equal(there_and_back.cuda()(x), y)
+    assert_same_product(there_and_back.cuda(), x, y)
 
 
 @torch.no_grad()

@@ -35,7 +35,9 @@ class Machine:
         self.sees(True)
         self.capability(9, 0)
 
-    def sees(self, available: bool, error: Exception | None = None, cuda: str | None = "13") -> None:
+    def sees(
+        self, available: bool, error: Exception | None = None, cuda: str | None = "13"
+    ) -> None:
         def init() -> None:
             if error is not None:
                 raise error

@@ -33,13 +33,15 @@ struct GemmInstance {
   static constexpr double kMathClocks = 4.0 * Shape::kRowTiles * (Shape::kTokens / 2 + 16);
   static constexpr double kLandingClocks =
       (Shape::kWBytes + Shape::kXBytes) / (Shape::kXByTma ? 64.0 : 12.0);
-  static constexpr double kStepClocks = 65;
+  static constexpr double kStepClocks = Shape::kRowTiles == 2 && Shape::kTokens < 192 ? 155 : 65;
   // Tiles of 192 sums a thread gain nothing where power sets the clock, as it does for them.
   static constexpr double kPower = Shape::kIsFull ? 1.1 : 1.0;
   static constexpr double kTileClocks = 1000 + 25.0 * Shape::kTokens * Shape::kRowTiles / 2;
   static constexpr double kSplitClocks = 2000 + 22.0 * Shape::kTokens * Shape::kRowTiles;
   static constexpr double kClock = 1.6e9;
   static constexpr double kLaunchSeconds = 4e-6;
+  // Where most of the last block of tokens lies past the last token, its X is slow to fill.
+  static constexpr double kMostlyOutside = 1.4;
   // What all blocks together take from L2.
   static constexpr double kFeedBytesPerSecond = 11e12;
 
@@ -105,9 +107,15 @@ struct GemmInstance {
         std::max((std::max(kMathClocks, kLandingClocks) + kStepClocks) * kPower / kClock,
                  feed * blocks / kFeedBytesPerSecond);
     const double memory = weight_bytes(args) / device.memory_bytes_per_second;
+    const int blocks_of_tokens = token_blocks(args);
+    const bool mostly_outside =
+        blocks_of_tokens <= 2 &&
+        (blocks_of_tokens * Shape::kTokens - args.tokens) * 2 >= Shape::kTokens;
     const double ends =
         std::ceil(rounds) * kTileClocks + (splits || cut.split > 1 ? kSplitClocks : 0.0);
-    return kLaunchSeconds + std::max(rounds * steps * step, memory) + ends / kClock;
+    return kLaunchSeconds +
+           std::max(rounds * steps * step, memory) * (mostly_outside ? kMostlyOutside : 1.0) +
+           ends / kClock;
   }
 
   static GemmCut best_cut(const LinearSp24Args& args, const DeviceInfo& device) {
