@@ -219,6 +219,8 @@ class Reference:
 
 # --- Times ----------------------------------------------------------------------------------------
 
+Calls = dict[str, list[Callable[[], Tensor]]]
+
 Table = Callable[[int], Sequence[Row]]
 """The rows that compute the product of so many tokens, with what the cost model says of them."""
 
@@ -277,17 +279,14 @@ def _measure_here(
             }
             right, sentences = _right(calls, reference, x)
             result.left_out.extend(sentences)
-            rivals = {"dense": [partial(F.linear, x, w, offset) for w in theirs], **right}
-            times = contest(rivals, ROUNDS, _SECONDS)
+            usual: Calls = {"dense": [partial(F.linear, x, w, offset) for w in theirs]}
+            times = contest(usual | right, ROUNDS, _SECONDS)
             dense_ms.append(times.pop("dense"))
             found.append(times)
         row, packed_ms = choose(found, picks)
         result.rows.append(row)
         result.times.extend(map(list, zip(packed_ms, dense_ms, strict=True)))
     return result
-
-
-Calls = dict[str, list[Callable[[], Tensor]]]
 
 
 def _forced(weight: SparseWeight, rows: Sequence[Row], bucket: int, name: str) -> int:
@@ -309,9 +308,7 @@ def _right(calls: Calls, reference: Reference, x: Tensor) -> tuple[Calls, list[s
     right: Calls = {}
     sentences = []
     for name, ways in calls.items():
-        parts = zip(
-            ways[0]().split(_TOKENS_AT_ONCE), x.split(_TOKENS_AT_ONCE), strict=True
-        )
+        parts = zip(ways[0]().split(_TOKENS_AT_ONCE), x.split(_TOKENS_AT_ONCE), strict=True)
         wrong = next(filter(None, (discrepancy(y, *reference.of(a)) for y, a in parts)), None)
         if wrong is None:
             right[name] = ways

@@ -151,9 +151,7 @@ def test_a_weight_is_pruned_quantized_and_packed_at_once(
 ) -> None:
     w = torch.randn(*shape, device="cuda").to(dtype)
     mask = ops.magnitude_mask(w.cpu(), "2:4", "row")
-    reference, scale = pack_quantized(
-        w.cpu(), "2:4", mask=mask, dtype=to, layout="nm24_tiles"
-    )
+    reference, scale = pack_quantized(w.cpu(), "2:4", mask=mask, dtype=to, layout="nm24_tiles")
     packed, scales, verdict = ops.quantize_pack_24(w, None, to, prune=True)
     assert verdict.tolist() == [[-1, -1]]
     assert torch.equal(scales.cpu(), scale)

@@ -35,7 +35,9 @@ class Machine:
         self.sees(True)
         self.capability(9, 0)
 
-    def sees(self, available: bool, error: Exception | None = None, cuda: str | None = "13") -> None:
+    def sees(
+        self, available: bool, error: Exception | None = None, cuda: str | None = "13"
+    ) -> None:
         def init() -> None:
             if error is not None:
                 raise error
@@ -75,7 +77,8 @@ OLD = (
         (lambda m: m.sees(False), r"torch sees no CUDA device; look at CUDA_VISIBLE_DEVICES"),
         (lambda m: m.has_kernels("gossamer's CUDA kernels (_C_cuda.so) do not load: x"),
          r"CUDA kernels \(_C_cuda.so\) do not load: x"),
-        (lambda m: m.capability(7, 5), r"Fake \(compute capability 7.5\) has no sparse tensor cores"),
+        (lambda m: m.capability(7, 5),
+         r"Fake \(compute capability 7.5\) has no sparse tensor cores"),
     ],
 )  # fmt: skip
 def test_a_packed_weight_that_cannot_be_moved_says_why_and_stays_usable(
@@ -121,8 +124,8 @@ def decide(dtype: torch.dtype = torch.bfloat16, **request: str) -> _packing.Deci
     ("error", "sentence"),
     [
         ("cudaGetDeviceProperties: CUDA driver version is insufficient for CUDA runtime version",
-         "kernels cannot use: cudaGetDeviceProperties: CUDA driver version is insufficient for CUDA "
-         "runtime version"),
+         "kernels cannot use: cudaGetDeviceProperties: CUDA driver version is insufficient for "
+         "CUDA runtime version"),
         ("CUDA out of memory. Tried to allocate 2.00 MiB.\nmore",
          "kernels cannot use: CUDA out of memory. Tried to allocate 2.00 MiB."),
     ],
