@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Whether a 2:4 weight on a GPU is multiplied packed or dense, bucket by bucket of token counts, and
-by which row of the kernel table (`_tune_cuda`).
+"""Whether a 2:4 weight on a GPU is multiplied packed or dense, bucket by bucket of token counts.
 
+Which row of the kernel table multiplies it there is `_tune_cuda`'s question.
 A quantized weight is compared as a whole call, the quantization of the activations included, with
 the unquantized dense layer that it replaces.
 
@@ -340,7 +340,8 @@ def _sound(kept: Any) -> Measured | None:
     """What a file says, where it is what `_measure` returns: others may write the file."""
     if not isinstance(kept, dict):
         return None
-    times, rows = kept.get("times"), kept.get("rows")
+    times: Any = kept.get("times")
+    rows: Any = kept.get("rows")
     is_sound = (
         isinstance(times, list)
         and len(times) == sum(map(len, BUCKETS))

@@ -121,6 +121,7 @@ def pack_quantized(
     """
     ops = torch.ops.gossamer
     if _is_packed_on_gpu(values, pattern, layout):
+        mask = None if mask is None else mask.to(values.device)
         packed, scale, verdict = ops.quantize_pack_24(values.detach(), mask, dtype, layout)
         ops.check_24(verdict, values.shape[1], name)
         return packed, scale

@@ -219,6 +219,8 @@ class Reference:
 
 # --- Times ----------------------------------------------------------------------------------------
 
+Calls = dict[str, list[Callable[[], Tensor]]]
+
 Table = Callable[[int], Sequence[Row]]
 """The rows that compute the product of so many tokens, with what the cost model says of them."""
 
@@ -277,17 +279,14 @@ def _measure_here(
             }
             right, sentences = _right(calls, reference, x)
             result.left_out.extend(sentences)
-            rivals = {"dense": [partial(F.linear, x, w, offset) for w in theirs], **right}
-            times = contest(rivals, ROUNDS, _SECONDS)
+            usual: Calls = {"dense": [partial(F.linear, x, w, offset) for w in theirs]}
+            times = contest(usual | right, ROUNDS, _SECONDS)
             dense_ms.append(times.pop("dense"))
             found.append(times)
         row, packed_ms = choose(found, picks)
         result.rows.append(row)
         result.times.extend(map(list, zip(packed_ms, dense_ms, strict=True)))
     return result
-
-
-Calls = dict[str, list[Callable[[], Tensor]]]
 
 
 def _forced(weight: SparseWeight, rows: Sequence[Row], bucket: int, name: str) -> int:

@@ -94,6 +94,8 @@ def _dispatch_to_copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
             f"a packed weight cannot be {dtype}; {', '.join(map(str, DTYPES.values()))} are "
             "accepted"
         )
+    if weight.device.type == "cuda":
+        return _cast_on_gpu(weight, dtype)
     return _replanned(weight, _cast(weight, dtype))
 
 
@@ -199,6 +201,16 @@ def _cast(weight: SparseWeight, dtype: torch.dtype) -> SparseWeight:
     """In another dtype, in its format: a layout may have kernels for one dtype only."""
     values, mask = weight.to_dense(dtype), weight.mask()
     return SparseWeight.from_dense(values, weight.pattern, mask=mask, transposed=weight.transposed)
+
+
+def _cast_on_gpu(weight: SparseWeight, dtype: torch.dtype) -> SparseWeight:
+    """In another dtype, in tiles where those are multiplied; it runs dense where it did before."""
+    cast = _cast(weight, dtype)
+    if dtype not in (torch.float16, torch.bfloat16):
+        return cast
+    packed = torch.ops.gossamer.convert(cast.packed, "nm24_tiles")
+    dense = None if weight.dense is None else weight.dense.to(dtype)
+    return cast._replace(_with_plan(packed, weight.packed), dense)
 
 
 def _pack_like(

@@ -63,7 +63,7 @@ ForkingPickler.register(SparseWeight, _reduce_for_process)
 
 @function(Tensor.to, Tensor.cuda)
 def _handle_to(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """torch looks for its GPU before it asks the weight; the reason comes from here."""
+    """Says why there is no GPU: torch would look for one before it asks the weight."""
     to_cuda = func is Tensor.cuda
     if not to_cuda and type(args[0]) is SparseWeight:
         others = [arg for arg in (*args[1:], *kwargs.values()) if not isinstance(arg, Tensor)]

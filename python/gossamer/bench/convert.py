@@ -4,10 +4,10 @@
 What dynamic sparse training does after each change of a mask. `speedup` is the share of the copy's
 bandwidth: both move the values, the mask and the packed weight once. `pack_` and `unpack_` write to
 memory that is there, and so does their peer, `copy_`; `pack` and `unpack` make new tensors, whose
-peer is `clone`. On a GPU, where new memory comes from torch's cache, the peer is `copy_`, and all of
-these wait for the GPU. What only enqueues is timed there in CUDA graphs too: `pack_24` (2:4 already,
-verified, the verdict left on the device), the same with `prune` (by magnitude) and
-`quantize_pack_24`, which also finds the scales of a bfloat16 weight; no mask is read or written.
+peer is `clone`. On a GPU, where new memory comes from torch's cache, the peer is `copy_`, and all
+of these wait for the GPU. What only enqueues is timed there in CUDA graphs too: `pack_24` (2:4
+already, verified, the verdict left on the device), the same with `prune` (by magnitude) and
+`quantize_pack_24`, which also finds the scales of a bfloat16 weight; they read no mask.
 """
 
 from __future__ import annotations
@@ -129,7 +129,10 @@ def _measure_enqueued(case: Case, weight: _Weight, options: Options) -> Iterator
     for name, (call, source) in calls.items():
         room = torch.ones((source.nbytes + weight.packed.nbytes) // 2, dtype=torch.uint8).cuda()
         target = torch.empty_like(room)
-        rivals = {name: [call], "copy": [partial(target.copy_, room)]}
+        rivals: dict[str, list[Callable[[], object]]] = {
+            name: [call],
+            "copy": [partial(target.copy_, room)],
+        }
         times = graph_contest(rivals, options.rounds)
         yield _record(case, weight, name, times[name], "copy", times["copy"], options)
 
