@@ -274,9 +274,10 @@ def _grow(context: _Context, owner: nn.Module, chain: _Chain, taken: set[fx.Node
             chain.addition = node
             chain.steps.append("residual")
         elif (activation := activation_of(node, module, last)) is not None:
-            chain.activation, nodes = with_square(activation, node)
+            name, nodes = with_square(activation, node)
             chain.nodes += nodes
-            chain.steps.append(chain.activation)
+            chain.activation = name
+            chain.steps.append(name)
             break
         else:
             break

@@ -15,7 +15,7 @@
 //     Hastings, as Abramowitz & Stegun 7.1.26 has it, but P a minimax fit of the relative error on
 //     |x| <= 13.5, where e^(−x²/2) ends. The short P, five terms, is off by 2.9e-5 at most, with
 //     the instructions' errors by 2^-15: a sixteenth of float16's unit roundoff 2^-11, less of
-//     bfloat16's 2^-8. The long P, nine terms, is that of src/cpu/epilogue.inl, off by 3.9e-8 up to
+//     bfloat16's 2^-8. The long P, nine terms, is that of src/cpu/epilogue.inl, off by 4e-8 up to
 //     11.3 and 4e-7 behind: for float32 results, 32u = 2^-19 in all.
 //     (tests/python/test_cuda_activations.py checks both fits.)
 //
