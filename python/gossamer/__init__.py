@@ -17,12 +17,14 @@ from gossamer.config import (
     Float8DynamicActivationSemiSparseWeightConfig,
     Int8DynamicActivationSemiSparseWeightConfig,
     Int8DynamicActivationSparseWeightConfig,
+    Int8StaticActivationSparseWeightConfig,
     SemiSparseWeightConfig,
     SparseConfig,
 )
 from gossamer.explanation import BucketPlan, Explanation, LayerReport, explain
 from gossamer.fusion import fuse_
 from gossamer.host import Kernel, Machine, kernels, machine
+from gossamer.input_scales import calibrate_input_scales
 from gossamer.io import LoadResult, load_into, save
 from gossamer.model_report import Outcome, report
 from gossamer.prune import (
@@ -55,6 +57,7 @@ __all__ = [
     "GradualMagnitude",
     "Int8DynamicActivationSemiSparseWeightConfig",
     "Int8DynamicActivationSparseWeightConfig",
+    "Int8StaticActivationSparseWeightConfig",
     "Kernel",
     "LayerReport",
     "LoadResult",
@@ -70,6 +73,7 @@ __all__ = [
     "Sparsifier",
     "Wanda",
     "__version__",
+    "calibrate_input_scales",
     "desparsify_",
     "explain",
     "fuse_",

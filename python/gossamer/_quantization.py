@@ -9,6 +9,7 @@ from torch import Tensor
 __all__ = [
     "QUANTIZED_DTYPES",
     "VALUE_DTYPES",
+    "checked_scale",
     "dequantized",
     "pack_quantized",
     "quantize_rows",
@@ -80,6 +81,22 @@ def step(values: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     if dtype is torch.int8:
         return (rows / 2).expand(values.shape)
     return torch.maximum(values.abs().float() * 2.0**-4, rows * 2.0**-10)
+
+
+def checked_scale(name: str, value: float) -> float:
+    """A scale of activations as the kernels hold it, a float32 that has a reciprocal.
+
+    Raises:
+        ValueError: it is not a finite number above 1.2e-38.
+    """
+    tiny = torch.finfo(torch.float32).tiny
+    scale = float(torch.tensor(value, dtype=torch.float32))
+    if not tiny <= scale < float("inf"):
+        raise ValueError(
+            f"{name} is {value}: a finite scale above {tiny:.2g} is accepted, max |x| / 127 of the "
+            "values that it is for"
+        )
+    return scale
 
 
 def dequantized(q: Tensor, scale: Tensor) -> Tensor:

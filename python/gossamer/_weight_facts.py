@@ -46,6 +46,9 @@ class Facts(NamedTuple):
     accurate: bool = False
     """Sums of float8 products are added up in float32 every 256 inputs, not left to the tensor
     core's 14 bits."""
+    input_scale: float = 0.0
+    """What inputs of a quantized weight are rounded at, as calibration found it; 0 where each token
+    (image) gets a scale of its own in every call."""
 
     def layout_argument(self, device: torch.device) -> int:
         """What the operators are told of the bytes beside the inputs and outputs of a call.

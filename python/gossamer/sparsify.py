@@ -117,12 +117,19 @@ def _request(
         return "no entry of config matches its name"
     if layer.obstacle is not None:
         return layer.obstacle
+    scale = settings.input_scale((layer.name, *layer.tied))
+    if settings.input_scales is not None and scale is None:
+        return (
+            "input_scales has none for it: it was not called, or saw nothing but zeros, when they "
+            "were calibrated"
+        )
     return Request(
         settings.pattern,
         settings.plan or plan,
         settings.memory or memory,
         layout,
         settings.quantize,
+        scale or 0.0,
     )
 
 
