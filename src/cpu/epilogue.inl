@@ -93,11 +93,9 @@ inline void finish_token(const float* sums, const typename Element::Type* bias,
 
 /// The first `count` of `v`, requantized.
 inline void store_int8(std::int8_t* y, Vector v, float inverse, std::int64_t count) {
-  alignas(64) float steps[kLanes];
   const Vector scaled = times(v, repeat(inverse));
   const Vector inside = minimum(repeat(127.0f), maximum(repeat(-127.0f), scaled));
-  store(steps, nearest_integer(where_less(inside, repeat(128.0f), inside, zero())));
-  for (std::int64_t i = 0; i < count; ++i) y[i] = static_cast<std::int8_t>(steps[i]);
+  store_bytes(y, where_less(inside, repeat(128.0f), inside, zero()), count);
 }
 
 /// What `finish` does where Y is int8.
