@@ -121,6 +121,7 @@ enum class MemoryMode {
   kDefault,  ///< one layout; a layer that would be slower than dense at some token count stays
              ///< plain
   kSpeed,    ///< a dense copy may be kept too, and runs where it is faster
+  kLow,      ///< as kDefault, in a layout of at most 1.15 times the bytes of the weight's format
 };
 
 /// The kernel of one bucket, with the numbers behind the choice.

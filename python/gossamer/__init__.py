@@ -41,7 +41,7 @@ from gossamer.prune import (
 )
 from gossamer.sparsify import desparsify_, sparsify_
 from gossamer.version import __version__
-from gossamer.weight import SparseWeight, linear
+from gossamer.weight import SparseWeight, conv2d, linear
 
 if TYPE_CHECKING:
     from gossamer.fusion_compile import fusion_pass
@@ -74,6 +74,7 @@ __all__ = [
     "Wanda",
     "__version__",
     "calibrate_input_scales",
+    "conv2d",
     "desparsify_",
     "explain",
     "fuse_",

@@ -129,7 +129,8 @@ def _quantization_obstacle(
     accepted = quantized_dtypes(convolution is not None)
     if values.dtype not in accepted:
         return f"a {values.dtype} layer is not quantized; {', '.join(map(str, accepted))} ones are"
-    if not bool(torch.isfinite(values).all()):
+    # Not isfinite() of all: that is another copy. NaN wins both comparisons.
+    if values.numel() and not all(bool(torch.isfinite(end)) for end in values.aminmax()):
         return "its weight holds NaN or infinity and cannot be quantized"
     return None
 
@@ -288,6 +289,8 @@ def decide_packed(
         packed, text = ops.plan_conv2d(weight.packed, logical, *numbers, last, *wishes)
     found = json.loads(text)
     report["reason"] = _quantized_note(weight) + found["reason"]
+    if request.memory == "low":
+        report["reason"] += '; memory="low" admits layouts of at most 1.15 times the format'
     report["plan"] = _buckets(found)
     if not found["sparse"]:
         report["packed"] = False

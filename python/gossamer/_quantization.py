@@ -48,22 +48,38 @@ def quantize_rows(values: Tensor, dtype: torch.dtype = torch.int8) -> tuple[Tens
     Raises:
         ValueError: something in `values` is not finite.
     """
-    rows = values.detach().to(torch.float32)
-    if not bool(torch.isfinite(rows).all()):
+    values = values.detach()
+    q = torch.empty_like(values, dtype=dtype)
+    scale = torch.empty(values.shape[0], dtype=torch.float32, device=values.device)
+    width = max(values[0].numel(), 1) if len(values) else 1
+    step = max(_PART // width, 1)
+    for begin in range(0, len(values), step):
+        part = slice(begin, begin + step)
+        scale[part] = _quantize_part(values[part].to(torch.float32), q[part])
+    return q, scale
+
+
+_PART = 1 << 20
+"""Values that are quantized at once: copies of a whole layer would be its largest cost in memory."""
+
+
+def _quantize_part(rows: Tensor, q: Tensor) -> Tensor:
+    """Fills q of some rows and returns their scales."""
+    most = _LARGEST[q.dtype]
+    largest = rows.abs().flatten(1)
+    largest = largest.amax(dim=1) if largest.shape[1] else rows.new_zeros(rows.shape[0])
+    if not bool(torch.isfinite(largest).all()):
         raise ValueError(
             "the weight holds NaN or infinity and cannot be quantized; look for what put it there"
         )
-    most = _LARGEST[dtype]
-    largest = rows.abs().flatten(1)
-    largest = largest.amax(dim=1) if largest.shape[1] else rows.new_zeros(rows.shape[0])
     # A tensor divisor: CUDA multiplies by the reciprocal of a number, a unit away at times.
     scale = largest / torch.full_like(largest, most)
     inverse = torch.where(scale > 0, scale.reciprocal(), 0.0)
     # The reciprocal of a subnormal scale is infinite: such a row is zeros.
     inverse = torch.where(torch.isfinite(inverse), inverse, 0.0)
-    q = (rows * _by_output(inverse, rows)).clamp_(-most, most)
-    q = torch.round(q) if dtype is torch.int8 else q
-    return q.to(dtype), torch.where(inverse > 0, scale, 0.0)
+    steps = (rows * _by_output(inverse, rows)).clamp_(-most, most)
+    q.copy_(steps.round_() if q.dtype is torch.int8 else steps)
+    return torch.where(inverse > 0, scale, 0.0)
 
 
 def step(values: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
@@ -138,7 +154,7 @@ def pack_quantized(
     ops = torch.ops.gossamer
     mask = (values != 0 if mask is None else mask).cpu()
     if not pattern and values.dim() == 2:
-        pattern = ops.infer_pattern(torch.where(mask, 1.0, 0.0))
+        pattern = ops.infer_pattern(mask.contiguous().view(torch.int8))
     q, scale = quantize_rows(values, dtype)
     packed = ops.pack(q.cpu(), mask, pattern or "", "format", False, name)
     if layout != "format":

@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 PLANS = ("measure", "model")
-MEMORIES = ("default", "speed")
+MEMORIES = ("default", "speed", "low")
 QUANTIZATIONS = ("int8", "float8", "float8-accurate")
 
 
@@ -46,8 +46,9 @@ class SparseConfig:
     Attributes:
         pattern: the pattern that the weight already satisfies (docs/patterns.md); None takes the
             tightest that its zeros satisfy. Nothing is pruned: a weight that breaks it is refused.
-        memory: "default" or "speed" (keeps a dense copy where the plan runs dense at some token
-            counts); None takes the argument of `sparsify_`.
+        memory: "default", "speed" (keeps a dense copy where the plan runs dense at some token
+            counts) or "low" (one layout of at most 1.15 times the bytes that are saved); None takes
+            the argument of `sparsify_`.
         plan: "measure" or "model"; None takes the argument of `sparsify_`.
         quantize: "int8", "float8" or "float8-accurate" for weights and activations of eight bits
             (`Int8DynamicActivationSparseWeightConfig`,

@@ -33,7 +33,7 @@ from gossamer._quantization import (
 from gossamer._weight_facts import Facts, facts_of
 from gossamer._weight_tables import FUNCTIONS, OPERATORS, refuse
 
-__all__ = ["SparseWeight", "linear"]
+__all__ = ["SparseWeight", "conv2d", "linear"]
 
 _F_linear = torch.nn.functional.linear
 _F_conv2d = torch.nn.functional.conv2d
@@ -501,6 +501,6 @@ from gossamer import (  # noqa: E402
     _weight_functions,  # noqa: F401
     _weight_memory,  # noqa: F401
 )
-from gossamer._weight_convolution import convolution_as_torch  # noqa: E402
+from gossamer._weight_convolution import conv2d, convolution_as_torch  # noqa: E402
 from gossamer._weight_functions import addmm_as_torch  # noqa: E402
 from gossamer._weight_products import linear, linear_as_torch  # noqa: E402
