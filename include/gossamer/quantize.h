@@ -15,8 +15,8 @@ namespace gossamer {
 /// larger than 4e-37, gets scale 0. A token with NaN or an infinity gets scale NaN and zeros: all
 /// its results become NaN, whatever the weight keeps.
 ///
-/// With a fixed_scale above 0, which calibration found, that is the scale of every finite token, and
-/// what lies beyond 127 of its steps becomes ±127: one pass over X instead of two.
+/// With a fixed_scale above 0, which calibration found, that is the scale of every finite token,
+/// and what lies beyond 127 of its steps becomes ±127: one pass over X instead of two.
 struct QuantizeArgs {
   const float* x = nullptr;  ///< [tokens, in]
   std::int64_t x_stride = 0;

@@ -74,9 +74,8 @@ def _written_out(graph: fx.Graph) -> str | None:
             or (node.op == "call_function" and node.target in _ARITHMETIC)
             or (node.op == "call_method" and node.target in _METHODS)
         )
-        numbers = (one for one in node.args if not isinstance(one, fx.Node))
-        if node.op == "output":
-            numbers = iter(())
+        arguments = () if node.op == "output" else node.args
+        numbers = [one for one in arguments if not isinstance(one, fx.Node)]
         if not is_known or node.kwargs or not all(isinstance(n, int | float) for n in numbers):
             return None
     if len(inputs) != 1:

@@ -60,7 +60,7 @@ def quantize_rows(values: Tensor, dtype: torch.dtype = torch.int8) -> tuple[Tens
 
 
 _PART = 1 << 20
-"""Values that are quantized at once: copies of a whole layer would be its largest cost in memory."""
+"""Values that are quantized at once: copies of a whole layer would be what packing peaks at."""
 
 
 def _quantize_part(rows: Tensor, q: Tensor) -> Tensor:

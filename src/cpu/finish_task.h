@@ -20,8 +20,8 @@ struct FinishTask {
   void* y;
   std::int64_t y_stride;
   Activation activation;
-  /// Above 0, of float32 functions: y is int8, this many times what it would be, to nearest, at most
-  /// 127 either way, 0 for NaN.
+  /// Above 0, of float32 functions: y is int8, this many times what it would be, to nearest, at
+  /// most 127 either way, 0 for NaN.
   float y_inverse = 0.0f;
 };
 

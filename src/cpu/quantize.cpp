@@ -20,8 +20,10 @@ struct Functions {
 
 Functions best_functions() {
 #if defined(__x86_64__)
-  if (host_machine().has(kIsaAvx512)) return {cpu::avx512_quantize, cpu::avx512_quantize_at, cpu::avx512_requantize};
-  if (host_machine().has(kIsaAvx2)) return {cpu::avx2_quantize, cpu::avx2_quantize_at, cpu::avx2_requantize};
+  if (host_machine().has(kIsaAvx512))
+    return {cpu::avx512_quantize, cpu::avx512_quantize_at, cpu::avx512_requantize};
+  if (host_machine().has(kIsaAvx2))
+    return {cpu::avx2_quantize, cpu::avx2_quantize_at, cpu::avx2_requantize};
 #endif
   return {quantize, quantize_at, requantize_all};
 }
@@ -45,9 +47,8 @@ void quantize_tokens(const QuantizeArgs& args) {
     for (std::int64_t t = args.tokens * begin / parts; t < args.tokens * end / parts; ++t) {
       const float* x = args.x + t * args.x_stride;
       std::int8_t* q = args.q + t * args.in;
-      args.scale[t] = args.fixed_scale > 0.0f
-                          ? functions.fixed(x, args.in, args.fixed_scale, q)
-                          : functions.own(x, args.in, q);
+      args.scale[t] = args.fixed_scale > 0.0f ? functions.fixed(x, args.in, args.fixed_scale, q)
+                                              : functions.own(x, args.in, q);
     }
   });
 }

@@ -180,7 +180,8 @@ Plan plan_conv2d(const PackedView& weight, const Conv2dLayer& layer, const Epilo
   if (weight.out() == 0 || weight.in() == 0) {
     return plain_plan(weight, "plain: the weight is empty, there is nothing to gain");
   }
-  const std::vector<const Conv2dKernel*> rows = runnable_rows(weight, machine, options.memory, forced);
+  const std::vector<const Conv2dKernel*> rows =
+      runnable_rows(weight, machine, options.memory, forced);
   if (rows.empty() && options.memory == MemoryMode::kLow &&
       !runnable_rows(weight, machine, MemoryMode::kDefault, forced).empty()) {
     return plain_plan(weight,

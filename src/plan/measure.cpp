@@ -84,7 +84,8 @@ class Measurer {
         if (!kept.empty() && budget_.left(0.5) < 0.0) continue;
         try {
           if (!kept.empty() && layout_bytes(weight, layout) > room) continue;
-          const PackedWeight& made = weights_.emplace(layout, convert(weight, layout)).first->second;
+          const PackedWeight& made =
+              weights_.emplace(layout, convert(weight, layout)).first->second;
           room -= made.view().size_bytes();
         } catch (const Error&) {
           continue;

@@ -38,7 +38,8 @@ void check_dense(const Tensor& dense, const PackedView& weight);
 // ops_quantized.cpp
 /// How a quantized layer's x and result relate to int8; 0 where a scale is not given.
 struct Int8Scales {
-  float x = 0.0f;  ///< of an int8 x, and what a floating one is rounded to; 0: a token (image) its own
+  float x =
+      0.0f;  ///< of an int8 x, and what a floating one is rounded to; 0: a token (image) its own
   float y = 0.0f;  ///< of an int8 result; 0: it is floating
 };
 /// Refuses scales that are no numbers of that kind.

@@ -195,8 +195,9 @@ struct CallScales {
       image_scales(args, x_scale);
       // An image with NaN or an infinity keeps its NaN.
       if (scales.x > 0.0f) {
-        std::replace_if(x_scale, x_scale + args.shape.images,
-                        [](float scale) { return !std::isnan(scale); }, scales.x);
+        std::replace_if(
+            x_scale, x_scale + args.shape.images, [](float scale) { return !std::isnan(scale); },
+            scales.x);
       }
     }
     args.x_scale = x_scale;

@@ -28,7 +28,8 @@ STABLE_TORCH_LIBRARY(gossamer, m) {
   // Quantized layers whose inputs have one scale that was calibrated, or are int8 already, and
   // whose result may be the next one's int8; their own operators, so that others pay nothing.
   m.def(
-      "linear_int8(Tensor x, Tensor packed, int layout, int out, Tensor scale, float x_scale, float "
+      "linear_int8(Tensor x, Tensor packed, int layout, int out, Tensor scale, float x_scale, "
+      "float "
       "y_scale, ScalarType dtype, Tensor? bias=None, int activation=0, Tensor? residual=None, "
       "Tensor? dense=None) -> Tensor");
   m.def(

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The kernel table has a fast row for each pattern, dtype, regime and instruction set that users are
-// promised one for, and the cost model prefers it to the portable rows.
+// The kernel table has a fast row for each pattern, dtype, regime and instruction set that users
+// are promised one for, and the cost model prefers it to the portable rows.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -31,10 +31,10 @@ constexpr Level kLevels[] = {
 };
 
 std::vector<Pattern> promised_patterns() {
-  return {Pattern::unstructured(0.5),  Pattern::unstructured(0.9),   Pattern::nm(2, 4),
-          Pattern::nm(1, 4),           Pattern::nm(4, 8),            Pattern::nm(8, 16),
-          Pattern::block(1, 2, 0.7),   Pattern::block(1, 4, 0.7),    Pattern::block(4, 1, 0.7),
-          Pattern::block(16, 1, 0.7),  Pattern::block(32, 32, 0.7),  Pattern::block(64, 64, 0.7),
+  return {Pattern::unstructured(0.5), Pattern::unstructured(0.9),  Pattern::nm(2, 4),
+          Pattern::nm(1, 4),          Pattern::nm(4, 8),           Pattern::nm(8, 16),
+          Pattern::block(1, 2, 0.7),  Pattern::block(1, 4, 0.7),   Pattern::block(4, 1, 0.7),
+          Pattern::block(16, 1, 0.7), Pattern::block(32, 32, 0.7), Pattern::block(64, 64, 0.7),
           Pattern::fan_in(0.9)};
 }
 
@@ -64,9 +64,9 @@ TEST(KernelCells, EachHasAFastRowThatTheModelPrefers) {
         desc.out = 1024;
         desc.in = 1024;
         desc.pattern = pattern;
-        desc.density = pattern.kind == Pattern::Kind::kNm ? static_cast<double>(pattern.n) /
-                                                                static_cast<double>(pattern.m)
-                                                          : 1.0 - pattern.sparsity;
+        desc.density = pattern.kind == Pattern::Kind::kNm
+                           ? static_cast<double>(pattern.n) / static_cast<double>(pattern.m)
+                           : 1.0 - pattern.sparsity;
         desc.weight_dtype = dtype;
         desc.activation_dtype = dtype;
         desc.epilogue.quantized = dtype == DType::kInt8;
@@ -78,7 +78,8 @@ TEST(KernelCells, EachHasAFastRowThatTheModelPrefers) {
           const LinearKernel* best = nullptr;
           double least = std::numeric_limits<double>::infinity();
           for (const LinearKernel& row : linear_kernels()) {
-            if (!layout_holds(row.layout, pattern) || !why_not(row, desc, machine).empty()) continue;
+            if (!layout_holds(row.layout, pattern) || !why_not(row, desc, machine).empty())
+              continue;
             has_fast = has_fast || (!is_portable(row.name) && is_of_regime(row.name, tokens));
             const double seconds = row.seconds(desc, machine, tokens, 1);
             if (seconds < least) {
@@ -100,10 +101,12 @@ TEST(KernelCells, ConvolutionsHaveAFastRow) {
   for (const Level& level : kLevels) {
     for (const DType dtype : {DType::kFloat32, DType::kInt8}) {
       const auto rows = conv2d_kernels();
-      EXPECT_TRUE(std::any_of(rows.begin(), rows.end(), [&](const Conv2dKernel& row) {
-        return row.dtype == dtype && !is_portable(row.name) && (row.needs & ~level.isa) == 0;
-      })) << level.name
-          << " " << dtype_name(dtype);
+      EXPECT_TRUE(std::any_of(rows.begin(), rows.end(),
+                              [&](const Conv2dKernel& row) {
+                                return row.dtype == dtype && !is_portable(row.name) &&
+                                       (row.needs & ~level.isa) == 0;
+                              }))
+          << level.name << " " << dtype_name(dtype);
     }
   }
 }

@@ -145,8 +145,7 @@ TEST(RequantizeResults, RoundToNearestAndSaturate) {
     std::vector<float> all(size);
     for (std::size_t i = 0; i < size; ++i) all[i] = y[i % y.size()];
     std::vector<std::int8_t> q(size + 1, kUntouched);
-    requantize(all.data(), static_cast<std::int64_t>(size), 0.5f, q.data(),
-               openmp_parallel_for(3));
+    requantize(all.data(), static_cast<std::int64_t>(size), 0.5f, q.data(), openmp_parallel_for(3));
     for (std::size_t i = 0; i < size; ++i) ASSERT_EQ(q[i], wanted[i % y.size()]) << i;
     EXPECT_EQ(q.back(), kUntouched);
   }

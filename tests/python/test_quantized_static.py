@@ -331,8 +331,8 @@ def test_refusals() -> None:
                 gs.Int8StaticActivationSparseWeightConfig({"a": scale})
     with pytest.raises(ValueError, match="belong to quantize='int8'"):
         gs.SparseConfig(input_scales=0.1)
+    config = gs.Int8StaticActivationSparseWeightConfig({"0": 0.1, "other": 0.1})
     with pytest.raises(ValueError, match="'other' is no linear layer"):
-        config = gs.Int8StaticActivationSparseWeightConfig({"0": 0.1, "other": 0.1})
         gs.sparsify_(mlp(), config)
     op = torch.ops.gossamer.linear_int8
     call = (w.packed, w.layout_code, 96, w.scale)

@@ -198,7 +198,7 @@ def _dense_peers(
     weight: Tensor, x: Tensor, options: Options, dtype: str
 ) -> dict[str, Callable[[], object]]:
     check("torch_dense", lambda x: F.linear(x, weight), x, weight)
-    dense = {"torch_dense": lambda: F.linear(x, weight)}
+    dense: dict[str, Callable[[], object]] = {"torch_dense": lambda: F.linear(x, weight)}
     if dtype == "bfloat16":
         return dense
     module = nn.Linear(weight.shape[1], weight.shape[0], bias=False).eval()
@@ -208,5 +208,10 @@ def _dense_peers(
         return {**dense, **engines(module, x, options.note)}
     others = int8_engines(module, x, options.note)
     for name, call in others.items():
-        check_int8(name, lambda _, call=call: call(), x, weight, coarse=True)
+        check_int8(name, partial(_without_input, call), x, weight, coarse=True)
     return {**dense, **int8_calls(weight, x), **others}
+
+
+def _without_input(call: Callable[[], Tensor], x: Tensor) -> Tensor:
+    """An engine holds its input."""
+    return call()

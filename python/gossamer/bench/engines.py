@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Other inference engines as peers: ONNX Runtime and OpenVINO, where they are installed.
 
-`onnxruntime_int8` is ONNX Runtime's own dynamic quantization of a linear layer: DynamicQuantizeLinear
-rounds the whole input at one scale in every call, MatMulInteger multiplies, weights have a scale an
-output.
+`onnxruntime_int8` is ONNX Runtime's own dynamic quantization of a linear layer:
+DynamicQuantizeLinear rounds the whole input at one scale in every call, MatMulInteger multiplies,
+weights have a scale an output.
 """
 
 from __future__ import annotations

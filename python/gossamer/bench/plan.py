@@ -152,12 +152,12 @@ def broken_promise(times: Mapping[str, float], planned: str) -> str:
         planned: its name, the row's behind `PLANNED`.
     """
     ms, dense_ms = times[planned], times[_DENSE]
-    others = {name: time for name, time in times.items() if name != planned}
-    best = min(others, key=others.__getitem__)
+    others = {n: time for n, time in times.items() if planned not in (n, PLANNED + n)}
+    best = min(others, key=others.__getitem__, default="")
     if ms > dense_ms / UNDER_DENSE + CALL_MS:
         return f"{planned} takes {ms:.4f} ms, dense {dense_ms:.4f}: {dense_ms / ms:.2f}x"
     # A layer that holds a dense copy pays for asking whether it is to run.
-    if PLANNED + best != planned and ms > others[best] * OVER_BEST + CALL_MS:
+    if best and ms > others[best] * OVER_BEST + CALL_MS:
         return f"{planned} takes {ms:.4f} ms, {best} {others[best]:.4f}: {ms / others[best]:.2f}x"
     return ""
 
@@ -189,7 +189,8 @@ def _forced_weights(subject: Subject, dtype: str) -> dict[str, gs.SparseWeight]:
 
 def _quantized(subject: Subject) -> gs.SparseWeight:
     """In its format, whatever the plan thought of it."""
-    layer = torch.nn.Linear(*reversed(subject.dense.shape), bias=False)
+    out, inputs = subject.dense.shape
+    layer = torch.nn.Linear(inputs, out, bias=False)
     with torch.no_grad():
         layer.weight.copy_(subject.dense)
     config = gs.Int8DynamicActivationSparseWeightConfig(subject.pattern)
@@ -218,7 +219,8 @@ def _measure(
     x = torch.randn(tokens, case.inputs).to(subject.dense.dtype)
     kernel = kernel_at(subject.report, tokens)
     planned = PLANNED + kernel
-    calls = {planned: partial(F.linear, x, subject.held), **_calls(subject, forced, x)}
+    calls: dict[str, Callable[[], object]] = {planned: partial(F.linear, x, subject.held)}
+    calls |= _calls(subject, forced, x)
     first = contest(calls, 2).least_ms
     near = _NEAR * min(first.values())
     calls = {n: c for n, c in calls.items() if first[n] <= near or n in (planned, _DENSE)}
