@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import torch
 from torch import Tensor
 
@@ -105,14 +107,20 @@ def checked_scale(name: str, value: float) -> float:
     Raises:
         ValueError: it is not a finite number above 1.2e-38.
     """
-    tiny = torch.finfo(torch.float32).tiny
-    scale = float(torch.tensor(value, dtype=torch.float32))
-    if not tiny <= scale < float("inf"):
+    try:
+        (scale,) = _FLOAT32.unpack(_FLOAT32.pack(value))
+    except OverflowError:
+        scale = float("inf")
+    if not _TINY <= scale < float("inf"):
         raise ValueError(
-            f"{name} is {value}: a finite scale above {tiny:.2g} is accepted, max |x| / 127 of the "
-            "values that it is for"
+            f"{name} is {value}: a finite scale above {_TINY:.2g} is accepted, max |x| / 127 of "
+            "the values that it is for"
         )
     return scale
+
+
+_FLOAT32 = struct.Struct("f")
+_TINY = torch.finfo(torch.float32).tiny
 
 
 def dequantized(q: Tensor, scale: Tensor) -> Tensor:

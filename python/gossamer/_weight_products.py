@@ -83,7 +83,8 @@ def linear(
 
 def check_requantizes(weight: SparseWeight) -> None:
     """Raises ValueError where a weight cannot give int8 results."""
-    if weight.quantization != "int8" or weight.transposed or weight.device.type != "cpu":
+    is_int8 = weight.scale is not None and weight._facts.dtype is torch.int8
+    if not is_int8 or weight.transposed or weight.packed.device.type != "cpu":
         raise ValueError(
             f"out_scale is given, and the weight is {weight!r} on {weight.device}: results become "
             "int8 behind int8 weights on the CPU that are not transposed; leave it None"
@@ -207,7 +208,7 @@ def product_int8(
         weight.scale,
         weight._facts.input_scale,
         out_scale,
-        weight.dtype,
+        weight._facts.quantized,  # weight.dtype would ask __torch_function__
         bias,
         activation,
         residual,

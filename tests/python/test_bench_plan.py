@@ -93,7 +93,7 @@ def test_the_command_fails_where_a_promise_is_broken(
     monkeypatch.setattr(plan, "cases", lambda extent, dtype=None: [CASE])
     arguments = ["plan", "--quick", "--threads", "1", "--json", str(tmp_path / "lines.jsonl")]
     monkeypatch.setattr(plan, "broken_promise", lambda times, planned: "it is worse")
-    with pytest.raises(BrokenPromiseError, match="tiny 64x64.*it is worse"):
+    with pytest.raises(BrokenPromiseError, match=r"tiny 64x64.*it is worse"):
         list(plan.run(options(), [CASE]))
     assert main(arguments) == 1
     assert "broken promises, each measured twice" in capsys.readouterr().out
