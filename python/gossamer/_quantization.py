@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import struct
-
 import torch
 from torch import Tensor
 
@@ -102,25 +100,20 @@ def step(values: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def checked_scale(name: str, value: float) -> float:
-    """A scale of activations as the kernels hold it, a float32 that has a reciprocal.
+    """A scale of activations that has a reciprocal in float32, as the kernels hold it.
 
     Raises:
         ValueError: it is not a finite number above 1.2e-38.
     """
-    try:
-        (scale,) = _FLOAT32.unpack(_FLOAT32.pack(value))
-    except OverflowError:
-        scale = float("inf")
-    if not _TINY <= scale < float("inf"):
+    if not _FLOAT32.tiny <= value <= _FLOAT32.max:
         raise ValueError(
-            f"{name} is {value}: a finite scale above {_TINY:.2g} is accepted, max |x| / 127 of "
-            "the values that it is for"
+            f"{name} is {value}: a finite scale above {_FLOAT32.tiny:.2g} is accepted, "
+            "max |x| / 127 of the values that it is for"
         )
-    return scale
+    return float(value)
 
 
-_FLOAT32 = struct.Struct("f")
-_TINY = torch.finfo(torch.float32).tiny
+_FLOAT32 = torch.finfo(torch.float32)
 
 
 def dequantized(q: Tensor, scale: Tensor) -> Tensor:
