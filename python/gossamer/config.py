@@ -306,7 +306,8 @@ def check_pattern(text: str) -> str:
 def check_choice(what: str, value: str, accepted: tuple[str, ...]) -> None:
     """Refuses a value that is not one of the accepted words."""
     if value not in accepted:
-        words = " and ".join(f'"{word}"' for word in accepted)
+        *first, last = (f'"{word}"' for word in accepted)
+        words = f"{', '.join(first)} and {last}"
         raise ValueError(f"{what}={value!r}: {words} are accepted")
 
 

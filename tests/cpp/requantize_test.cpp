@@ -178,7 +178,9 @@ TEST(QuantizeTokensAtAFixedScale, RoundsAndCutsOff) {
     for (std::int64_t t = 0; t < kTokens; ++t) {
       const bool is_finite = t != 2 && t != 3;
       ASSERT_EQ(std::isnan(scale[static_cast<std::size_t>(t)]), !is_finite);
-      if (is_finite) ASSERT_EQ(scale[static_cast<std::size_t>(t)], kScale);
+      if (is_finite) {
+        ASSERT_EQ(scale[static_cast<std::size_t>(t)], kScale);
+      }
       for (std::int64_t k = 0; k < in; ++k) {
         const auto at = static_cast<std::size_t>(t * in + k);
         ASSERT_NEAR(q[at], is_finite ? steps_of(x[at], kScale) : 0.0, kHalfAStep);
