@@ -369,6 +369,7 @@ def _linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.x_dtype = x.dtype
     ctx.bias_dims = None if bias is None else bias.dim()
     ctx.bias_dtype = None if bias is None else bias.dtype
+    ctx.x_scale = 0.0
 
 
 def _smooth_backward(grad: Tensor, y: Tensor, activation: int) -> Tensor:
@@ -394,7 +395,12 @@ def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if output is not None:
         grad = torch.ops.aten.threshold_backward(grad, output, 0)
     elif ctx.activation > Activation.RELU:
-        y = _ops.linear(x, packed, ctx.layout, ctx.out, scale, bias, 0, residual, dense)
+        weight = (packed, ctx.layout, ctx.out, scale)
+        if ctx.x_scale:
+            rounding = (ctx.x_scale, 0.0, grad.dtype)
+            y = _ops.linear_int8(x, *weight, *rounding, bias, 0, residual, dense)
+        else:
+            y = _ops.linear(x, *weight, bias, 0, residual, dense)
         grad = _smooth_backward(grad, y, ctx.activation)
     grad_x = grad_bias = None
     grad_product = grad.to(ctx.x_dtype)  # of another dtype where the result was asked in another
@@ -449,6 +455,7 @@ def _conv2d_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.dilation = list(dilation)
     ctx.activation = activation
     ctx.input_shape = x.shape
+    ctx.x_scale = 0.0
 
 
 def _conv2d_dx(ctx: Any, grad: Tensor, values: Tensor) -> Tensor:
@@ -481,7 +488,11 @@ def _conv2d_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if output is not None:
         grad = torch.ops.aten.threshold_backward(grad, output, 0)
     elif ctx.activation > Activation.RELU:
-        y = _ops.conv2d(x, packed, *numbers, bias, 0, residual, dense, scale)
+        if ctx.x_scale:
+            rounding = (scale, ctx.x_scale, 0.0)
+            y = _ops.conv2d_int8(x, packed, *numbers, *rounding, bias, 0, residual, dense)
+        else:
+            y = _ops.conv2d(x, packed, *numbers, bias, 0, residual, dense, scale)
         grad = _smooth_backward(grad, y, ctx.activation)
     grad_x = grad_bias = None
     if needs_grad[0]:

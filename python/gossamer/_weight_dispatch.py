@@ -147,6 +147,12 @@ def _moved(weight: SparseWeight, device: torch.device) -> SparseWeight:
             "are computed there; convert it with .to(torch.bfloat16) first, unpack the model "
             "(gossamer.desparsify_), or take weight.to_dense()"
         )
+    if weight.input_scale is not None:
+        raise NotImplementedError(
+            f"a packed weight with an input_scale cannot be moved to {device}: inputs are rounded "
+            "at a calibrated scale on the CPU only; unpack the model (gossamer.desparsify_) and "
+            "pack it there with Int8DynamicActivationSemiSparseWeightConfig"
+        )
     why = no_device() or no_kernels() or no_sparse_tensor_cores(device)
     if why is not None:
         raise NotImplementedError(
@@ -275,12 +281,14 @@ def _copy_quantized(target: SparseWeight, source: Tensor) -> SparseWeight:
     ):
         formed = source.packed.to(target.device)
         scale = source.scale.to(target.device, copy=True)
+        input_scale = source._facts.input_scale  # it belongs to these values
     else:
         formed, scale = _quantized_like(target, source)
+        input_scale = target._facts.input_scale
     packed = _in_layout(formed, target.layout_name)
     if packed is None:
         packed = torch.ops.gossamer.convert(formed, "format")
-    facts = target._replace(packed)._facts
+    facts = target._replace(packed)._facts._replace(input_scale=input_scale)
     if facts.layout_code == target.layout_code:
         packed = _with_plan(packed, target.packed)
     return SparseWeight(packed, facts, None, scale)

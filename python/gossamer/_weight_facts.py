@@ -50,6 +50,9 @@ class Facts(NamedTuple):
     """Bits of `layout_argument` that name a row of the GPU's kernel table for each bucket
     (`_tune_cuda.rows_argument`). They live as long as the weight: a file has none, and what it
     becomes is planned anew or left to the cost model."""
+    input_scale: float = 0.0
+    """What inputs of a quantized weight are rounded at, as calibration found it; 0 where each token
+    (image) gets a scale of its own in every call."""
 
     def layout_argument(self, device: torch.device) -> int:
         """What the operators are told of the bytes beside the inputs and outputs of a call.

@@ -17,6 +17,7 @@ from gossamer._fusion_modules import FUSED, FusedConv2d, FusedLinear, fuse_layer
 from gossamer._fusion_trace import (
     Unreadable,
     compiled_forward,
+    does_nothing,
     is_sequential,
     named_in_code,
     read,
@@ -264,7 +265,7 @@ def _grow(context: _Context, owner: nn.Module, chain: _Chain, taken: set[fx.Node
             break
         if module is not None and (_has_hooks(module) or module.training):
             break
-        if type(module) is nn.Identity:
+        if does_nothing(node, module, last, sequential):
             chain.nodes.append(node)
             continue
         if module is not None and _norm_fits(context, chain, node, module):
