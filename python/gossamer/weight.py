@@ -26,6 +26,7 @@ from torch import Tensor
 from gossamer import _ops
 from gossamer._quantization import VALUE_DTYPES, dequantized, quantized_dtypes
 from gossamer._weight_facts import Facts, facts_of
+from gossamer._weight_pickle import canonical_form
 from gossamer._weight_tables import FUNCTIONS, OPERATORS, refuse
 
 __all__ = ["SparseWeight", "linear"]
@@ -345,12 +346,10 @@ class SparseWeight(torch.Tensor):
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Pickles the canonical format, and by name what it was laid out and planned as."""
         info = _ops.info(self.packed)
-        canonical = torch.ops.gossamer.convert(self.packed, "format")
-        form = _ops.info(canonical)
-        form["transposed"] = self.transposed
+        form, arrays = canonical_form(self.packed, self.transposed)
         state = (
-            json.dumps(form),
-            torch.ops.gossamer.format_arrays(canonical),
+            form,
+            arrays,
             info["layout"],
             json.dumps(info["plan"]),
             self.dense is not None,

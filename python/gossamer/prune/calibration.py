@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.prune.batchnorm import recalibrate_batchnorm
-from gossamer.prune.calibrated_layer import CalibratedLayer, Sums, add_products
+from gossamer.prune.calibrated_layer import CalibratedLayer, Sums
 from gossamer.prune.calibration_report import BlockResult, CalibrationReport, LayerResult
 from gossamer.prune.capture import (
     Forward,
@@ -22,6 +22,7 @@ from gossamer.prune.capture import (
     evaluating,
     find_order,
 )
+from gossamer.prune.correction import held_out_damping
 from gossamer.prune.journal import Journal
 from gossamer.prune.kept_calls import Kept
 from gossamer.prune.problem import LayerProblem
@@ -66,6 +67,7 @@ class Calibration:
         journal: keeps each step, and has those that were made before a crash.
         offload: keeps the inputs of blocks in the memory of the CPU.
         recalibrates: takes the statistics of BatchNorm anew at the end.
+        held_out: finds the damping of corrections on batches that are held out.
     """
 
     def __init__(
@@ -81,7 +83,9 @@ class Calibration:
         journal: Journal | None = None,
         offload: bool = False,
         recalibrates: bool = False,
+        held_out: bool = False,
     ) -> None:
+        self._held_out = held_out
         self._left_dense = left_dense or {}
         self._journal = journal
         self._offload = offload
@@ -238,7 +242,11 @@ class Calibration:
         dense = layer.form.matrices(self._dense[layer.fqn].float())
         problem = layer.problem(dense, sums.gram / tokens)
         problem.tokens = sums.tokens
-        problem.cross = None if sums.cross is None else sums.cross / tokens
+        cross = sums.cross
+        problem.cross = None if cross is None else cross / tokens
+        if len(sums.folds) > 1 and all(fold.tokens for fold in sums.folds):
+            problem.correction = held_out_damping(dense, sums.folds)
+            problem.notes["correction"] = problem.correction
         if not float(problem.gram.diagonal(dim1=-2, dim2=-1).sum()) > 0:
             raise ValueError(
                 f"'{layer.fqn}': all of its {sums.tokens} inputs are zero, so that no weight "
@@ -284,26 +292,15 @@ class Calibration:
 
     def _sums(self, layer: CalibratedLayer, calls: Sequence[int]) -> Sums:
         size = layer.form.matrices(self._dense[layer.fqn]).shape[-1]
-        shape = (layer.form.groups, size, size)
-
-        def zeros() -> Tensor:
-            return torch.zeros(shape, dtype=torch.float64, device=layer.weight.device)
-
         corrects = self._target == "dense-target"
-        sums = Sums(zeros(), zeros() if corrects else None, zeros() if corrects else None)
+        halves = self._held_out and corrects and len(self._batches) > 1
+        sums = Sums.zeros(layer, size, corrects=corrects, halves=halves)
         for index in range(len(self._batches)):
             inputs = self._inputs(layer, index, calls, self._target == "dense-inputs")
-            if sums.cross is None or sums.dense_gram is None:
-                for x in inputs:
-                    add_products(sums.gram, layer, x, x)
-            else:
-                dense = self._inputs(layer, index, calls, True)
-                for x, x0 in zip(inputs, dense, strict=True):
-                    add_products(sums.gram, layer, x, x)
-                    add_products(sums.cross, layer, x0, x)
-                    add_products(sums.dense_gram, layer, x0, x0)
-            sums.tokens += sum(x.shape[1] for x in inputs)
-            if not bool(sums.gram.diagonal(dim1=-2, dim2=-1).isfinite().all()):
+            dense = self._inputs(layer, index, calls, True) if corrects else [None] * len(inputs)
+            for x, x0 in zip(inputs, dense, strict=True):
+                sums.add(layer, x, x0, index)
+            if not all(bool(fold.gram.diagonal(dim1=-2, dim2=-1).isfinite().all()) for fold in sums.folds):
                 raise ValueError(
                     f"'{layer.fqn}': its inputs hold NaN or infinity in batch {index}; look for "
                     "the layer before it that overflows, or calibrate in float32"

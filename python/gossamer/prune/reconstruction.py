@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,20 +26,37 @@ class Reconstruction:
     gets in the pruned model and B₀(X₀) what the dense one gives. It sees what least squares on one
     layer cannot: nonlinearities, normalisation, and what a residual connection carries past.
 
-    What comes out is the epoch with the lowest loss, which is the start where tuning does not help.
+    A block has as many weights as a small calibration set has outputs, so that the loss on what it
+    is tuned on says little. Batches that are held out decide how long it is tuned: a first run
+    without them finds the number of epochs at which their loss is lowest, which is 0 where tuning
+    does not help, and a second one makes as many on all batches. The layers of the block were
+    fitted to all batches before, so that those held out favour the start: tuning has to be worth
+    more than what it forgets of them.
 
     Attributes:
-        epochs: passes over the batches.
+        epochs: passes over the batches, at most.
         rate: the first step's length, as a fraction of the root mean square of a layer's kept
             weights; it falls to 0 on a cosine.
-        held_out: the fraction of the batches, the last ones, that are not trained on and judge the
-            epochs instead; 0 judges on all. Layers were fitted to these batches before, so that
-            they favour the start.
+        held_out: the fraction of the batches, evenly among them, that judge. With 0, or a single
+            batch, all of them train and judge in one run.
+        patience: the first run ends when so many epochs did not lower the loss.
     """
 
     epochs: int = 20
     rate: float = 0.02
-    held_out: float = 0.0
+    held_out: float = 0.25
+    patience: int = 4
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or not self.rate > 0 or self.patience < 1:
+            raise ValueError(
+                f"Reconstruction: epochs={self.epochs}, rate={self.rate}, patience={self.patience}: "
+                "numbers above 0 are accepted; reconstruction=None tunes nothing"
+            )
+        if not 0 <= self.held_out < 1:
+            raise ValueError(
+                f"Reconstruction: held_out={self.held_out}: a fraction from 0 to below 1 is accepted"
+            )
 
     def run(
         self,
@@ -57,44 +74,65 @@ class Reconstruction:
             wanted: what it is to give for each.
 
         Returns:
-            The loss before and after on the batches that judge, as a fraction of ‖B₀(X₀)‖².
+            The loss on all batches before and after, as a fraction of ‖B₀(X₀)‖².
         """
-        seen = max(1, len(calls) - round(len(calls) * self.held_out))
-        judge = range(seen, len(calls)) if seen < len(calls) else range(len(calls))
         frozen = [weight for weight in weights if not weight.requires_grad]
         for weight in frozen:
             weight.requires_grad_(True)
         try:
-            before, after = self._descend(stage, weights, calls, wanted, seen, judge)
+            return self._tune(_Block(stage, weights, calls, wanted))
         finally:
             for weight in frozen:
                 weight.requires_grad_(False)
-        return before, after
+
+    def _tune(self, block: _Block) -> tuple[float, float]:
+        everything = range(len(block.calls))
+        judges = self.judges(len(everything))
+        start = [weight.detach().clone() for weight in block.weights]
+        if not judges:
+            found = self._descend(block, everything, everything, self.epochs)
+            return found.before, found.after
+        others = [index for index in everything if index not in judges]
+        before = block.loss(everything)
+        found = self._descend(block, others, judges, self.patience)
+        block.write(start)
+        for _ in self._epochs(block, everything, found.epoch):
+            pass
+        return before, block.loss(everything)
+
+    def judges(self, batches: int) -> list[int]:
+        """The batches that are held out, of so many: every so many there is one."""
+        count = min(round(batches * self.held_out), batches - 1)
+        return [(2 * i + 1) * batches // (2 * count) for i in range(count)]
 
     def _descend(
-        self,
-        stage: Stage,
-        weights: Sequence[nn.Parameter],
-        calls: Sequence[Call],
-        goals: Sequence[Tensor],
-        seen: int,
-        judge: range,
-    ) -> tuple[float, float]:
+        self, block: _Block, seen: Sequence[int], judges: Sequence[int], patience: int
+    ) -> _Found:
+        """Leaves the weights of the best epoch in the block."""
+        best = [weight.detach().clone() for weight in block.weights]
+        before = block.loss(judges)
+        found = _Found(0, before, before)
+        for epoch in self._epochs(block, seen, self.epochs):
+            now = block.loss(judges)
+            if now < found.after:
+                found = _Found(epoch, before, now)
+                best = [weight.detach().clone() for weight in block.weights]
+            elif epoch - found.epoch >= patience:
+                break
+        block.write(best)
+        return found
+
+    def _epochs(self, block: _Block, seen: Sequence[int], count: int) -> Iterator[int]:
+        """Makes `count` epochs; yields the number of each, from 1."""
+        weights = block.weights
         masters = [weight.detach().float().clone() for weight in weights]
         lengths = [self.rate * float(_root_mean_square(master)) for master in masters]
         first = [torch.zeros_like(master) for master in masters]
         second = [torch.zeros_like(master) for master in masters]
-        best = [weight.detach().clone() for weight in weights]
-        before = after = self._loss(stage, calls, goals, judge)
-        steps = self.epochs * seen
-        for step in range(steps):
-            call, wanted = calls[step % seen], goals[step % seen]
-            with torch.enable_grad():
-                missed = output_of(stage, call).float() - wanted.float()
-                loss = missed.square().sum() / wanted.float().square().sum().clamp(min=_SMALL)
-            # A batch may pass by some of the weights, or all: an expert, say.
-            grads = _gradients(loss, weights)
-            decay = (1 + math.cos(math.pi * step / steps)) / 2
+        for step in range(count * len(seen)):
+            grads = block.gradients(seen[step % len(seen)])
+            # The first of many epochs is the same however many follow.
+            decay = (1 + math.cos(math.pi * step / (self.epochs * len(seen)))) / 2
             fixes = [1 - beta ** (step + 1) for beta in _BETAS]
             for i, grad in enumerate(grads):
                 first[i].lerp_(grad.float(), 1 - _BETAS[0])
@@ -102,21 +140,47 @@ class Reconstruction:
                 size = (second[i] / fixes[1]).sqrt() + _SMALL
                 masters[i] -= decay * lengths[i] * (first[i] / fixes[0]) / size
                 weights[i].data.copy_(masters[i])
-            if (step + 1) % seen:
-                continue
-            now = self._loss(stage, calls, goals, judge)
-            if now < after:
-                after, best = now, [weight.detach().clone() for weight in weights]
-        for weight, value in zip(weights, best, strict=True):
-            weight.data.copy_(value)
-        return before, after
+            if (step + 1) % len(seen) == 0:
+                yield (step + 1) // len(seen)
 
-    @staticmethod
-    def _loss(stage: Stage, calls: Sequence[Call], goals: Sequence[Tensor], judge: range) -> float:
+
+@dataclass(frozen=True)
+class _Found:
+    """The epoch with the lowest loss, 0 for the start, and that loss beside the start's."""
+
+    epoch: int
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A block, the weights that are tuned, its arguments, and what it is to give for each."""
+
+    stage: Stage
+    weights: Sequence[nn.Parameter]
+    calls: Sequence[Call]
+    goals: Sequence[Tensor]
+
+    def write(self, values: Sequence[Tensor]) -> None:
+        for weight, value in zip(self.weights, values, strict=True):
+            weight.data.copy_(value)
+
+    def gradients(self, index: int) -> list[Tensor]:
+        """Of the loss of one batch."""
+        call, wanted = self.calls[index], self.goals[index]
+        with torch.enable_grad():
+            missed = output_of(self.stage, call).float() - wanted.float()
+            loss = missed.square().sum() / wanted.float().square().sum().clamp(min=_SMALL)
+        # A batch may pass by some of the weights, or all: an expert, say.
+        return _gradients(loss, self.weights)
+
+    def loss(self, judges: Iterable[int]) -> float:
         missed = whole = 0.0
-        for index in judge:
-            wanted = goals[index].double()
-            missed += float((output_of(stage, calls[index]).double() - wanted).square().sum())
+        for index in judges:
+            wanted = self.goals[index].double()
+            given = output_of(self.stage, self.calls[index]).double()
+            missed += float((given - wanted).square().sum())
             whole += float(wanted.square().sum())
         return missed / max(whole, _SMALL)
 
