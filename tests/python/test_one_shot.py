@@ -440,6 +440,33 @@ def test_inputs_that_are_not_finite() -> None:
     fails(net(), Wanda("2:4"), batches, "'0.weight': its inputs hold NaN or infinity in batch 2")
 
 
+def test_a_model_that_moves_between_devices_halfway() -> None:
+    model, batches = net(), data()
+    passes = 0
+
+    def forward(own: nn.Module, x: Tensor) -> Any:
+        nonlocal passes
+        passes += 1
+        # One pass over the batches finds the order of the layers, the second one sees inputs.
+        return own(x.to("meta") if passes > len(batches) + 2 else x)
+
+    sparsifier = SparseGPT("2:4")
+    sparsifier.prepare(model)
+    before = state_of(model)
+    with pytest.raises(ValueError, match="'0.weight': its inputs are on meta, its weight was on cpu"):
+        sparsifier.calibrate(batches, forward=forward)
+    assert_same(model, before)
+    assert sparsifier.step_count == 0
+
+
+def test_a_config_with_a_layer_that_is_not_there() -> None:
+    model = net()
+    before = state_of(model)
+    with pytest.raises(ValueError, match="no parameter '2.wieght'; the nearest names are '2.weight'"):
+        SparseGPT("2:4").prepare(model, [{"tensor_fqn": "2.wieght"}])
+    assert_same(model, before)
+
+
 def test_inputs_that_are_all_zero() -> None:
     fails(net(), Wanda("2:4"), [torch.zeros(4, 16)], "all of its 4 inputs are zero")
 

@@ -18,6 +18,7 @@ from gossamer.prune import (
     Reconstruction,
     SparseGPT,
 )
+from gossamer.prune.stages import Stage
 
 ops = torch.ops.gossamer
 
@@ -68,9 +69,8 @@ def test_blocks_come_closer_to_the_dense_model(held_out: float) -> None:
             continue
         assert [block.name for block in report.blocks] == ["0", "1", "2"]
         assert all(block.after <= block.before for block in report.blocks)
-        judges = data[3] if held_out else x
-        whole = dense[:3](judges).detach()
-        last = (pruned[:3](judges).detach() - whole).square().sum() / whole.square().sum()
+        whole = dense[:3](x).detach()
+        last = (pruned[:3](x).detach() - whole).square().sum() / whole.square().sum()
         assert report.blocks[-1].after == pytest.approx(float(last), rel=1e-3)
         assert "block error" in str(report)
         named = dict(pruned.named_parameters())
@@ -78,6 +78,55 @@ def test_blocks_come_closer_to_the_dense_model(held_out: float) -> None:
             if "norm" in name or "bias" in name:
                 assert torch.equal(named[name], parameter), name
     assert missed[20] < 0.5 * missed[0]
+
+
+def tuned(wanted: list[Tensor], reconstruction: Reconstruction) -> tuple[Tensor, Tensor]:
+    """The weight of a linear block before and after it was tuned towards some outputs."""
+    layer = nn.Linear(6, 4, bias=False)
+    before = layer.weight.detach().clone()
+    calls = [((x,), {}) for x in torch.randn(len(wanted), 32, 6)]
+    goals = [x @ (before + add).T for ((x,), _), add in zip(calls, wanted, strict=True)]
+    with torch.no_grad():
+        losses = reconstruction.run(Stage(layer), [layer.weight], calls, goals)
+    assert losses[1] <= losses[0]
+    return before, layer.weight.detach()
+
+
+def test_batches_that_are_held_out_decide() -> None:
+    reconstruction = Reconstruction(held_out=0.25)
+    assert reconstruction.judges(8) == [2, 6]
+    assert reconstruction.judges(1) == []
+    assert Reconstruction(held_out=0.9).judges(4) == [0, 2, 3]
+    add = 0.3 * torch.randn(4, 6)
+    torch.manual_seed(1)
+    # What the block gives already is all that the judges want.
+    others = [0 if index in (2, 6) else add for index in range(8)]
+    before, after = tuned(others, reconstruction)
+    assert torch.equal(before, after)
+    before, after = tuned([add] * 8, reconstruction)
+    assert (after - before - add).norm() < 0.2 * add.norm()
+
+
+def test_what_was_held_out_is_used_in_the_end() -> None:
+    """The second run sees a batch that judged the first one."""
+    add = torch.zeros(4, 6)
+    add[2] = 1.0
+    fits = []
+    for judge in (add, 1.5 * add):
+        torch.manual_seed(2)
+        before, after = tuned([add, add, judge, add], Reconstruction(held_out=0.25))
+        fits.append(after - before)
+    assert fits[1][2].mean() > fits[0][2].mean()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"epochs": 0}, {"rate": 0.0}, {"held_out": 1.0}, {"held_out": -0.1}, {"patience": 0}],
+)
+def test_settings_that_cannot_be(settings: dict[str, float]) -> None:
+    name = next(iter(settings))
+    with pytest.raises(ValueError, match=f"{name}={settings[name]}"):
+        Reconstruction(**settings)
 
 
 def test_gradients_and_flags_stay_as_they_were() -> None:

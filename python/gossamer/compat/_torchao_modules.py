@@ -31,6 +31,10 @@ class FakeSparsity(Mask):
     def __init__(self, mask: Tensor) -> None:
         super().__init__(mask != 0)
 
+    def forward(self, x: Tensor) -> Tensor:
+        """x where the mask keeps it, else 0."""
+        return super().forward(x)
+
 
 def module_contains_param(module: nn.Module, parametrization: type[nn.Module]) -> bool:
     """Whether any parameter of a module, itself included, is parametrized by such a class.

@@ -313,9 +313,15 @@ class WandaSparsifier(BaseSparsifier):
             self._hooks.append(group["module"].register_forward_pre_hook(watch))
         return model
 
-    def squash_mask(self, *args: Any, **kwargs: Any) -> None:
+    def squash_mask(
+        self,
+        params_to_keep: Iterable[str] | None = None,
+        params_to_keep_per_layer: Mapping[str, Iterable[str]] | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
         """As `Sparsifier.squash_mask`; stops watching."""
-        super().squash_mask(*args, **kwargs)
+        super().squash_mask(params_to_keep, params_to_keep_per_layer)
         for hook in self._hooks:
             hook.remove()
         self._hooks, self._observers = [], {}
