@@ -72,9 +72,7 @@ SIGNATURES = {
     "BaseSparsifier.squash_mask": (
         "(self, params_to_keep=None, params_to_keep_per_layer=None, *args, **kwargs)"
     ),
-    "BaseSparsifier.convert": (
-        "(self, module, mapping=None, inplace=False, parameterization=...)"
-    ),
+    "BaseSparsifier.convert": ("(self, module, mapping=None, inplace=False, parameterization=...)"),
     "BaseSparsifier.step": "(self, use_path=True)",
     "BaseSparsifier.update_mask": "(self, module, tensor_name, **kwargs)",
     "NearlyDiagonalSparsifier": "(nearliness=1)",

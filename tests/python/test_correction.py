@@ -60,7 +60,9 @@ def test_noise_is_not_corrected_and_what_repeats_is() -> None:
 def test_a_correction_that_was_held_out_is_worth_it_on_fresh_inputs() -> None:
     torch.manual_seed(3)
     mix = torch.randn(48, 48) / 7
-    model = nn.Sequential(nn.Linear(48, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 16))
+    model = nn.Sequential(
+        nn.Linear(48, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 16)
+    )
     batches = [torch.randn(24, 48) @ mix for _ in range(6)]
     fresh = torch.randn(4000, 48) @ mix
     want = model(fresh).detach()
@@ -83,9 +85,7 @@ def test_a_correction_that_was_held_out_is_worth_it_on_fresh_inputs() -> None:
 
 def test_one_batch_has_no_halves() -> None:
     model = nn.Sequential(nn.Linear(16, 8))
-    method = OneShot(
-        "2:4", ByMagnitude(), target="dense-target", held_out_correction=True
-    )
+    method = OneShot("2:4", ByMagnitude(), target="dense-target", held_out_correction=True)
     method.prepare(model)
     report = method.calibrate([torch.randn(64, 16)])
     assert "correction" not in report.layers[0].notes

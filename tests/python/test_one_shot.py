@@ -453,7 +453,9 @@ def test_a_model_that_moves_between_devices_halfway() -> None:
     sparsifier = SparseGPT("2:4")
     sparsifier.prepare(model)
     before = state_of(model)
-    with pytest.raises(ValueError, match="'0.weight': its inputs are on meta, its weight was on cpu"):
+    with pytest.raises(
+        ValueError, match=r"'0\.weight': its inputs are on meta, its weight was on cpu"
+    ):
         sparsifier.calibrate(batches, forward=forward)
     assert_same(model, before)
     assert sparsifier.step_count == 0
@@ -462,7 +464,9 @@ def test_a_model_that_moves_between_devices_halfway() -> None:
 def test_a_config_with_a_layer_that_is_not_there() -> None:
     model = net()
     before = state_of(model)
-    with pytest.raises(ValueError, match="no parameter '2.wieght'; the nearest names are '2.weight'"):
+    with pytest.raises(
+        ValueError, match=r"no parameter '2\.wieght'; the nearest names are '2\.weight'"
+    ):
         SparseGPT("2:4").prepare(model, [{"tensor_fqn": "2.wieght"}])
     assert_same(model, before)
 

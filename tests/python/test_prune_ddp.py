@@ -60,7 +60,9 @@ def train(rank: int, folder: str, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["gradual", "movement", "random"])
 def test_masks_are_equal_on_all_ranks(kind: str, tmp_path: Path) -> None:
     mp.spawn(train, (str(tmp_path), kind), RANKS)
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(RANKS))
+    first, second = (
+        torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(RANKS)
+    )
     assert not torch.equal(first["x"], second["x"])
     moved = 0
     last: list[torch.Tensor] = []

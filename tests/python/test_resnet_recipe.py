@@ -20,8 +20,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "recipes"))
 
 import cifar10
-from gossamer.prune import uniform
 import resnet_cifar10 as recipe
+
+from gossamer.prune import uniform
 
 pytestmark = pytest.mark.skipif(
     not os.environ.get("GOSSAMER_DATA"),

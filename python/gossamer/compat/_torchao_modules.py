@@ -32,7 +32,7 @@ class FakeSparsity(Mask):
         super().__init__(mask != 0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x where the mask keeps it, else 0."""
+        """X where the mask keeps it, else 0."""
         return super().forward(x)
 
 
@@ -46,9 +46,7 @@ def module_contains_param(module: nn.Module, parametrization: type[nn.Module]) -
     return any(isinstance(step, kind) for chain in chains.values() for step in chain)
 
 
-def swap_module(
-    mod: nn.Module, mapping: Mapping[type[nn.Module], type[nn.Module]]
-) -> nn.Module:
+def swap_module(mod: nn.Module, mapping: Mapping[type[nn.Module], type[nn.Module]]) -> nn.Module:
     """What `from_dense` of the mapped class makes of a module, with its hooks and device.
 
     A module of no mapped class comes back as it is.

@@ -6,7 +6,8 @@
 What differs: `sparsify_` returns the model (it returned None); a weight that breaks its pattern is
 refused (it was compressed wrongly); layers that dense computes faster stay plain. Masks are bool.
 `WandaSparsifier`, `WeightNormSparsifier` and `SupermaskLinear` do what their papers say;
-`as_in_torchao=True` brings back what the old ones did. Structured pruning (the pruner folder) is not here.
+`as_in_torchao=True` brings back what the old ones did. Structured pruning (the pruner folder) is
+not here.
 """
 
 from __future__ import annotations

@@ -300,7 +300,9 @@ class Calibration:
             dense = self._inputs(layer, index, calls, True) if corrects else [None] * len(inputs)
             for x, x0 in zip(inputs, dense, strict=True):
                 sums.add(layer, x, x0, index)
-            if not all(bool(fold.gram.diagonal(dim1=-2, dim2=-1).isfinite().all()) for fold in sums.folds):
+            if not all(
+                bool(fold.gram.diagonal(dim1=-2, dim2=-1).isfinite().all()) for fold in sums.folds
+            ):
                 raise ValueError(
                     f"'{layer.fqn}': its inputs hold NaN or infinity in batch {index}; look for "
                     "the layer before it that overflows, or calibrate in float32"

@@ -15,9 +15,9 @@ from torch import Tensor
 from gossamer import _ops  # noqa: F401  (loads the operators)
 
 __all__ = [
-    "column_block",
     "CustomPattern",
     "PatternFields",
+    "column_block",
     "is_grouped",
     "parse_pattern",
     "pattern_at",
@@ -139,5 +139,7 @@ def column_block(scope: str) -> int:
     if kind != "columns":
         return 0
     if not separator or not count.isdecimal() or int(count) < 1:
-        raise ValueError(f"scope {scope!r}: 'columns:N' with N from 1 is accepted, e.g. columns:128")
+        raise ValueError(
+            f"scope {scope!r}: 'columns:N' with N from 1 is accepted, e.g. columns:128"
+        )
     return int(count)

@@ -50,12 +50,13 @@ class Reconstruction:
     def __post_init__(self) -> None:
         if self.epochs < 1 or not self.rate > 0 or self.patience < 1:
             raise ValueError(
-                f"Reconstruction: epochs={self.epochs}, rate={self.rate}, patience={self.patience}: "
-                "numbers above 0 are accepted; reconstruction=None tunes nothing"
+                f"Reconstruction: epochs={self.epochs}, rate={self.rate}, patience={self.patience}"
+                ": numbers above 0 are accepted; reconstruction=None tunes nothing"
             )
         if not 0 <= self.held_out < 1:
             raise ValueError(
-                f"Reconstruction: held_out={self.held_out}: a fraction from 0 to below 1 is accepted"
+                f"Reconstruction: held_out={self.held_out}: a fraction from 0 to below 1 is "
+                "accepted"
             )
 
     def run(
