@@ -35,10 +35,11 @@ def canonical_form(packed: Tensor, transposed: bool) -> tuple[str, list[Tensor]]
     place = (str(packed.device), packed.data_ptr(), packed._version)
     arrays = []
     for index, array in enumerate(torch.ops.gossamer.format_arrays(canonical)):
-        known = _written.get((*place, index))
+        key = (*place, index)
+        known = _written.get(key)
         # Memory that was freed and is used again has the same address: it is compared.
         if known is None or not torch.equal(_bytes(known), _bytes(array)):
-            _written[(*place, index)] = known = array
+            _written[key] = known = array
         arrays.append(known)
     return json.dumps(form), arrays
 

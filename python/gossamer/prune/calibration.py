@@ -86,6 +86,8 @@ class Calibration:
         held_out: bool = False,
     ) -> None:
         self._held_out = held_out
+        self._tunes_half = reconstruction is not None and reconstruction.held_out
+        self._half: dict[str, Tensor] = {}  # Weights fitted to the first fold alone.
         self._left_dense = left_dense or {}
         self._journal = journal
         self._offload = offload
@@ -196,6 +198,7 @@ class Calibration:
                 entry[key] = [asdict(result) for result in found.get(key, ())]
             entry["weights"] = {fqn: self._layers[fqn].weight.data for fqn in changed}
             entry["masks"] = {fqn: self._layers[fqn].mask.mask for fqn in changed}
+            entry["halves"] = {fqn: self._half[fqn] for fqn in changed if fqn in self._half}
             self._journal.save(walk.steps, entry)
         walk.steps += 1
 
@@ -208,6 +211,8 @@ class Calibration:
             layer = self._layers[fqn]
             layer.weight.data = weight.to(layer.weight.device)
             layer.mask.mask.copy_(entry["masks"][fqn])
+            if fqn in entry["halves"]:
+                self._half[fqn] = entry["halves"][fqn].to(layer.weight.device)
         walk.report.layers += [LayerResult(**result) for result in entry["layers"]]
         walk.report.blocks += [BlockResult(**result) for result in entry["blocks"]]
         walk.report.left_dense.update(entry["left_dense"])
@@ -229,9 +234,13 @@ class Calibration:
             # What the mask drops would count as a kept weight's size.
             layer.weight.data = torch.where(layer.mask.mask, layer.weight.data, 0)
         weights = [cast(nn.Parameter, layer.weight) for layer in inside]
-        before, after = reconstruction.run(stage, weights, self._calls(stage, False), wanted)
+        half = None
+        if self._tunes_half:
+            half = [self._half.pop(layer.fqn, layer.weight.data) for layer in inside]
+        tuned = reconstruction.run(stage, weights, self._calls(stage, False), wanted, half)
         name = next(name for name, own in self._model.named_modules() if own is stage.module)
-        return BlockResult(name, before, after, time.perf_counter() - begin)
+        seconds = time.perf_counter() - begin
+        return BlockResult(name, tuned.before, tuned.after, seconds, tuned.part)
 
     def _memory(self, layer: CalibratedLayer) -> torch.device | None:
         """Where inputs of blocks have to be brought back to; None where they stay."""
@@ -244,7 +253,8 @@ class Calibration:
         problem.tokens = sums.tokens
         cross = sums.cross
         problem.cross = None if cross is None else cross / tokens
-        if len(sums.folds) > 1 and all(fold.tokens for fold in sums.folds):
+        folds = sums.folds if all(fold.tokens for fold in sums.folds) else []
+        if len(folds) > 1 and self._held_out and cross is not None:
             problem.correction = held_out_damping(dense, sums.folds)
             problem.notes["correction"] = problem.correction
         if not float(problem.gram.diagonal(dim1=-2, dim2=-1).sum()) > 0:
@@ -264,6 +274,10 @@ class Calibration:
                 f"{problem.damping:g}"
             )
         self._write(layer, problem)
+        tunes = self._tunes_half and self._stages.get(layer.fqn) is not None
+        if len(folds) > 1 and tunes and problem.solution is not None:
+            half = problem.fitted_to(folds[0])
+            self._half[layer.fqn] = layer.form.parameter(half).to(layer.weight.dtype)
         target_error = None
         if sums.dense_gram is not None:
             target_error = problem.target_error(sums.dense_gram / tokens)
@@ -293,7 +307,8 @@ class Calibration:
     def _sums(self, layer: CalibratedLayer, calls: Sequence[int]) -> Sums:
         size = layer.form.matrices(self._dense[layer.fqn]).shape[-1]
         corrects = self._target == "dense-target"
-        halves = self._held_out and corrects and len(self._batches) > 1
+        judged = (self._held_out and corrects) or self._tunes_half
+        halves = judged and len(self._batches) > 1
         sums = Sums.zeros(layer, size, corrects=corrects, halves=halves)
         for index in range(len(self._batches)):
             inputs = self._inputs(layer, index, calls, self._target == "dense-inputs")

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from gossamer.prune import device_solvers
+from gossamer.prune.correction import Fold
 from gossamer.prune.pattern import (
     CustomPattern,
     PatternFields,
@@ -139,6 +140,35 @@ class LayerProblem:
     def each(self, solve: Callable[[int], _T]) -> list[_T]:
         """Calls a solver for each of the layer's matrices."""
         return [solve(group) for group in range(len(self.dense))]
+
+    def fitted_to(self, fold: Fold) -> Tensor:
+        """Least squares on this problem's mask with the inputs of one fold: [groups, out, in].
+
+        Whatever made the solution, it is what it would be near without the other inputs.
+        """
+        assert self.mask is not None
+        ratio = self.tokens / fold.tokens
+        half = replace(
+            self,
+            gram=fold.gram / fold.tokens,
+            cross=None if fold.cross is None else fold.cross / fold.tokens,
+            correction=None if self.correction is None else self.correction * ratio,
+            tokens=fold.tokens,
+            mask=None,
+            solution=None,
+            notes={},
+        )
+        half.correct()
+        start = torch.where(self.mask, half.weight, 0)
+        gram, target = half.damped.float(), half.target().float()
+
+        def fit(group: int) -> Tensor:
+            found: Tensor = torch.ops.gossamer.refit(
+                start[group], gram[group], target[group], self.mask[group], 50, 1e-4
+            )[0]
+            return found
+
+        return torch.stack(self.each(fit))
 
     # --- Factors of H -----------------------------------------------------------------------------
 

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from gossamer.prune.stages import Call, Stage, output_of
 
-__all__ = ["Reconstruction"]
+__all__ = ["Reconstruction", "Tuned"]
 
 _BETAS = (0.9, 0.99)
 _SMALL = 1e-12
+_PARTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True)
@@ -27,36 +28,29 @@ class Reconstruction:
     layer cannot: nonlinearities, normalisation, and what a residual connection carries past.
 
     A block has as many weights as a small calibration set has outputs, so that the loss on what it
-    is tuned on says little. Batches that are held out decide how long it is tuned: a first run
-    without them finds the number of epochs at which their loss is lowest, which is 0 where tuning
-    does not help, and a second one makes as many on all batches. The layers of the block were
-    fitted to all batches before, so that those held out favour the start: tuning has to be worth
-    more than what it forgets of them.
+    is tuned on says little. With `held_out` a first run decides how much of it is worth having: it
+    starts from weights that were fitted to one half of the batches, is tuned on that half, and the
+    other half chooses how far to go from the one to the other. The second run starts from weights
+    that were fitted to all batches, is tuned on all, and goes as far; it is left out where the
+    first one said not at all.
 
     Attributes:
-        epochs: passes over the batches, at most.
+        epochs: passes over the batches.
         rate: the first step's length, as a fraction of the root mean square of a layer's kept
             weights; it falls to 0 on a cosine.
-        held_out: the fraction of the batches, evenly among them, that judge. With 0, or a single
-            batch, all of them train and judge in one run.
-        patience: the first run ends when so many epochs did not lower the loss.
+        held_out: whether batches that are held out decide. Without it, and for a single batch,
+            the epoch with the lowest loss is taken, the start included.
     """
 
     epochs: int = 20
     rate: float = 0.02
-    held_out: float = 0.25
-    patience: int = 4
+    held_out: bool = True
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or not self.rate > 0 or self.patience < 1:
+        if self.epochs < 1 or not self.rate > 0:
             raise ValueError(
-                f"Reconstruction: epochs={self.epochs}, rate={self.rate}, patience={self.patience}"
-                ": numbers above 0 are accepted; reconstruction=None tunes nothing"
-            )
-        if not 0 <= self.held_out < 1:
-            raise ValueError(
-                f"Reconstruction: held_out={self.held_out}: a fraction from 0 to below 1 is "
-                "accepted"
+                f"Reconstruction: epochs={self.epochs}, rate={self.rate}: numbers above 0 are "
+                "accepted; reconstruction=None tunes nothing"
             )
 
     def run(
@@ -65,7 +59,8 @@ class Reconstruction:
         weights: Sequence[nn.Parameter],
         calls: Sequence[Call],
         wanted: Sequence[Tensor],
-    ) -> tuple[float, float]:
+        half: Sequence[Tensor] | None = None,
+    ) -> Tuned:
         """Changes the weights in place.
 
         Args:
@@ -73,67 +68,57 @@ class Reconstruction:
             weights: the dense parameters under its live masks.
             calls: the block's arguments for each batch.
             wanted: what it is to give for each.
-
-        Returns:
-            The loss on all batches before and after, as a fraction of ‖B₀(X₀)‖².
+            half: the weights as fitted to the batches 0, 2, 4, … alone; None takes the best epoch.
         """
         frozen = [weight for weight in weights if not weight.requires_grad]
         for weight in frozen:
             weight.requires_grad_(True)
         try:
-            return self._tune(_Block(stage, weights, calls, wanted))
+            return self._tune(_Block(stage, weights, calls, wanted), half)
         finally:
             for weight in frozen:
                 weight.requires_grad_(False)
 
-    def _tune(self, block: _Block) -> tuple[float, float]:
+    def _tune(self, block: _Block, half: Sequence[Tensor] | None) -> Tuned:
         everything = range(len(block.calls))
-        judges = self.judges(len(everything))
-        start = [weight.detach().clone() for weight in block.weights]
-        if not judges:
-            found = self._descend(block, everything, everything, self.epochs)
-            return found.before, found.after
-        others = [index for index in everything if index not in judges]
         before = block.loss(everything)
-        found = self._descend(block, others, judges, self.patience)
+        start = block.values()
+        if half is None or len(everything) < 2:
+            return self._best_epoch(block, before)
+        block.write(half)
+        self._descend(block, everything[::2])
+        part = _best_part(block, half, block.values(), everything[1::2])
         block.write(start)
-        for _ in self._epochs(block, everything, found.epoch):
-            pass
-        return before, block.loss(everything)
+        if part == 0:
+            return Tuned(before, before, part)
+        self._descend(block, everything)
+        block.write(_between(start, block.values(), part))
+        return Tuned(before, block.loss(everything), part)
 
-    def judges(self, batches: int) -> list[int]:
-        """The batches that are held out, of so many: every so many there is one."""
-        count = min(round(batches * self.held_out), batches - 1)
-        return [(2 * i + 1) * batches // (2 * count) for i in range(count)]
-
-    def _descend(
-        self, block: _Block, seen: Sequence[int], judges: Sequence[int], patience: int
-    ) -> _Found:
-        """Leaves the weights of the best epoch in the block."""
-        best = [weight.detach().clone() for weight in block.weights]
-        before = block.loss(judges)
-        found = _Found(0, before, before)
-        for epoch in self._epochs(block, seen, self.epochs):
-            now = block.loss(judges)
-            if now < found.after:
-                found = _Found(epoch, before, now)
-                best = [weight.detach().clone() for weight in block.weights]
-            elif epoch - found.epoch >= patience:
-                break
+    def _best_epoch(self, block: _Block, before: float) -> Tuned:
+        everything, best, after = range(len(block.calls)), block.values(), before
+        for _ in self._epochs(block, everything):
+            now = block.loss(everything)
+            if now < after:
+                after, best = now, block.values()
         block.write(best)
-        return found
+        return Tuned(before, after, 1.0)
 
-    def _epochs(self, block: _Block, seen: Sequence[int], count: int) -> Iterator[int]:
-        """Makes `count` epochs; yields the number of each, from 1."""
+    def _descend(self, block: _Block, seen: Sequence[int]) -> None:
+        for _ in self._epochs(block, seen):
+            pass
+
+    def _epochs(self, block: _Block, seen: Sequence[int]) -> Iterator[None]:
+        """Yields after each epoch."""
         weights = block.weights
         masters = [weight.detach().float().clone() for weight in weights]
         lengths = [self.rate * float(_root_mean_square(master)) for master in masters]
         first = [torch.zeros_like(master) for master in masters]
         second = [torch.zeros_like(master) for master in masters]
-        for step in range(count * len(seen)):
+        steps = self.epochs * len(seen)
+        for step in range(steps):
             grads = block.gradients(seen[step % len(seen)])
-            # The first of many epochs is the same however many follow.
-            decay = (1 + math.cos(math.pi * step / (self.epochs * len(seen)))) / 2
+            decay = (1 + math.cos(math.pi * step / steps)) / 2
             fixes = [1 - beta ** (step + 1) for beta in _BETAS]
             for i, grad in enumerate(grads):
                 first[i].lerp_(grad.float(), 1 - _BETAS[0])
@@ -142,16 +127,22 @@ class Reconstruction:
                 masters[i] -= decay * lengths[i] * (first[i] / fixes[0]) / size
                 weights[i].data.copy_(masters[i])
             if (step + 1) % len(seen) == 0:
-                yield (step + 1) // len(seen)
+                yield
 
 
 @dataclass(frozen=True)
-class _Found:
-    """The epoch with the lowest loss, 0 for the start, and that loss beside the start's."""
+class Tuned:
+    """What tuning did to a block.
 
-    epoch: int
+    Attributes:
+        before: the loss on all batches before, as a fraction of ‖B₀(X₀)‖².
+        after: the same after.
+        part: how far the weights went to where tuning led, from 0 to 1.
+    """
+
     before: float
     after: float
+    part: float
 
 
 @dataclass(frozen=True)
@@ -162,6 +153,9 @@ class _Block:
     weights: Sequence[nn.Parameter]
     calls: Sequence[Call]
     goals: Sequence[Tensor]
+
+    def values(self) -> list[Tensor]:
+        return [weight.detach().clone() for weight in self.weights]
 
     def write(self, values: Sequence[Tensor]) -> None:
         for weight, value in zip(self.weights, values, strict=True):
@@ -184,6 +178,23 @@ class _Block:
             missed += float((given - wanted).square().sum())
             whole += float(wanted.square().sum())
         return missed / max(whole, _SMALL)
+
+
+def _between(start: Sequence[Tensor], end: Sequence[Tensor], part: float) -> list[Tensor]:
+    return [
+        torch.lerp(a.float(), b.float(), part).to(a.dtype) for a, b in zip(start, end, strict=True)
+    ]
+
+
+def _best_part(
+    block: _Block, start: Sequence[Tensor], end: Sequence[Tensor], judges: Sequence[int]
+) -> float:
+    """How far from start to end the loss of the judges is lowest."""
+    losses = {}
+    for part in _PARTS:
+        block.write(_between(start, end, part))
+        losses[part] = block.loss(judges)
+    return min(losses, key=lambda part: losses[part])
 
 
 def _gradients(loss: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
