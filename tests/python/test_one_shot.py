@@ -20,6 +20,7 @@ from gossamer.prune import (
     Best,
     ByMagnitude,
     ByObs,
+    ByRandom,
     ByWanda,
     LayerProblem,
     LayerResult,
@@ -287,6 +288,30 @@ def test_a_method_of_ones_own() -> None:
     assert report.layers[0].pattern == "band"
     want = Band().select(torch.zeros(32, 16))
     assert torch.equal(model[0].weight != 0, want)
+
+
+def test_chance_is_the_floor_of_scores() -> None:
+    dense, batches, errors = net(), data(), {}
+    for name, score in (("chance", ByRandom()), ("again", ByRandom()), ("wanda", ByWanda())):
+        model = copy.deepcopy(dense)
+        method = OneShot("unstructured:0.5", score, scope="columns:8")
+        method.prepare(model)
+        errors[name] = method.calibrate(batches).mean_error
+    assert errors["chance"] == errors["again"]
+    assert errors["wanda"] < 0.7 * errors["chance"]
+
+
+def test_a_sweep_takes_its_blocks_from_the_scope() -> None:
+    dense, batches, masks = net(), data(), []
+    for scope, block in (("columns:8", 128), ("tensor", 8)):
+        model = copy.deepcopy(dense)
+        method = OneShot("unstructured:0.5", ObsSweep(block), scope=scope)
+        method.prepare(model)
+        method.calibrate(batches)
+        masks.append([method.mask(group) for group in method.groups])
+    assert all(torch.equal(a, b) for a, b in zip(*masks, strict=True))
+    method = ALPS("unstructured:0.5", scope="columns:8")
+    fails(net(), method, data(), "Admm, '0.weight': scope 'columns:8': 'row' or 'tensor'")
 
 
 def test_swap_lowers_the_error_of_wanda_by_more_than_half() -> None:
