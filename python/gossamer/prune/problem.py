@@ -147,6 +147,7 @@ class LayerProblem:
         Whatever made the solution, it is what it would be near without the other inputs.
         """
         assert self.mask is not None
+        mask = self.mask
         ratio = self.tokens / fold.tokens
         half = replace(
             self,
@@ -159,12 +160,12 @@ class LayerProblem:
             notes={},
         )
         half.correct()
-        start = torch.where(self.mask, half.weight, 0)
+        start = torch.where(mask, half.weight, 0)
         gram, target = half.damped.float(), half.target().float()
 
         def fit(group: int) -> Tensor:
             found: Tensor = torch.ops.gossamer.refit(
-                start[group], gram[group], target[group], self.mask[group], 50, 1e-4
+                start[group], gram[group], target[group], mask[group], 50, 1e-4
             )[0]
             return found
 
