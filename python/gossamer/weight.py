@@ -31,13 +31,13 @@ from gossamer._quantization import (
     quantized_dtypes,
 )
 from gossamer._weight_facts import Facts, facts_of
+from gossamer._weight_pickle import canonical_form, with_float8
 from gossamer._weight_tables import FUNCTIONS, OPERATORS, refuse
 
 __all__ = ["SparseWeight", "conv2d", "linear"]
 
 _F_linear = torch.nn.functional.linear
 _F_conv2d = torch.nn.functional.conv2d
-_FLOAT8 = torch.float8_e4m3fn
 _addmm = torch.addmm
 
 
@@ -375,15 +375,10 @@ class SparseWeight(torch.Tensor):
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Pickles the canonical format, and by name what it was laid out and planned as."""
         info = _ops.info(self.packed)
-        canonical = torch.ops.gossamer.convert(self.packed, "format")
-        form = _ops.info(canonical)
-        form["transposed"] = self.transposed
-        arrays = torch.ops.gossamer.format_arrays(canonical)
-        # torch pickles float8 tensors but cannot read them back: they travel as bytes.
-        form["float8"] = [i for i, array in enumerate(arrays) if array.dtype == _FLOAT8]
+        form, arrays = canonical_form(self.packed, self.transposed)
         state = (
-            json.dumps(form),
-            [array.view(torch.uint8) if array.dtype == _FLOAT8 else array for array in arrays],
+            form,
+            arrays,
             info["layout"],
             json.dumps(info["plan"]),
             self.dense is not None,
@@ -465,10 +460,7 @@ def _rebuild_sparse_weight(
 ) -> SparseWeight:
     """What a pickled weight becomes. The arrays may come from anywhere: each is checked."""
     ops = torch.ops.gossamer
-    described = json.loads(info)
-    as_float8 = described.pop("float8", [])
-    arrays = [array.view(_FLOAT8) if i in as_float8 else array for i, array in enumerate(arrays)]
-    packed = ops.from_format_arrays(json.dumps(described), arrays)
+    packed = ops.from_format_arrays(*with_float8(info, arrays))
     form = _ops.info(packed)
     # Tiles that were saved on a GPU and are loaded without one stay in their format: only that is
     # computed here.

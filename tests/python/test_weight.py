@@ -305,6 +305,38 @@ def test_saved_and_loaded(pattern: str, transposed: bool) -> None:
     assert loaded.plan == weight.plan
 
 
+def test_a_shared_weight_is_written_once() -> None:
+    w = sparse_matrix(128, 256)
+    model = nn.ModuleDict({name: nn.Linear(256, 128) for name in ("a", "b", "c")})
+    shared = nn.Parameter(SparseWeight.from_dense(w), requires_grad=False)
+    for name in ("a", "b"):
+        model[name].weight = shared
+    model["c"].weight = nn.Parameter(SparseWeight.from_dense(2 * w), requires_grad=False)
+    sizes = {}
+    for names in ("a", "ab", "ac"):
+        buffer = io.BytesIO()
+        state = {f"{name}.weight": model.state_dict()[f"{name}.weight"] for name in names}
+        torch.save(state, buffer)
+        sizes[names] = buffer.tell()
+        buffer.seek(0)
+        for name, value in torch.load(buffer, weights_only=True).items():
+            assert torch.equal(value.to_dense(), w if name < "c" else 2 * w), name
+    # A second name costs the entries of the archive and no values.
+    own = shared.packed_bytes
+    assert sizes["ab"] - sizes["a"] < 0.1 * own
+    assert sizes["ac"] - sizes["a"] > 0.9 * own
+
+
+def test_a_weight_that_changed_is_not_taken_for_the_one_that_was_written() -> None:
+    w = sparse_matrix(16, 32)
+    weight = SparseWeight.from_dense(w)
+    _, (_, arrays, *_) = weight.__reduce_ex__(2)
+    torch.ops.gossamer.pack_(weight.packed, 3 * w, None)
+    rebuild, state = weight.__reduce_ex__(2)
+    assert torch.equal(rebuild(*state).to_dense(), 3 * w)
+    assert arrays is not state[1]
+
+
 def test_a_whole_module_is_pickled() -> None:
     layer, w = packed_layer()
     buffer = io.BytesIO()
