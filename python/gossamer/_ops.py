@@ -26,8 +26,8 @@ _OLDEST_TORCH = (2, 10)
 RESULT_BIT = 6
 FLOAT8_BIT = 23
 ACCURATE_BIT = 24
-"""Of the argument `layout` on a GPU: two bits for the result's dtype; the values of a quantized weight
-are float8, and their sums are to be accurate (src/torch/cuda_layout_argument.h)."""
+"""Of the argument `layout` on a GPU: two bits for the result's dtype; the values of a quantized
+weight are float8, and their sums are to be accurate (src/torch/cuda_layout_argument.h)."""
 _RESULT_DTYPES = (None, torch.bfloat16, torch.float16, torch.float32)
 
 _Fake = TypeVar("_Fake", bound=Callable[..., Any])
