@@ -48,8 +48,8 @@ void requantize_all(const float* x, std::int64_t count, float inverse, std::int8
   }
 }
 
-/// At a given scale; what lies beyond 127 of its steps becomes ±127. A piece at a time, whose second
-/// reading finds it in L1: one loop for both would mix widths, and is slower.
+/// At a given scale; what lies beyond 127 of its steps becomes ±127. A piece at a time, whose
+/// second reading finds it in L1: one loop for both would mix widths, and is slower.
 float quantize_at(const float* x, std::int64_t count, float scale, std::int8_t* q) {
   constexpr std::int64_t kPiece = 2048;
   const float inverse = 1.0f / scale;
