@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <optional>
 
 #include "core/fail.h"
@@ -78,19 +79,20 @@ Forced forced_kernel(const PackedView& weight, const Machine& machine, const Pla
                                     machine.name));
 }
 
-// Portable rows are left out where the layout has a faster one here.
+// Rows are left out where the layout has one of wider vectors here: they are no faster, and fewer
+// candidates leave each more rounds.
 std::vector<const Conv2dKernel*> runnable_rows(const PackedView& weight, const Machine& machine,
                                                MemoryMode memory, const Forced& forced) {
   if (forced.row != nullptr) return {forced.row};
   std::vector<const Conv2dKernel*> rows;
-  bool any_fast = false;
+  std::map<Layout, int> widest;
   for (const Conv2dKernel& row : conv2d_kernels()) {
     if (!runs_here(row, weight, machine)) continue;
     if (memory == MemoryMode::kLow && !plan::is_small(weight, row.layout)) continue;
     rows.push_back(&row);
-    any_fast |= row.needs != kIsaGeneric;
+    widest[row.layout] = std::max(widest[row.layout], row.lanes);
   }
-  if (any_fast) std::erase_if(rows, [](const auto* row) { return row->needs == kIsaGeneric; });
+  std::erase_if(rows, [&](const auto* row) { return row->lanes < widest[row->layout]; });
   return rows;
 }
 
