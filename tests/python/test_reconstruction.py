@@ -92,7 +92,7 @@ def tuned(wanted: list[Tensor], half: bool) -> tuple[Tensor, Tensor, Tuned]:
     calls = [((x,), {}) for x in torch.randn(len(wanted), 32, 6)]
     goals = [x @ (before + add).T for ((x,), _), add in zip(calls, wanted, strict=True)]
     with torch.no_grad():
-        found = Reconstruction().run(
+        found = Reconstruction(epochs=60, rate=0.1).run(
             Stage(layer), [layer.weight], calls, goals, [before] if half else None
         )
     return before, layer.weight.detach(), found

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gossamer.prune.correction import Fold
+from gossamer.prune.correction import Fold, joined
 from gossamer.prune.layer import LayerForm
 from gossamer.prune.mask import Mask
 from gossamer.prune.problem import LayerProblem
@@ -45,7 +45,7 @@ class Sums:
     """What a group's inputs add up to: [groups, in, in], float64, sums over tokens.
 
     Attributes:
-        folds: XᵀX and X₀ᵀX, in two halves where something is judged on one of them.
+        folds: XᵀX and X₀ᵀX, in several parts where something is judged on one of them.
         dense_gram: X₀ᵀX₀, where the dense model's outputs are the target.
     """
 
@@ -53,22 +53,22 @@ class Sums:
     dense_gram: Tensor | None
 
     @classmethod
-    def zeros(cls, layer: CalibratedLayer, size: int, *, corrects: bool, halves: bool) -> Sums:
+    def zeros(cls, layer: CalibratedLayer, size: int, *, corrects: bool, folds: int) -> Sums:
         """Nothing yet.
 
         Args:
             layer: of the group.
             size: inputs of a row.
             corrects: whether there are inputs of the dense model too.
-            halves: whether batches are put into two folds.
+            folds: into how many parts batches are put, one after the other.
         """
 
         def matrix() -> Tensor:
             shape = (layer.form.groups, size, size)
             return torch.zeros(shape, dtype=torch.float64, device=layer.weight.device)
 
-        folds = [Fold(matrix(), matrix() if corrects else None) for _ in range(1 + halves)]
-        return cls(folds, matrix() if corrects else None)
+        made = [Fold(matrix(), matrix() if corrects else None) for _ in range(folds)]
+        return cls(made, matrix() if corrects else None)
 
     def add(self, layer: CalibratedLayer, x: Tensor, x0: Tensor | None, index: int) -> None:
         """Adds rows of inputs [groups, tokens, in] of batch `index`, and the dense model's."""
@@ -84,17 +84,9 @@ class Sums:
         """How many there are."""
         return sum(fold.tokens for fold in self.folds)
 
-    @property
-    def gram(self) -> Tensor:
-        """XᵀX over all tokens."""
-        first, *others = (fold.gram for fold in self.folds)
-        return first + others[0] if others else first
-
-    @property
-    def cross(self) -> Tensor | None:
-        """X₀ᵀX over all tokens."""
-        found = [fold.cross for fold in self.folds if fold.cross is not None]
-        return torch.stack(found).sum(dim=0) if len(found) > 1 else found[0] if found else None
+    def total(self) -> Fold:
+        """The sums over all folds."""
+        return joined(self.folds)
 
 
 def add_products(gram: Tensor, layer: CalibratedLayer, x: Tensor, y: Tensor) -> None:

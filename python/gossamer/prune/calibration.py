@@ -22,7 +22,7 @@ from gossamer.prune.capture import (
     evaluating,
     find_order,
 )
-from gossamer.prune.correction import held_out_damping
+from gossamer.prune.correction import FOLDS, held_out_damping, joined
 from gossamer.prune.journal import Journal
 from gossamer.prune.kept_calls import Kept
 from gossamer.prune.problem import LayerProblem
@@ -169,7 +169,7 @@ class Calibration:
         """Prunes layers that always get the same input."""
         layers = [self._layers[fqn] for fqn in group]
         sums = self._sums(layers[0], calls)
-        inputs = sums.gram.shape[-1]
+        inputs = sums.folds[0].gram.shape[-1]
         if not all(calls) and sums.tokens < inputs:
             # Of a layer that is called now and then, an expert say, so few inputs say nothing.
             why = f"some batches never reach it, and it saw {sums.tokens} inputs of {inputs}"
@@ -249,12 +249,12 @@ class Calibration:
     def _solve(self, layer: CalibratedLayer, sums: Sums) -> LayerResult:
         tokens = max(sums.tokens, 1)
         dense = layer.form.matrices(self._dense[layer.fqn].float())
-        problem = layer.problem(dense, sums.gram / tokens)
+        total = sums.total()
+        problem = layer.problem(dense, total.gram / tokens)
         problem.tokens = sums.tokens
-        cross = sums.cross
-        problem.cross = None if cross is None else cross / tokens
+        problem.cross = None if total.cross is None else total.cross / tokens
         folds = sums.folds if all(fold.tokens for fold in sums.folds) else []
-        if len(folds) > 1 and self._held_out and cross is not None:
+        if len(folds) > 1 and self._held_out and total.cross is not None:
             problem.correction = held_out_damping(dense, sums.folds)
             problem.notes["correction"] = problem.correction
         if not float(problem.gram.diagonal(dim1=-2, dim2=-1).sum()) > 0:
@@ -276,7 +276,7 @@ class Calibration:
         self._write(layer, problem)
         tunes = self._tunes_half and self._stages.get(layer.fqn) is not None
         if len(folds) > 1 and tunes and problem.solution is not None:
-            half = problem.fitted_to(folds[0])
+            half = problem.fitted_to(joined(folds[::2]))
             self._half[layer.fqn] = layer.form.parameter(half).to(layer.weight.dtype)
         target_error = None
         if sums.dense_gram is not None:
@@ -308,8 +308,8 @@ class Calibration:
         size = layer.form.matrices(self._dense[layer.fqn]).shape[-1]
         corrects = self._target == "dense-target"
         judged = (self._held_out and corrects) or self._tunes_half
-        halves = judged and len(self._batches) > 1
-        sums = Sums.zeros(layer, size, corrects=corrects, halves=halves)
+        folds = min(FOLDS, len(self._batches)) if judged else 1
+        sums = Sums.zeros(layer, size, corrects=corrects, folds=folds)
         for index in range(len(self._batches)):
             inputs = self._inputs(layer, index, calls, self._target == "dense-inputs")
             dense = self._inputs(layer, index, calls, True) if corrects else [None] * len(inputs)

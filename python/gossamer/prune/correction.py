@@ -10,7 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Fold", "held_out_damping"]
+__all__ = ["FOLDS", "Fold", "held_out_damping", "joined"]
+
+FOLDS = 4
+"""Into how many parts batches are put. More would fit to more of them, and take more memory."""
 
 # From what Cholesky needs to where nothing is corrected any more; the last is infinite.
 _DAMPINGS = (*(10 ** (step / 4) for step in range(-8, 13)), math.inf)
@@ -31,27 +34,38 @@ class Fold:
     tokens: int = 0
 
 
+def joined(folds: Sequence[Fold]) -> Fold:
+    """The sums over several folds."""
+    cross = [fold.cross for fold in folds if fold.cross is not None]
+    gram = [fold.gram for fold in folds]
+    return Fold(
+        torch.stack(gram).sum(dim=0) if len(gram) > 1 else gram[0],
+        torch.stack(cross).sum(dim=0) if len(cross) > 1 else cross[0] if cross else None,
+        sum(fold.tokens for fold in folds),
+    )
+
+
 def held_out_damping(dense: Tensor, folds: Sequence[Fold]) -> float:
     """The damping of the correction that predicts best what it has not seen.
 
     The correction W·(C − G)·(G + δI)⁻¹ is a ridge regression of what the dense model gives beyond
-    this layer, W·(X₀ − X), on X. δ is fitted on one half of the inputs and judged on the other, and
-    the other way round. In eigenvectors of G a δ costs a quadratic form.
+    this layer, W·(X₀ − X), on X. It is fitted to all folds but one and judged on that one, for each
+    in turn. In eigenvectors of G a δ costs a quadratic form.
 
     Args:
         dense: W, [groups, out, in].
-        folds: two halves, each with tokens.
+        folds: two or more, each with tokens.
 
     Returns:
-        δ for both halves together, as a fraction of the mean of diag(G); infinite where no
+        δ for all folds together, as a fraction of the mean of diag(G); infinite where no
         correction is best.
     """
     lost = torch.zeros(len(_DAMPINGS), dtype=torch.float64)
-    for fitted, judge in (folds, folds[::-1]):
-        lost += _lost(dense.double(), fitted, judge).cpu()
-    best = _DAMPINGS[int(lost.argmin())]
+    for index, judge in enumerate(folds):
+        others = joined([*folds[:index], *folds[index + 1 :]])
+        lost += _lost(dense.double(), others, judge).cpu()
     # As a sum over tokens, the best ridge does not grow with them.
-    return best * max(fold.tokens for fold in folds) / sum(fold.tokens for fold in folds)
+    return _DAMPINGS[int(lost.argmin())] * (1 - 1 / len(folds))
 
 
 def _lost(dense: Tensor, fitted: Fold, judge: Fold) -> Tensor:

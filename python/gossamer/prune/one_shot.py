@@ -59,7 +59,7 @@ class OneShot(Sparsifier):
         damping: δ of H = G + δI, as a fraction of the mean of diag(G). Where H is not positive
             definite all the same, it is raised tenfold, up to 1, and the report says so.
         held_out_correction: finds, for each layer, the damping of the correction to the dense
-            target by cross-validation over two halves of the batches, from `damping` to no
+            target by cross-validation over four parts of the batches, from `damping` to no
             correction at all. Without it, and for a single batch, it is `damping`.
         reconstruction: tunes the kept weights of each block after its layers; None does not.
             Blocks are members of an `nn.ModuleList` or `nn.Sequential` that run once in a pass.
