@@ -18,7 +18,7 @@ import math
 import os
 import tempfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from gossamer._cuda_device import first_line, no_kernels
 from gossamer._quantization import VALUE_DTYPES
 from gossamer._quantized_check import discrepancy
 from gossamer._tune_cuda import Measured
+from gossamer._weight_facts import FIRST_HALVED_BUCKET, UPPER_PACKED_SHIFT
 from gossamer.version import __version__
 from gossamer.weight import SparseWeight
 
@@ -40,15 +41,21 @@ BUCKETS: tuple[tuple[int, ...], ...] = (
     (1,),
     (2, 8),
     (9, 32),
-    (33, 128),
-    (129, 512),
-    (513, 2048),
+    (33, 64),
+    (65, 128),
+    (129, 256),
+    (257, 512),
+    (513, 1024),
+    (1025, 2048),
     (2049, 8192),
 )
-"""Token counts at which each bucket of gossamer/linear.h is timed: both ends, the last one's where
-activations of most models end."""
+"""Buckets of token counts, of gossamer/linear.h or halves of them, by the counts at which each is
+timed: both ends, the last one's where activations of most models end."""
 
 BUCKET_ENDS = [counts[-1] for counts in BUCKETS[:-1]]
+
+_BUCKET_OF = [_tune_cuda.operator_bucket(counts[-1]) for counts in BUCKETS]
+_OPERATOR_BUCKETS = 7
 
 WIN = 1.05
 NOT_SLOWER = 0.97
@@ -86,8 +93,26 @@ class CudaPlan:
 
     @property
     def dense_buckets(self) -> list[str | None]:
-        """For each bucket "dense" or None, as the packed weight's header keeps it."""
-        return ["dense" if c["kernel"] == "dense" else None for c in self.choices]
+        """For each bucket of gossamer/linear.h "dense", where a half of it is, or None.
+
+        As the packed weight's header keeps it.
+        """
+        dense: list[str | None] = [None] * _OPERATOR_BUCKETS
+        for bucket, choice in zip(_BUCKET_OF, self.choices, strict=False):  # or none
+            if choice["kernel"] == "dense":
+                dense[bucket] = "dense"
+        return dense
+
+    @property
+    def upper_packed(self) -> int:
+        """Bits of `layout` for those of these buckets whose upper half is packed all the same."""
+        bits, dense = 0, self.dense_buckets
+        for bucket, choice in zip(_BUCKET_OF, self.choices, strict=False):  # or none
+            # The last one of a bucket counts: its upper half.
+            if dense[bucket] and _BUCKET_OF.count(bucket) == 2:
+                place = 1 << (UPPER_PACKED_SHIFT + bucket - FIRST_HALVED_BUCKET)
+                bits = bits & ~place if choice["kernel"] == "dense" else bits | place
+        return bits
 
 
 def obstacle(
@@ -162,7 +187,6 @@ def plan_24(
             row or _kernel_at(dense, counts[-1], quantization)
             for row, counts in zip(found.rows, BUCKETS, strict=True)
         ]
-        rows = _rows_argument(found.rows, dense, quantization)
     # Whatever a GPU, its driver or its full memory answers: a plan is a help, not a condition.
     except Exception as error:
         failure = f"comparing it with dense failed: {first_line(error)}"
@@ -170,8 +194,11 @@ def plan_24(
             return CudaPlan(False, [], f"plain: {failure}")
         return CudaPlan(True, [], f"packed at every token count; {failure}")
     plan = decide(found.times, kernels, memory, dense.numel() * dense.element_size())
-    reason = "; ".join([plan.reason, *found.left_out])
-    return replace(plan, reason=reason, rows=rows if plan.sparse else 0)
+    plan = replace(plan, reason="; ".join([plan.reason, *found.left_out]))
+    if not plan.sparse:
+        return plan
+    rows = _rows_argument(_rows_of_buckets(found.rows, plan.choices), dense, quantization)
+    return replace(plan, rows=rows | plan.upper_packed)
 
 
 def decide(times: list[list[float]], kernels: list[str], memory: str, dense_bytes: int) -> CudaPlan:
@@ -197,6 +224,7 @@ def decide(times: list[list[float]], kernels: list[str], memory: str, dense_byte
                 "reason": f"packed {ms:.4f} ms, dense {dense_ms:.4f} ms at {tokens} tokens",
             }
         )
+    _agree_in_halves(choices)
     size = f"{dense_bytes / 1e6:.3g} MB"
     if not wins:
         return CudaPlan(False, _all_dense(choices), "plain: no token count gains 5 % packed")
@@ -215,6 +243,22 @@ def decide(times: list[list[float]], kernels: list[str], memory: str, dense_byte
             f"{', '.join(losses)}",
         )
     return CudaPlan(True, choices, "faster packed, and nowhere slower")
+
+
+def _agree_in_halves(choices: list[dict[str, Any]]) -> None:
+    """Only the upper half of a bucket can be packed alone: where it is dense, so is the lower."""
+    for i in range(1, len(choices)):
+        if _BUCKET_OF[i] == _BUCKET_OF[i - 1] and choices[i]["kernel"] == "dense":
+            (choices[i - 1],) = _all_dense(choices[i - 1 : i])
+
+
+def _rows_of_buckets(rows: Sequence[str], choices: Sequence[Mapping[str, Any]]) -> list[str]:
+    """For each bucket of gossamer/linear.h the row that its packed halves agree on, or ""."""
+    found: list[set[str]] = [set() for _ in range(_OPERATOR_BUCKETS)]
+    for bucket, row, choice in zip(_BUCKET_OF, rows, choices, strict=True):
+        if choice["kernel"] != "dense":
+            found[bucket].add(row)
+    return [next(iter(names)) if len(names) == 1 else "" for names in found]
 
 
 def _all_dense(choices: list[dict[str, Any]]) -> list[dict[str, Any]]:

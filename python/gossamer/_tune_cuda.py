@@ -31,6 +31,7 @@ __all__ = [
     "choose",
     "discrepancy",
     "measure",
+    "operator_bucket",
     "rows_argument",
 ]
 
@@ -51,6 +52,7 @@ _MOST_COPIES = 32
 # The argument `layout` of the operators (src/torch/cuda_layout_argument.h).
 ROW_SHIFT = 25
 ROW_BITS = 5
+_OPERATOR_ENDS = (1, 8, 32, 128, 512, 2048)
 TABLE_SHIFT = 61
 
 _TOKENS_AT_ONCE = 1024
@@ -123,17 +125,24 @@ def choose(
     return ranked[0], options[ranked[0]]
 
 
+def operator_bucket(tokens: int) -> int:
+    """Which bucket of gossamer/linear.h so many tokens are in."""
+    return sum(tokens > end for end in _OPERATOR_ENDS)
+
+
 def rows_argument(names: Sequence[str], rows: Sequence[Row]) -> int:
     """The bits of the argument `layout` that name a row for each bucket.
 
     Args:
-        names: for each bucket a row, or "".
+        names: for each bucket of gossamer/linear.h a row, or ""; the first one's counts where it is
+            alone.
         rows: the table of the weight's dtype; a name that is not in it is left to the cost model.
     """
     numbers = {row["name"]: row["row"] for row in rows}
     bits = 0
     for bucket, name in enumerate(names):
-        bits |= numbers.get(name, 0) << (ROW_SHIFT + ROW_BITS * bucket)
+        if bucket > 0 or len(names) == 1:  # one token shares the bits of two to eight
+            bits |= numbers.get(name, 0) << (ROW_SHIFT + ROW_BITS * max(bucket, 1))
     return bits | rows[0]["table"] << TABLE_SHIFT if bits else 0
 
 
@@ -265,7 +274,8 @@ def _measure_here(
     offset = dense.new_zeros(dense.shape[0]) if bias else None
     reference = Reference(weight, dense)
     result = Measured([], [])
-    for bucket, counts in enumerate(buckets):
+    for counts in buckets:
+        bucket = operator_bucket(counts[-1])
         tables = [table(tokens) for tokens in counts]
         tried = candidates(tables)
         picks = [str(min(rows, key=lambda row: row["seconds"])["name"]) for rows in tables]

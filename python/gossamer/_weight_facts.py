@@ -27,6 +27,12 @@ DTYPES = {
 }
 
 
+# src/torch/cuda_layout_argument.h
+UPPER_PACKED_SHIFT = 25
+FIRST_HALVED_BUCKET = 3
+HALVED_BUCKETS = 3
+
+
 class Facts(NamedTuple):
     """What does not change with the bytes."""
 
@@ -48,11 +54,17 @@ class Facts(NamedTuple):
     core's 14 bits."""
     rows: int = 0
     """Bits of `layout_argument` that name a row of the GPU's kernel table for each bucket
-    (`_tune_cuda.rows_argument`). They live as long as the weight: a file has none, and what it
-    becomes is planned anew or left to the cost model."""
+    (`_tune_cuda.rows_argument`), and the buckets of which only the lower half is dense. They live
+    as long as the weight: a file has none, and what it becomes is planned anew or left to the cost
+    model."""
     input_scale: float = 0.0
     """What inputs of a quantized weight are rounded at, as calibration found it; 0 where each token
     (image) gets a scale of its own in every call."""
+
+    def packs_upper_half(self, bucket: int) -> bool:
+        """Whether the plan of a GPU runs packed in the upper half of a bucket that is dense."""
+        halved = bucket - FIRST_HALVED_BUCKET
+        return 0 <= halved < HALVED_BUCKETS and bool(self.rows >> UPPER_PACKED_SHIFT + halved & 1)
 
     def layout_argument(self, device: torch.device) -> int:
         """What the operators are told of the bytes beside the inputs and outputs of a call.

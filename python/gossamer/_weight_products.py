@@ -151,8 +151,11 @@ def _runs_dense(x: Tensor, weight: SparseWeight) -> bool:
     """The plan runs dense for so many tokens: torch's call itself then, not by way of ours."""
     if is_dynamo_compiling() or _is_any_autocast_enabled():
         return False
-    bucket = bisect_left(_BUCKET_ENDS, x.numel() // weight.in_features)
-    return bool(weight._dense_buckets >> bucket & 1)
+    tokens = x.numel() // weight.in_features
+    bucket = bisect_left(_BUCKET_ENDS, tokens)
+    if not weight._dense_buckets >> bucket & 1:
+        return False
+    return not weight._facts.packs_upper_half(bucket) or tokens * 2 <= _BUCKET_ENDS[bucket]
 
 
 def product(

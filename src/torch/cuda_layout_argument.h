@@ -19,8 +19,11 @@ namespace gossamer::door::cuda_ops {
 //   15        the inputs are told: modulo 128 in the next seven bits; tiles are padded, so that the
 //             bytes alone do not tell 60 inputs from 64
 //   23, 24    of a quantized weight: its values are float8, their sums are to be accurate
-//   25 .. 59  five bits for each bucket: the row of the kernel table that was the fastest there
-//             (LinearSp24Args::tuned_row), 0 where the cost model chooses
+//   25 .. 27  for the buckets of 33 to 2048 tokens: the upper half of a bucket that is said to run
+//             dense is packed all the same
+//   30 .. 59  five bits for each bucket but the first, which shares those of the second: the row of
+//             the kernel table that was the fastest there (LinearSp24Args::tuned_row), 0 where the
+//             cost model chooses
 //   60        the weight is a stack of matrices
 //   61, 62    which table those rows are counted in (linear_sp24_table)
 inline constexpr int kResultShift = 6;
@@ -30,8 +33,12 @@ inline constexpr int kInputsShift = 16;
 inline constexpr int kInputsBits = 7;
 inline constexpr int kFloat8Shift = 23;
 inline constexpr int kAccurateShift = 24;
+inline constexpr int kUpperPackedShift = 25;
+inline constexpr int kFirstHalvedBucket = 3;
+inline constexpr int kHalvedBuckets = 3;
 inline constexpr int kRowShift = 25;
 inline constexpr int kRowBits = 5;
+static_assert(kUpperPackedShift + kHalvedBuckets <= kRowShift + kRowBits);
 inline constexpr int kStackShift = 60;
 inline constexpr int kTableShift = 61;
 static_assert(kDenseShift + kTokenBuckets <= kInputsToldShift);
@@ -57,12 +64,18 @@ inline int bucket_of(std::int64_t tokens) {
 }
 
 inline bool runs_dense(std::int64_t argument, std::int64_t tokens) {
-  return has_bit(argument, kDenseShift + bucket_of(tokens));
+  const int bucket = bucket_of(tokens);
+  if (!has_bit(argument, kDenseShift + bucket)) return false;
+  const int halved = bucket - kFirstHalvedBucket;
+  if (halved < 0 || halved >= kHalvedBuckets) return true;
+  const bool is_upper = tokens * 2 > kTokenBucketEnds[static_cast<std::size_t>(bucket)];
+  return !(is_upper && has_bit(argument, kUpperPackedShift + halved));
 }
 
 /// The row that the plan found for so many tokens; 0 where it found none in this table.
 inline int tuned_row(std::int64_t argument, std::int64_t tokens, DType dtype) {
-  const int row = bits_of(argument, kRowShift + kRowBits * bucket_of(tokens), kRowBits);
+  const int bucket = std::max(bucket_of(tokens), 1);
+  const int row = bits_of(argument, kRowShift + kRowBits * bucket, kRowBits);
   if (row == 0) return 0;
   return bits_of(argument, kTableShift, 2) == cuda::linear_sp24_table(dtype) ? row : 0;
 }

@@ -20,7 +20,7 @@ from gossamer._tune_cuda import Measured
 from gossamer.weight import SparseWeight
 
 no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-KERNELS = [f"kernel{i}" for i in range(7)]
+KERNELS = [f"kernel{i}" for i in range(len(_plan_cuda.BUCKETS))]
 
 
 def times(**changed: tuple[float, float]) -> list[list[float]]:
@@ -53,8 +53,20 @@ def test_slower_somewhere_runs_dense_there_where_memory_is_given() -> None:
     assert plan.sparse
     assert plan.dense_buckets == ["dense", None, None, None, "dense", None, None]
     assert "33.6 MB" in plan.reason
-    assert plan.choices[4]["tokens"] == 129
-    assert plan.choices[4]["milliseconds"] == 0.5
+    assert plan.choices[5]["tokens"] == 129
+    assert plan.choices[5]["milliseconds"] == 0.5
+    assert plan.choices[6]["kernel"] == KERNELS[6]
+    facts = weight_of(64, 128)._facts._replace(rows=plan.upper_packed)
+    assert [facts.packs_upper_half(bucket) for bucket in range(7)] == [i == 4 for i in range(7)]
+
+
+def test_a_bucket_whose_upper_half_is_dense_is_dense() -> None:
+    plan = _plan_cuda.decide(times(t2048=(1.0, 0.5), t33=(1.0, 0.5)), KERNELS, "speed", 10)
+    assert plan.dense_buckets == [None, None, None, "dense", None, "dense", None]
+    assert [choice["kernel"] for choice in plan.choices[7:9]] == ["dense", "dense"]
+    assert plan.choices[3]["kernel"] == "dense"
+    assert plan.choices[4]["kernel"] == KERNELS[4]
+    assert plan.upper_packed == 1 << 25
 
 
 def test_what_timing_cannot_tell_apart_is_no_loss_and_no_gain() -> None:
@@ -71,7 +83,7 @@ def test_a_cache_that_says_nonsense_is_measured_again(
     monkeypatch.setattr(_plan_cuda, "_key", lambda dense, bias: "layer")
     monkeypatch.setattr(_plan_cuda, "_measured", {})
     calls = []
-    answer = Measured(times(), [*KERNELS[:6], ""])
+    answer = Measured(times(), [*KERNELS[:-1], ""])
 
     def measure() -> Measured:
         calls.append(1)
@@ -84,8 +96,8 @@ def test_a_cache_that_says_nonsense_is_measured_again(
     sound = {"times": answer.times, "rows": answer.rows}
     file = tmp_path / "cuda_plans.json"
     wrong = (
-        [[1.0, 2.0]], times(), "x", {}, {"times": times()}, {**sound, "rows": KERNELS[:6]},
-        {**sound, "rows": [1] * 7}, {**sound, "times": [[1.0, -2.0]] * len(times())},
+        [[1.0, 2.0]], times(), "x", {}, {"times": times()}, {**sound, "rows": KERNELS[1:]},
+        {**sound, "rows": [1] * len(KERNELS)}, {**sound, "times": [[1.0, -2.0]] * len(times())},
     )  # fmt: skip
     texts = ["", "[]", "{", *(json.dumps({"layer": entry}) for entry in wrong)]
     for text in texts:
@@ -102,9 +114,15 @@ def test_what_left_a_row_out_is_not_kept_for_other_processes(
     monkeypatch.setenv("GOSSAMER_CACHE", str(tmp_path))
     monkeypatch.setattr(_plan_cuda, "_key", lambda dense, bias: "layer")
     monkeypatch.setattr(_plan_cuda, "_measured", {})
-    answer = Measured(times(), [""] * 7, ["kernel0 is left out: it is wrong"])
+    answer = Measured(times(), [""] * len(KERNELS), ["kernel0 is left out: it is wrong"])
     assert _plan_cuda._remembered(torch.empty(0), False, lambda: answer) == answer
     assert not list(tmp_path.iterdir())
+
+
+def weight_of(out: int, inputs: int) -> SparseWeight:
+    w = torch.randn(out, inputs, dtype=torch.bfloat16)
+    w.view(out, inputs // 4, 4)[..., ::2] = 0
+    return SparseWeight.from_dense(w, "2:4", layout="nm24_tiles")
 
 
 def test_dense_buckets_survive_in_the_header() -> None:
@@ -127,7 +145,7 @@ class FakeGpu:
         def measure(*args: object) -> Measured:
             if isinstance(answer, Exception):
                 raise answer
-            return answer if isinstance(answer, Measured) else Measured(answer, [""] * 7)
+            return answer if isinstance(answer, Measured) else Measured(answer, [""] * len(KERNELS))
 
         monkeypatch.setenv("GOSSAMER_CACHE", "off")
         monkeypatch.setattr(_plan_cuda, "_measured", {})

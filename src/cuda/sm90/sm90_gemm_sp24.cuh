@@ -48,6 +48,7 @@ struct GemmParams {
   int row_blocks;  // blocks along the rows, a multiple of `shared_by`
   int token_blocks;
   int shared_by;  // blocks of a cluster that need the same X
+  int x_box;      // tokens that a copy of X brings
   int split;      // parts of the inputs
   bool splits_last_round;
   bool y_by_tma;
@@ -93,9 +94,8 @@ struct GemmShape {
 
   /// Whether the sums of `split` parts of the inputs fit where the stages were.
   static constexpr bool can_split(int split) {
-    return split == 1 ||
-           split * ((kPieces + split - 1) / split) * kPiece * kRows * 4 <=
-               kStages * (kXBytes + kWBytes);
+    return split == 1 || split * ((kPieces + split - 1) / split) * kPiece * kRows * 4 <=
+                             kStages * (kXBytes + kWBytes);
   }
 };
 
@@ -221,14 +221,18 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     const auto load_x = [&](int s, int token, int k, bool is_alone) {
       const std::uint32_t to = x_stages + s * kXBytes;
       const std::uint32_t barrier = full + s * 8;
-      if (p.shared_by > 1 && !is_alone) {
-        const int share = row_rank * x_share;
-        tensor_load_multicast(to + share * 128, &x_map, k * kInputs, token + share, barrier,
-                              x_blocks);
-        return;
-      }
-      for (int share = 0; share < kTokens; share += x_share) {
-        tensor_load(to + share * 128, &x_map, k * kInputs, token + share, barrier);
+      const bool is_shared = p.shared_by > 1 && !is_alone;
+      const int begin = is_shared ? row_rank * x_share : 0;
+      const int end = is_shared ? begin + x_share : kTokens;
+      for (int row = begin; row < end; row += p.x_box) {
+        // Rows past the last token are filled slowly, and nobody reads their products: a box of
+        // them alone brings other tokens instead.
+        const int from = token + row < p.epilogue.tokens ? token + row : 0;
+        if (is_shared) {
+          tensor_load_multicast(to + row * 128, &x_map, k * kInputs, from, barrier, x_blocks);
+        } else {
+          tensor_load(to + row * 128, &x_map, k * kInputs, from, barrier);
+        }
       }
     };
     constexpr int kExpected = kWBytes + (Shape::kXByTma ? kXBytes : 0);
