@@ -14,7 +14,7 @@ from gossamer import _ops, _plan_cuda
 from gossamer._convolution import Convolution
 from gossamer._cuda_device import first_line
 from gossamer._quantization import VALUE_DTYPES, pack_quantized, quantized_dtypes
-from gossamer._weight_facts import LEAST_ZEROS
+from gossamer._weight_facts import LEAST_ZEROS, count_nonzeros
 from gossamer.weight import SparseWeight
 
 __all__ = ["LEAST_ZEROS", "Decision", "Request", "decide", "decide_packed", "plain_report", "swap"]
@@ -179,7 +179,7 @@ def _decide_24(
 ) -> Decision:
     pattern = request.pattern
     if pattern is None:
-        zeros = 1.0 - int(torch.count_nonzero(values)) / max(values.numel(), 1)
+        zeros = 1.0 - count_nonzeros(values) / max(values.numel(), 1)
         if zeros < LEAST_ZEROS:
             return Decision(None, plain_report(_not_sparse(zeros)))
     elif pattern not in ("2:4", "nm:2:4"):

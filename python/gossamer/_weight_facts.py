@@ -33,6 +33,13 @@ FIRST_HALVED_BUCKET = 3
 HALVED_BUCKETS = 3
 
 
+def count_nonzeros(values: torch.Tensor) -> int:
+    """A part at a time: torch counts in eight bytes an element, which a full GPU does not have."""
+    with torch.no_grad():
+        parts = values.detach().reshape(-1).split(1 << 20)
+        return sum(int(torch.count_nonzero(part)) for part in parts)
+
+
 class Facts(NamedTuple):
     """What does not change with the bytes."""
 

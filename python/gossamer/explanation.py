@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from gossamer import _ops
 from gossamer._layers import Layer, find_layers
+from gossamer._weight_facts import count_nonzeros
 from gossamer.weight import SparseWeight, _short
 
 __all__ = ["BucketPlan", "Explanation", "LayerReport", "explain"]
@@ -341,5 +342,4 @@ def _density(weight: Tensor | None) -> float | None:
         return None
     if type(weight) not in (nn.Parameter, Tensor) or weight.layout is not torch.strided:
         return None
-    with torch.no_grad():
-        return int(torch.count_nonzero(weight)) / weight.numel()
+    return count_nonzeros(weight) / weight.numel()
