@@ -230,6 +230,7 @@ def train(
     seed: int,
     label: str,
     pruner: gs.GradualMagnitude | None = None,
+    counted: int = 0,
 ) -> float:
     """Trains a model in place; it is left as it was at its lowest validation loss.
 
@@ -240,8 +241,8 @@ def train(
         steps: of the optimizer.
         seed: of the batches and of dropout.
         label: for the progress.
-        pruner: prepared; its masks change `MASK_UPDATES` times during the first part. Only what
-            comes after the last change counts for the lowest loss.
+        pruner: prepared; its step follows each step of the optimizer.
+        counted: the first step whose loss may be the lowest: that at which the pattern is reached.
 
     Returns:
         That loss.
@@ -249,7 +250,6 @@ def train(
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     optimizer = new_optimizer(model)
-    update_every = max(1, int(RAMP * steps) // MASK_UPDATES)
     evaluate_every = max(1, steps // EVALUATIONS)
     device, lowest, best = text.train.device, math.inf, None
     model.train()
@@ -263,14 +263,13 @@ def train(
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        if pruner is not None and step % update_every == 0 and pruner.step_count < MASK_UPDATES:
+        if pruner is not None:
             pruner.step()
-            pruner.zero_pruned_state(optimizer)
         if step % evaluate_every and step < steps:
             continue
         now = validation_loss(model, text, size)
         progress(f"{label}: step {step}/{steps}, loss {loss.item():.3f}, validation {now:.4f}")
-        if now < lowest and (pruner is None or pruner.step_count == MASK_UPDATES):
+        if now < lowest and step >= counted:
             lowest, best = now, copy.deepcopy(model.state_dict())
     assert best is not None
     model.load_state_dict(best)
@@ -309,10 +308,13 @@ def prune_at_once(dense: GPT, name: str, pattern: str, text: Text, size: Size) -
 def prune_gradually(dense: GPT, pattern: str, text: Text, size: Size, seed: int) -> GPT:
     """A copy whose sparsity grows while it is trained further."""
     model = copy.deepcopy(dense)
-    # Counted in changes of the masks: a step of the sparsifier is not a step of the optimizer here.
-    pruner = gs.GradualMagnitude(pattern, begin_step=0, end_step=MASK_UPDATES)
+    steps, label = size.gradual_steps, f"{GRADUAL} {pattern}, seed {seed}"
+    ramp = max(2, int(RAMP * steps))
+    pruner = gs.GradualMagnitude(
+        pattern, begin_step=1, end_step=ramp, every=max(1, ramp // MASK_UPDATES)
+    )
     pruner.prepare(model, {"blocks.*": pattern})
-    train(model, text, size, size.gradual_steps, seed, f"{GRADUAL} {pattern}, seed {seed}", pruner)
+    train(model, text, size, steps, seed, label, pruner, counted=ramp)
     pruner.squash_mask()
     return model.eval()
 

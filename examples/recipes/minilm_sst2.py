@@ -170,6 +170,11 @@ def padded(tokens: list[list[int]], device: torch.device) -> dict[str, Tensor]:
     return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
 
 
+def steps_of(reviews: Reviews, epochs: int, batch: int) -> int:
+    """How many steps some passes over the sentences are."""
+    return epochs * math.ceil(len(reviews.sentences) / batch)
+
+
 def train(
     model: Classifier,
     encoder: Encoder,
@@ -193,7 +198,7 @@ def train(
         batch: sentences a step.
         seed: of the order and of dropout.
         label: for the progress.
-        pruner: prepared; its masks change `MASK_UPDATES` times during the first part.
+        pruner: prepared; its step follows each step of the optimizer.
         teacher: the dense model's logits for all sentences [sentences, classes]; half of the loss
             is then how far the model is from them (Hinton et al. 2015, arXiv:1503.02531).
     """
@@ -204,11 +209,10 @@ def train(
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=rate, weight_decay=0.01, fused=device.type == "cuda"
     )
-    steps = epochs * math.ceil(len(tokens) / batch)
+    steps = steps_of(reviews, epochs, batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, rate, total_steps=steps, pct_start=0.1, anneal_strategy="linear"
     )
-    update_every = max(1, int(RAMP * steps) // MASK_UPDATES)
     step = 0
     model.train()
     for _ in range(epochs):
@@ -224,9 +228,8 @@ def train(
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
-            if pruner is not None and step % update_every == 0 and pruner.step_count < MASK_UPDATES:
+            if pruner is not None:
                 pruner.step()
-                pruner.zero_pruned_state(optimizer)
             if step % 20 == 0:
                 progress(f"{label}: step {step}/{steps}, loss {loss.item():.3f}")
     model.eval()
@@ -268,8 +271,10 @@ def prune_gradually(
 ) -> Classifier:
     """A copy whose sparsity grows while it is trained further."""
     model = copy.deepcopy(dense)
-    # Counted in changes of the masks: a step of the sparsifier is not a step of the optimizer here.
-    pruner = gs.GradualMagnitude(pattern, begin_step=0, end_step=MASK_UPDATES)
+    ramp = max(2, int(RAMP * steps_of(reviews, plan.gradual_epochs, plan.batch)))
+    pruner = gs.GradualMagnitude(
+        pattern, begin_step=1, end_step=ramp, every=max(1, ramp // MASK_UPDATES)
+    )
     pruner.prepare(model, {"body.encoder.*": pattern})
     label = f"{GRADUAL if teacher is None else DISTILLED} {pattern}, seed {seed}"
     epochs, rate = plan.gradual_epochs, plan.gradual_rate

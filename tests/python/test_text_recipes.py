@@ -28,6 +28,13 @@ TINY = char_gpt.Size(2, 2, 16, 16, 0.1, 8, 60, 40)
 WORDS = ["<pad>", "good", "bad", "a", "film", "with", "some", "people", "in", "it"]
 
 
+@pytest.fixture(autouse=True)
+def in_small(seeded: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(1)  # The models are so small that threads would wait for each other.
+    monkeypatch.setattr(char_gpt, "SMALL", TINY)
+    monkeypatch.setattr(char_gpt, "CALIBRATION_CHARACTERS", 1024)
+
+
 # --- Characters -----------------------------------------------------------------------------------
 
 
@@ -60,7 +67,7 @@ def test_an_untrained_model_knows_nothing_and_a_trained_one_counts() -> None:
     text = counting()
     model = char_gpt.GPT(text.vocabulary, TINY)
     assert char_gpt.validation_loss(model, text, TINY) == pytest.approx(math.log(8), rel=0.1)
-    lowest = char_gpt.train(model, text, TINY, 120, 0, "test")
+    lowest = char_gpt.train(model, text, TINY, 300, 0, "test")
     assert lowest < math.log(8) / 2
     assert char_gpt.validation_loss(model, text, TINY) == pytest.approx(lowest)
 
@@ -226,7 +233,7 @@ def test_the_classifier_reaches_its_sparsity(distilled: bool) -> None:
 
 def test_devices_and_methods_that_do_not_exist_are_refused() -> None:
     assert run_tools.pick_device("cpu") == CPU
-    with pytest.raises(ValueError, match="--device abacus: .*cpu, cuda or cuda:N is accepted"):
+    with pytest.raises(ValueError, match=r"--device abacus: .*cpu, cuda or cuda:N is accepted"):
         run_tools.pick_device("abacus")
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="--device cuda: "):
