@@ -106,7 +106,8 @@ class Text:
         place = {character: index for index, character in enumerate(characters)}
         ids = torch.tensor([place[character] for character in text], device=device)
         self.vocabulary = len(characters)
-        self.train, self.validation = ids.split([int(0.9 * len(ids)), math.ceil(0.1 * len(ids))])
+        cut = int(0.9 * len(ids))
+        self.train, self.validation = ids[:cut], ids[cut:]
 
     def sample(self, size: Size, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Random places of the training text: characters [batch, context], and those after them."""

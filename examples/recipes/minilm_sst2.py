@@ -211,7 +211,12 @@ def train(
     )
     steps = steps_of(reviews, epochs, batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, rate, total_steps=steps, pct_start=0.1, anneal_strategy="linear"
+        optimizer,
+        rate,
+        total_steps=steps,
+        pct_start=0.1,
+        anneal_strategy="linear",
+        cycle_momentum=False,
     )
     step = 0
     model.train()
