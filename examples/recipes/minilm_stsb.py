@@ -29,7 +29,7 @@ from gossamer.prune import ByMagnitude, ByWanda, LeastSquares, OneShot
 
 sys.path.insert(0, str(Path(__file__).parent))
 from minilm import Encoder
-from run_tools import chosen, new_parser, pick_device, progress, text_file
+from run_tools import chosen, done, new_parser, pick_device, progress, text_file
 
 PATTERNS = {
     "50 %": "unstructured:0.5",
@@ -129,6 +129,7 @@ def main() -> None:
             encoder.body = prune(dense, METHODS[name](PATTERNS[column]), PATTERNS[column], batches)
             score, embedded = judge(encoder, test)
             cells.append(f"{score:.2f} / {float((embedded * reference).sum(dim=1).mean()):.4f}")
+            done(f"{name}, {column}: {cells[-1]}", begin)
         seconds = time.perf_counter() - begin
         progress("")
         print(f"| {name} | {' | '.join(cells)} | {seconds:.0f} |", flush=True)

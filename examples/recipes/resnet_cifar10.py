@@ -37,7 +37,7 @@ from gossamer.prune import (
 
 sys.path.insert(0, str(Path(__file__).parent))
 from cifar10 import Images, accuracy, data_folder, load_calibration, load_resnet, load_test
-from run_tools import chosen, new_parser, pick_device, progress
+from run_tools import chosen, done, new_parser, pick_device, progress
 
 PATTERNS = {"50 %": "unstructured:0.5", "70 %": "unstructured:0.7", "4:8": "4:8", "2:4": "2:4"}
 QUICK_PATTERNS = ("70 %", "2:4")
@@ -148,6 +148,7 @@ def main() -> None:
             model, layers = prune(dense, METHODS[name](pattern), pattern, calibration)
             outcomes.append(gs.Outcome(name, pattern, 1 - density(model), accuracy(model, test)))
             cells.append(f"{layers.mean_error:.4f} / {outcomes[-1].accuracy:.2f}")
+            done(f"{name}, {column}: {cells[-1]}", begin)
         seconds = time.perf_counter() - begin
         progress("")
         print(f"| {name} | {' | '.join(cells)} | {seconds:.0f} |", flush=True)

@@ -90,14 +90,19 @@ def progress(text: str) -> None:
 
 
 def done(text: str, begin: float) -> None:
-    """A line about what has ended, with the seconds since `begin`: what is left of a run cut short.
+    """Says what has ended, with the seconds since `begin`: what is left of a run cut short.
+
+    Progress on a terminal, a line on the standard error output where there is none.
 
     Args:
         text: what has ended.
         begin: of `time.perf_counter`.
     """
-    progress("")
-    print(f"{text}  [{time.perf_counter() - begin:.0f} s]", file=sys.stderr, flush=True)
+    line = f"{text}  [{time.perf_counter() - begin:.0f} s]"
+    if sys.stderr.isatty():
+        progress(line)
+    else:
+        print(line, file=sys.stderr, flush=True)
 
 
 def cell(values: Sequence[float], digits: int) -> str:
