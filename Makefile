@@ -9,7 +9,7 @@ CPU_SUITES := host cpu-linear cpu-conv cpu-decode cpu-model cpu-stacks
 help:
 	@echo "make demo       set up, build, run the main job on real data (demo-out/report.html)"
 	@echo "make test       set up, build, run every test this machine can run"
-	@echo "make recipes-quick DATA=folder   prune a ResNet-20 in five ways (examples/recipes/README.md)"
+	@echo "make recipes-quick DATA=folder   prune a ResNet-20 in five ways, write recipes-out/report.html"
 	@echo "make bench-cpu  measure this machine (12 minutes), write bench/results/<machine>.jsonl;"
 	@echo "                DATA=folder adds trained networks and their sparsity patterns"
 	@echo "make bench-gpu  the same for this machine's GPU"
@@ -34,7 +34,8 @@ install: setup
 	@scripts/install.sh
 
 recipes-quick: install
-	$(PYTHON) examples/recipes/resnet_cifar10.py --quick $(if $(DATA),--data $(DATA))
+	$(PYTHON) examples/recipes/resnet_cifar10.py --quick --report recipes-out/report.html \
+	  $(if $(DATA),--data $(DATA))
 
 bench-cpu: install
 	for suite in $(CPU_SUITES); do \
@@ -58,4 +59,4 @@ format: setup-test
 	@scripts/lint.sh --fix
 
 clean:
-	rm -rf build dist wheelhouse demo-out
+	rm -rf build dist wheelhouse demo-out recipes-out

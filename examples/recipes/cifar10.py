@@ -28,6 +28,10 @@ class Images(NamedTuple):
     x: Tensor
     y: Tensor
 
+    def to(self, device: torch.device) -> Images:
+        """The images on another device."""
+        return Images(self.x.to(device), self.y.to(device))
+
     def batches(self, size: int) -> list[Tensor]:
         """The images in batches."""
         return list(self.x.split(size))

@@ -26,6 +26,7 @@ from gossamer.pages import (
     mask_crop,
     page,
     row_chart,
+    scrolling,
     section,
     table,
     tiles,
@@ -213,7 +214,7 @@ def _outcome_section(outcomes: Sequence[Outcome], dense: Outcome | None, metric:
         "Methods",
         "Each point is a pruned model: dots are unstructured, diamonds have a pattern such as 2:4. "
         "The broad band joins the models that no other beats in both zeros and accuracy.",
-        chart,
+        scrolling(chart),
         _outcome_table(pruned, dense),
     )
 
@@ -319,7 +320,7 @@ def _sensitivity_section(found: Sensitivity, metric: str) -> Markup:
     lead = "Each curve is the whole model with one layer pruned and the rest dense."
     if len(named) < len(found.layers):
         lead += f" The {len(named)} layers that cost most are named; point at the others."
-    return section("sensitivity", "Sensitivity", lead, chart)
+    return section("sensitivity", "Sensitivity", lead, scrolling(chart))
 
 
 def _plan_section(packed: Sequence[LayerReport], found: Sensitivity | None) -> Markup:

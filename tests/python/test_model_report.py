@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import html
 import itertools
 import re
 import shutil
@@ -19,6 +20,7 @@ from gossamer.pages import Column, Curve, curve_chart, row_chart
 from gossamer.prune import measure_sensitivity, sparsity_report
 from test_pages import Outline, external
 
+WIDTHS = [360, 768, 1280]
 SECTIONS = ["methods", "layers", "sensitivity", "plan", "masks"]
 OUTCOMES = [
     gs.Outcome("dense", "dense", 0.0, 90.0, 4.0),
@@ -186,14 +188,43 @@ def test_sensitivity_refuses_live_masks_and_missing_batches() -> None:
         measure_sensitivity(model, lambda own: 1.0)
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+needs_browser = pytest.mark.skipif(
+    shutil.which("chromium") is None, reason="chromium is not installed"
+)
+
+
+def in_browser(file: Path, folder: Path) -> str:
+    """The document as a browser has it once everything is loaded."""
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu"]
+    command += [f"--user-data-dir={folder}/p", "--dump-dom", file.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    return done.stdout
+
+
+@needs_browser
 def test_a_browser_shows_every_part(tmp_path: Path) -> None:
     file = tmp_path / "report.html"
     whole_page(file)
-    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu"]
-    command += [f"--user-data-dir={tmp_path}/p", "--dump-dom", file.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    shown = in_browser(file, tmp_path)
     for name in SECTIONS:
-        assert f'id="{name}"' in done.stdout
-    assert done.stdout.count("<svg") == 3
-    assert done.stdout.count("data:image/png;base64,") >= 3
+        assert f'id="{name}"' in shown
+    assert shown.count("<svg") == 3
+    assert shown.count("data:image/png;base64,") >= 3
+
+
+@needs_browser
+def test_nothing_is_wider_than_its_window(tmp_path: Path) -> None:
+    inside = html.escape(whole_page(), quote=True)
+    frames = "".join(
+        f'<iframe srcdoc="{inside}" style="width:{width}px;height:600px;border:0"></iframe>'
+        for width in WIDTHS
+    )
+    script = (
+        "onload=()=>{document.body.dataset.widths=[...document.querySelectorAll('iframe')].map("
+        "f=>f.contentDocument.documentElement.scrollWidth)}"
+    )
+    file = tmp_path / "frames.html"
+    file.write_text(f"<!doctype html><body>{frames}<script>{script}</script>", encoding="utf-8")
+    found = re.search(r'data-widths="([\d,]+)"', in_browser(file, tmp_path))
+    assert found is not None
+    assert [int(width) for width in found[1].split(",")] == WIDTHS

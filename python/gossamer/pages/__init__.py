@@ -8,7 +8,7 @@ and adapts to the width of the window.
 from __future__ import annotations
 
 from gossamer.pages.curves import Curve, curve_chart
-from gossamer.pages.page import Markup, Tile, figure, page, section, table, tiles
+from gossamer.pages.page import Markup, Tile, figure, page, scrolling, section, table, tiles
 from gossamer.pages.picture import Ink, density_picture, grey_picture, mask_crop
 from gossamer.pages.plot import Bars, Line, bar_chart, line_chart
 from gossamer.pages.rows import Column, row_chart
@@ -30,6 +30,7 @@ __all__ = [
     "mask_crop",
     "page",
     "row_chart",
+    "scrolling",
     "section",
     "table",
     "tiles",

@@ -7,7 +7,7 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Markup", "Tile", "figure", "page", "section", "table", "tiles"]
+__all__ = ["Markup", "Tile", "figure", "page", "scrolling", "section", "table", "tiles"]
 
 
 class Markup(str):
@@ -104,6 +104,11 @@ def table(
     )
 
 
+def scrolling(chart: Markup) -> Markup:
+    """A chart that keeps a legible size in a narrow window, and scrolls sideways there."""
+    return Markup(f'<div class="scroll">{chart}</div>')
+
+
 def figure(picture: Markup, caption: str, kind: str = "") -> Markup:
     """A picture with words under it; `kind` is a class of the style sheet (`strip`, `wide`)."""
     return Markup(
@@ -135,7 +140,7 @@ h3{font-size:15px;margin:22px 0 8px;color:var(--soft);font-weight:600}
 section{background:var(--card);border:1px solid var(--rule);border-radius:14px;padding:26px 28px;
 margin:0 0 22px}
 section>p{color:var(--soft);margin:0 0 18px;max-width:76ch}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(210px,1fr));gap:16px;
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(180px,1fr));gap:16px;
 margin:0 0 22px}
 .tile{background:var(--card);border:1px solid var(--rule);border-radius:14px;padding:18px 22px;
 border-top:4px solid currentColor}
@@ -153,7 +158,7 @@ tbody tr:last-child td{border-bottom:0}
 th:first-child,td:first-child{padding-left:0}
 td small{display:block;color:var(--soft);font-size:13px}
 code{font:13px ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
-.chart{width:100%;height:auto;display:block}
+.chart{width:100%;height:auto;display:block}.scroll>.chart,.tall>.chart{min-width:600px}
 .chart text{font-size:13px;fill:var(--soft)}.chart text.strong{fill:var(--ink);font-weight:600;
 font-size:14px}
 .grid{stroke:var(--rule);fill:none}.mark{stroke:var(--soft);stroke-dasharray:2 4;fill:none}
@@ -166,7 +171,7 @@ font-size:14px}
 stroke-linecap:round}
 .chart text.name{fill:currentColor;font-weight:600}
 .chart text.code{font:12.5px ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;fill:var(--ink)}
-.gallery.masks{margin-top:24px}.chart+.scroll{margin-top:20px}
+.gallery.masks{margin-top:24px}.chart+.scroll,.scroll+.scroll{margin-top:20px}
 .tall{max-height:660px;overflow-y:auto}
 .legend{display:flex;flex-wrap:wrap;gap:4px 20px;font-size:14px;color:var(--soft);
 margin-bottom:10px}
@@ -175,7 +180,7 @@ margin-bottom:10px}
 .key.dashed{border-top:2px dashed currentColor}
 .gallery{display:grid;grid-template-columns:repeat(auto-fit,minmax(220px,1fr));gap:20px;
 align-items:start}
-.gallery.wide{grid-template-columns:repeat(auto-fit,minmax(340px,1fr));gap:12px 36px}
+.gallery.wide{grid-template-columns:repeat(auto-fit,minmax(min(340px,100%),1fr));gap:12px 36px}
 figure{margin:0;min-width:0}
 figcaption{color:var(--soft);font-size:13.5px;line-height:1.45;margin-top:8px}
 .pixels{display:block;width:100%;height:auto;image-rendering:pixelated;

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The recipes on text, in small: a model of characters, a classifier, and what they share."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "recipes"))
+
+import char_gpt
+import minilm_sst2 as sst2
+import run_tools
+from minilm import Encoder
+
+from gossamer.prune import density
+
+CPU = torch.device("cpu")
+TINY = char_gpt.Size(2, 2, 16, 16, 0.1, 8, 60, 40)
+WORDS = ["<pad>", "good", "bad", "a", "film", "with", "some", "people", "in", "it"]
+
+
+@pytest.fixture(autouse=True)
+def in_small(seeded: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(1)  # The models are so small that threads would wait for each other.
+    monkeypatch.setattr(char_gpt, "SMALL", TINY)
+    monkeypatch.setattr(char_gpt, "CALIBRATION_CHARACTERS", 1024)
+
+
+# --- Characters -----------------------------------------------------------------------------------
+
+
+def counting(characters: str = "abcdefgh", times: int = 400) -> char_gpt.Text:
+    return char_gpt.Text(characters * times, CPU)
+
+
+def test_a_character_sees_none_after_it() -> None:
+    model = char_gpt.GPT(8, TINY).eval()
+    ids = torch.randint(8, (3, 16))
+    other = ids.clone()
+    other[:, 10:] = (other[:, 10:] + 1) % 8
+    with torch.no_grad():
+        one, two = model(ids), model(other)
+    torch.testing.assert_close(one[:, :10], two[:, :10])
+    assert not torch.allclose(one[:, 10:], two[:, 10:])
+
+
+def test_the_text_is_split_and_sampled() -> None:
+    text = counting("abc", 100)
+    assert text.vocabulary == 3
+    assert len(text.train) == 270
+    assert torch.equal(torch.cat([text.train, text.validation]), torch.arange(300) % 3)
+    x, y = text.sample(TINY, torch.Generator().manual_seed(0))
+    assert x.shape == y.shape == (TINY.batch, TINY.context)
+    assert torch.equal(y, (x + 1) % 3)
+
+
+def test_an_untrained_model_knows_nothing_and_a_trained_one_counts() -> None:
+    text = counting()
+    model = char_gpt.GPT(text.vocabulary, TINY)
+    assert char_gpt.validation_loss(model, text, TINY) == pytest.approx(math.log(8), rel=0.1)
+    lowest = char_gpt.train(model, text, TINY, 300, 0, "test")
+    assert lowest < math.log(8) / 2
+    assert char_gpt.validation_loss(model, text, TINY) == pytest.approx(lowest)
+
+
+@pytest.mark.parametrize("name", char_gpt.ONE_SHOT)
+def test_pruning_at_once_prunes_the_blocks_alone(name: str) -> None:
+    text = counting()
+    dense = char_gpt.GPT(text.vocabulary, TINY).eval()
+    model = char_gpt.prune_at_once(dense, name, "2:4", text, TINY)
+    assert density(model.blocks) == pytest.approx(0.5, abs=0.01)
+    for name, weight in model.named_parameters():
+        if not name.startswith("blocks."):
+            assert torch.equal(weight, dense.get_parameter(name))
+        elif weight.dim() == 2:
+            assert bool(((weight.reshape(-1, 4) != 0).sum(dim=1) <= 2).all())
+
+
+@pytest.mark.parametrize(("pattern", "kept"), [("unstructured:0.9", 0.1), ("2:4", 0.5)])
+def test_pruning_gradually_reaches_the_pattern(pattern: str, kept: float) -> None:
+    text = counting()
+    dense = char_gpt.GPT(text.vocabulary, TINY)
+    model = char_gpt.prune_gradually(dense, pattern, text, TINY, seed=0)
+    matrices = [weight for weight in model.blocks.parameters() if weight.dim() == 2]
+    zeros = sum(int((weight == 0).sum()) for weight in matrices)
+    whole = sum(weight.numel() for weight in matrices)
+    # Each of 8 weights has its own count of zeros, rounded to a whole one.
+    assert abs(zeros - (1 - kept) * whole) <= len(matrices)
+    assert not hasattr(model.blocks[0].up, "parametrizations")
+
+
+def test_the_recipe_repeats_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "tinyshakespeare.txt").write_text("to be or not " * 100)
+    options = argparse.Namespace(
+        data=str(tmp_path), device="cpu", methods=None, patterns=None, small=True, quick=True
+    )
+    options.seeds, options.steps, options.keep = [3, 4], 20, tmp_path / "kept"
+    rows = char_gpt.run(options)
+    assert list(rows) == ["dense", *char_gpt.QUICK_METHODS]
+    for name in char_gpt.QUICK_METHODS:
+        assert list(rows[name]) == list(char_gpt.QUICK_PATTERNS)
+        assert all(len(losses) == 2 for losses in rows[name].values())
+    assert len(list(options.keep.iterdir())) == 2
+    table = capsys.readouterr().out
+    assert "| gradual magnitude |  | " in table
+    assert " ± " in table
+    assert char_gpt.run(options) == rows
+
+
+# --- Sentences ------------------------------------------------------------------------------------
+
+
+class Body(nn.Module):
+    """An encoder with what `Classifier` reads of a transformer: each word sees the mean of all."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(hidden_size=width)
+        self.embeddings = nn.Embedding(len(WORDS), width)
+        self.encoder = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Any:
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        x, words = self.embeddings(input_ids), mask[..., None].float()
+        for layer in self.encoder:
+            mean = (x * words).sum(dim=1, keepdim=True) / words.sum(dim=1, keepdim=True)
+            x = x + torch.tanh(layer(x + mean))
+        return SimpleNamespace(last_hidden_state=x)
+
+
+def tokenizer(sentences: list[str], **_: Any) -> dict[str, list[list[int]]]:
+    return {"input_ids": [[WORDS.index(word) for word in text.split()] for text in sentences]}
+
+
+def reviews(count: int) -> sst2.Reviews:
+    generator = torch.Generator().manual_seed(count)
+    sentences, labels = [], []
+    for index in range(count):
+        length = int(torch.randint(2, 9, (), generator=generator))
+        words = [WORDS[int(i)] for i in torch.randint(3, 10, (length,), generator=generator)]
+        words[index % length] = WORDS[1 + index % 2]
+        sentences.append(" ".join(words))
+        labels.append(1 - index % 2)
+    return sst2.Reviews(sentences, torch.tensor(labels))
+
+
+def encoder() -> Encoder:
+    return Encoder(Body(), tokenizer)
+
+
+def test_padding_changes_nothing() -> None:
+    own, some = encoder(), reviews(20)
+    model = sst2.Classifier(own.body).eval()
+    tokens = own.tokens(some.sentences)
+    with torch.no_grad():
+        padded = model(**sst2.padded(tokens, CPU))
+        alone = torch.cat([model(torch.tensor([ids])) for ids in tokens])
+    torch.testing.assert_close(padded, alone)
+    torch.testing.assert_close(sst2.logits_of(model, own, some.sentences), alone)
+
+
+def test_every_sentence_is_in_one_batch() -> None:
+    tokens = [[0] * (1 + index % 7) for index in range(101)]
+    generator = torch.Generator().manual_seed(0)
+    batches = list(sst2.shuffled(tokens, 4, generator))
+    assert sorted(place for batch in batches for place in batch) == list(range(101))
+    assert len(batches) == math.ceil(101 / 4)
+    assert batches != list(sst2.shuffled(tokens, 4, generator))
+
+
+def test_the_distance_to_the_teacher() -> None:
+    logits = torch.randn(5, 2)
+    assert float(sst2.distance(logits, logits)) == pytest.approx(0.0, abs=1e-6)
+    own = torch.tensor([[0.0, 0.0]])
+    teacher = sst2.TEMPERATURE * torch.tensor([[math.log(3.0), 0.0]])
+    want = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
+    assert float(sst2.distance(own, teacher)) == pytest.approx(sst2.TEMPERATURE**2 * want)
+
+
+def test_reviews_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "some.tsv"
+    file.write_text("a good film\t1\nit\thas tabs\t0\nbad\t0\n")
+    found = sst2.load_reviews(file, 2)
+    assert found.sentences == ["a good film", "it\thas tabs"]
+    assert found.labels.tolist() == [1, 0]
+
+
+def test_the_classifier_is_trained_and_pruned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text").mkdir()
+    for part, count in (("train", 300), ("test", 100)):
+        some = reviews(count)
+        lines = [f"{s}\t{y}\n" for s, y in zip(some.sentences, some.labels.tolist(), strict=True)]
+        (tmp_path / "text" / f"sst2-{part}.tsv").write_text("".join(lines))
+    plan = sst2.Plan(epochs=8, rate=1e-2, gradual_epochs=8, gradual_rate=1e-2, batch=16)
+    options = argparse.Namespace(
+        data=str(tmp_path), methods=None, patterns="80 %;2:4", seeds=[0, 1], quick=False
+    )
+    rows = sst2.run(options, plan, encoder())
+    # A word decides, so that training gets nearly all; 99 of 100 tells it from luck.
+    assert min(rows["dense"]["dense"]) >= 95.0
+    for name in (sst2.GRADUAL, sst2.DISTILLED):
+        assert min(rows[name]["2:4"]) >= 95.0
+    assert [list(rows[name]) for name in sst2.METHODS] == [["80 %", "2:4"]] * len(sst2.METHODS)
+    assert "| gradual magnitude, distilled |  | " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("distilled", [False, True])
+def test_the_classifier_reaches_its_sparsity(distilled: bool) -> None:
+    own, some = encoder(), reviews(200)
+    dense = sst2.Classifier(own.body)
+    teacher = sst2.logits_of(dense, own, some.sentences) if distilled else None
+    plan = sst2.Plan(gradual_epochs=3, batch=8)
+    model = sst2.prune_gradually(dense, own, "unstructured:0.9", some, plan, 0, teacher)
+    kept = [int((layer.weight != 0).sum()) for layer in model.body.encoder]
+    assert kept == [26, 26]  # 256 weights, 230 of them zero
+    assert bool((model.body.embeddings.weight != 0).all())
+
+
+# --- What they share ------------------------------------------------------------------------------
+
+
+def test_devices_and_methods_that_do_not_exist_are_refused() -> None:
+    assert run_tools.pick_device("cpu") == CPU
+    with pytest.raises(ValueError, match=r"--device abacus: .*cpu, cuda or cuda:N is accepted"):
+        run_tools.pick_device("abacus")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="--device cuda: "):
+            run_tools.pick_device("cuda")
+    assert run_tools.chosen("b; a", ["a", "b"], ["a"]) == ["b", "a"]
+    assert run_tools.chosen(None, ["a", "b"], ["a"]) == ["a"]
+    with pytest.raises(ValueError, match=r"'c': one of \['a', 'b'\]"):
+        run_tools.chosen("c", ["a", "b"], ["a"])
+    with pytest.raises(FileNotFoundError, match="set GOSSAMER_DATA"):
+        run_tools.text_file("/nowhere", "some.txt")
+
+
+def test_cells() -> None:
+    assert run_tools.cell([], 2) == ""
+    assert run_tools.cell([1.234], 2) == "1.23"
+    assert run_tools.cell([1.0, 2.0, 3.0], 1) == "2.0 ± 1.0"
