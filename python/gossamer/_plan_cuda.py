@@ -35,7 +35,7 @@ from gossamer._weight_facts import FIRST_HALVED_BUCKET, UPPER_PACKED_SHIFT
 from gossamer.version import __version__
 from gossamer.weight import SparseWeight
 
-__all__ = ["BUCKETS", "CudaPlan", "obstacle", "plan_24"]
+__all__ = ["BUCKETS", "CudaPlan", "dense_buckets", "obstacle", "plan_24"]
 
 BUCKETS: tuple[tuple[int, ...], ...] = (
     (1,),
@@ -93,15 +93,8 @@ class CudaPlan:
 
     @property
     def dense_buckets(self) -> list[str | None]:
-        """For each bucket of gossamer/linear.h "dense", where a half of it is, or None.
-
-        As the packed weight's header keeps it.
-        """
-        dense: list[str | None] = [None] * _OPERATOR_BUCKETS
-        for bucket, choice in zip(_BUCKET_OF, self.choices, strict=False):  # or none
-            if choice["kernel"] == "dense":
-                dense[bucket] = "dense"
-        return dense
+        """What `dense_buckets` makes of the plan."""
+        return dense_buckets([choice["kernel"] for choice in self.choices])
 
     @property
     def upper_packed(self) -> int:
@@ -243,6 +236,18 @@ def decide(times: list[list[float]], kernels: list[str], memory: str, dense_byte
             f"{', '.join(losses)}",
         )
     return CudaPlan(True, choices, "faster packed, and nowhere slower")
+
+
+def dense_buckets(kernels: Sequence[str]) -> list[str | None]:
+    """For each bucket of gossamer/linear.h "dense", where a half of it is, or None.
+
+    As the packed weight's header keeps it. `kernels` are those of BUCKETS in turn, or none.
+    """
+    dense: list[str | None] = [None] * _OPERATOR_BUCKETS
+    for bucket, kernel in zip(_BUCKET_OF, kernels, strict=False):
+        if kernel == "dense":
+            dense[bucket] = "dense"
+    return dense
 
 
 def _agree_in_halves(choices: list[dict[str, Any]]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gossamer import _ops
+from gossamer import _ops, _plan_cuda
 from gossamer._layers import Layer, find_layers
 from gossamer._weight_facts import count_nonzeros
 from gossamer.weight import SparseWeight, _short
@@ -292,8 +292,8 @@ def _change(kept: dict[str, Any], info: dict[str, Any]) -> str | None:
             return f"{text}; it is in layout {info['layout']} now and was not compared with dense"
         return f"{text}; {_replanned(info)}"
     kernels = [bucket["kernel"] for bucket in kept["plan"]]
-    if info["layout"] == "nm24_tiles":  # on a GPU kernels are chosen per call; dense is planned
-        kernels = [kernel if kernel == "dense" else None for kernel in kernels]
+    if was_planned and info["layout"] == "nm24_tiles":
+        kernels = _plan_cuda.dense_buckets(kernels)  # the header of a GPU's weight holds no others
     positions = max(math.prod(info["shape"]), 1)
     other_kernels = was_planned and kernels != info["plan"]
     if was_planned and kept.get("kept", info["kept"]) != info["kept"]:

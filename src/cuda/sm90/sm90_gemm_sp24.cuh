@@ -48,7 +48,6 @@ struct GemmParams {
   int row_blocks;  // blocks along the rows, a multiple of `shared_by`
   int token_blocks;
   int shared_by;  // blocks of a cluster that need the same X
-  int x_box;      // tokens that a copy of X brings
   int split;      // parts of the inputs
   bool splits_last_round;
   bool y_by_tma;
@@ -224,7 +223,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
       const bool is_shared = p.shared_by > 1 && !is_alone;
       const int begin = is_shared ? row_rank * x_share : 0;
       const int end = is_shared ? begin + x_share : kTokens;
-      for (int row = begin; row < end; row += p.x_box) {
+      for (int row = begin; row < end; row += x_share) {
         // Rows past the last token are filled slowly, and nobody reads their products: a box of
         // them alone brings other tokens instead.
         const int from = token + row < p.epilogue.tokens ? token + row : 0;

@@ -61,12 +61,6 @@ struct GemmInstance {
   static int token_blocks(const LinearSp24Args& args) {
     return round_up(args.tokens, Shape::kTokens, 1);
   }
-  /// Tokens that a copy of X brings: a block's share, or half of a large one.
-  static int x_box(const GemmCut& cut) {
-    constexpr int kMost = 64;
-    const int share = Shape::kTokens / cut.shared_by;
-    return share > kMost && share % 16 == 0 ? share / 2 : share;
-  }
   static int tiles(const LinearSp24Args& args, const GemmCut& cut) {
     return row_blocks(args, cut) / cut.shared_by * token_blocks(args);
   }
@@ -171,7 +165,6 @@ struct GemmInstance {
     params.row_blocks = row_blocks(args, cut);
     params.token_blocks = token_blocks(args);
     params.shared_by = cut.shared_by;
-    params.x_box = x_box(cut);
     params.split = cut.split;
     params.splits_last_round = splits_last_round(cut, tiles(args, cut), most_clusters(cut, device));
     params.weight_is_constant = args.weight_is_constant;
@@ -185,7 +178,7 @@ struct GemmInstance {
                                .columns = args.in,
                                .rows = args.tokens,
                                .stride = args.x_stride,
-                               .box_rows = params.x_box});
+                               .box_rows = Shape::kTokens / cut.shared_by});
     }
     const CUtensorMap w_map =
         make_tiles_map({.tiles = args.tiles,
