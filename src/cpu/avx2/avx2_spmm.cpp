@@ -32,6 +32,7 @@ namespace {
 
 constexpr int kRegisters = 16;
 #include "cpu/spmm_blocks.inl"
+#include "cpu/spmm_rowpairs.inl"
 
 /// One token: eight kept values at once, their inputs gathered from the block of X, which is in L1.
 void add_one_token(const gossamer::cpu::KcsrAddTask& task) {
@@ -111,6 +112,8 @@ namespace gossamer::cpu {
 constinit const KcsrFunctions avx2_spmm_f32 = with_one_token();
 constinit const KcsrFunctions avx2_spmm_bf16 = functions_for<BFloat16>();
 constinit const KcsrFunctions avx2_spmm_f16 = functions_for<Float16>();
+constinit const KcsrFunctions avx2_spmm_rowpairs_f32 =
+    with_row_pairs<ElementUnit<Float32>>(functions_for<Float32>());
 
 constinit const KcsrFunctions avx2_spmm_blocks_f32 = block_functions_for<Float32>();
 constinit const KcsrFunctions avx2_spmm_blocks_bf16 = block_functions_for<BFloat16>();

@@ -30,6 +30,7 @@ namespace {
 
 constexpr int kRegisters = 32;
 #include "cpu/spmm_blocks.inl"
+#include "cpu/spmm_rowpairs.inl"
 
 // Gathers of 16 are no faster than AVX2's of 8, whose rows for a single token run here too.
 template <typename Element>
@@ -65,6 +66,8 @@ namespace gossamer::cpu {
 constinit const KcsrFunctions avx512_spmm_f32 = functions_for<Float32>();
 constinit const KcsrFunctions avx512_spmm_bf16 = functions_for<BFloat16>();
 constinit const KcsrFunctions avx512_spmm_f16 = functions_for<Float16>();
+constinit const KcsrFunctions avx512_spmm_rowpairs_f32 =
+    with_row_pairs<ElementUnit<Float32>>(functions_for<Float32>());
 
 constinit const KcsrFunctions avx512_spmm_blocks_f32 = block_functions_for<Float32>();
 constinit const KcsrFunctions avx512_spmm_blocks_bf16 = block_functions_for<BFloat16>();
