@@ -68,11 +68,10 @@ class Pairing {
   Pairing(const BlockBits* bits, std::int64_t stride, int rows) : bits_(bits), stride_(stride) {
     std::vector<int> order(static_cast<std::size_t>(rows));
     std::iota(order.begin(), order.end(), 0);
-    std::stable_sort(order.begin(), order.end(),
-                     [&](int a, int b) { return kept(a) < kept(b); });
+    std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return kept(a) < kept(b); });
     for (auto begin = order.begin(); begin != order.end();) {
-      const auto end = std::find_if(begin, order.end(),
-                                    [&](int row) { return kept(row) != kept(*begin); });
+      const auto end =
+          std::find_if(begin, order.end(), [&](int row) { return kept(row) != kept(*begin); });
       pair_equals({begin, end});
       begin = end;
     }
@@ -96,7 +95,8 @@ class Pairing {
       const auto partner = std::max_element(left.begin(), left.end(), [&](int a, int b) {
         return count_of(both(bits(row), bits(a))) < count_of(both(bits(row), bits(b)));
       });
-      pairs_.push_back({row, *partner, kept(row), count_of(shared_bits(bits(row), bits(*partner)))});
+      pairs_.push_back(
+          {row, *partner, kept(row), count_of(shared_bits(bits(row), bits(*partner)))});
       left.erase(partner);
     }
     singles_.insert(singles_.end(), left.begin(), left.end());
@@ -164,8 +164,8 @@ struct Place {
 };
 
 /// The places of one panel, [blocks][rows].
-std::vector<Place> places_of(const RowPairsIndex& index, const BlockBits* bits,
-                             std::int64_t blocks, std::int64_t rows, std::int64_t first_place,
+std::vector<Place> places_of(const RowPairsIndex& index, const BlockBits* bits, std::int64_t blocks,
+                             std::int64_t rows, std::int64_t first_place,
                              const std::int64_t* segment) {
   std::vector<Place> places(static_cast<std::size_t>(blocks * rows));
   for (std::int64_t k = 0; k < blocks; ++k, segment += RowPairsSegment::kCount) {
@@ -191,8 +191,8 @@ std::vector<Place> places_of(const RowPairsIndex& index, const BlockBits* bits,
 }
 
 template <typename Raw>
-void fill_block(const Place& place, const BlockBits& bits, const std::byte* from,
-                Raw* values, std::uint8_t* cols) {
+void fill_block(const Place& place, const BlockBits& bits, const std::byte* from, Raw* values,
+                std::uint8_t* cols) {
   const BlockBits shared =
       place.partner == nullptr ? BlockBits{} : shared_bits(bits, *place.partner);
   std::int64_t value = place.value;
@@ -229,7 +229,8 @@ void fill(const RowSource& source, const FormatInfo& info, const std::vector<Blo
       source.read((first + r) / info.out, (first + r) % info.out, row_values.data(), mask.data());
       for (std::int64_t k = 0; k < blocks; ++k) {
         const Place& place = places[static_cast<std::size_t>(k * rows + r)];
-        fill_block(place, panel_bits[r * blocks + k], row_values.data() + k * block * std::int64_t{sizeof(Raw)}, values, cols);
+        fill_block(place, panel_bits[r * blocks + k],
+                   row_values.data() + k * block * std::int64_t{sizeof(Raw)}, values, cols);
       }
     }
     first += rows;

@@ -35,7 +35,8 @@
 //            Of a convolution input c·taps + t is tap t of channel c: a block then sees few
 //            channels, whose pixels stay in L1 while all taps read them. Everywhere else it is
 //            t·channels + c.
-//   rowpairsKC values     dtype  kept                    by batch, panel of 256 rows, block of KC inputs,
+//   rowpairsKC values     dtype  kept                    by batch, panel of 256 rows, block of KC
+//   inputs,
 //                                                       place
 //            cols        u8     columns                 in the same order, inside the block
 //            rows        u8     [batch,] blocks·out     by panel, block, place: rows of the panel
@@ -44,11 +45,11 @@
 //                                                       and in cols, and how many pairs it has
 //            The places of a panel's block are those of its pairs, two each, then those of rows
 //            without a partner. Rows of a pair keep equally many inputs of the block. The counts of
-//            a pair are the shared columns, which are stored once, and those that each row has alone.
-//            Of each shared column two values, the first row's and the second's; then in turns a
-//            column and value that the first has alone and one of the second's. A row without a
-//            partner has its count, its columns and values. All columns of a kind ascend in a row.
-//            `columns` is what cols holds: kept less the shared ones.
+//            a pair are the shared columns, which are stored once, and those that each row has
+//            alone. Of each shared column two values, the first row's and the second's; then in
+//            turns a column and value that the first has alone and one of the second's. A row
+//            without a partner has its count, its columns and values. All columns of a kind ascend
+//            in a row. `columns` is what cols holds: kept less the shared ones.
 //   nm24_pairs values   dtype  [batch,] ceil(out/2), G·4   rows 2p and 2p + 1 share a line: of each
 //                                                       group the first row's two values, then the
 //                                                       second's; G = ceil(in/4) rounded up to 8

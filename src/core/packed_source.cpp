@@ -194,8 +194,7 @@ class RowPairsSource final : public PackedSource {
                           (batch * panels_ + panel) * blocks_ * RowPairsSegment::kCount;
     std::int64_t place = (batch * out() + panel * kRowPairsPanel) * blocks_;
     std::int64_t count = 0;
-    for (std::int64_t k = 0; k < blocks_;
-         ++k, place += rows, segment += RowPairsSegment::kCount) {
+    for (std::int64_t k = 0; k < blocks_; ++k, place += rows, segment += RowPairsSegment::kCount) {
       count += block_entries(segment, place, row % kRowPairsPanel, static_cast<int>(k * block_),
                              cols + count, values, count);
     }
@@ -223,7 +222,8 @@ class RowPairsSource final : public PackedSource {
     value_of.fill(-1);
     if (i < paired) {
       const std::int64_t half = rows[i] == row ? 0 : 1;
-      for (std::int64_t s = 0; s < counts[i]; ++s, value += 2) value_of[stored[col++]] = value + half;
+      for (std::int64_t s = 0; s < counts[i]; ++s, value += 2)
+        value_of[stored[col++]] = value + half;
       for (std::int64_t s = 0; s < counts[i + 1]; ++s, value += 2, col += 2) {
         value_of[stored[col + half]] = value + half;
       }

@@ -261,10 +261,11 @@ void validate_row_pairs(const PackedView& p) {
       const std::int64_t pairs = segment[RowPairsSegment::kPairs];
       if (segment[RowPairsSegment::kValue] != value || segment[RowPairsSegment::kCol] != col ||
           pairs < 0 || pairs > rows / 2) {
-        malformed("segments: a block of {} rows begins at value {}, column {} with {} pairs; the "
-                  "counts say value {}, column {}",
-                  rows, segment[RowPairsSegment::kValue], segment[RowPairsSegment::kCol], pairs,
-                  value, col);
+        malformed(
+            "segments: a block of {} rows begins at value {}, column {} with {} pairs; the "
+            "counts say value {}, column {}",
+            rows, segment[RowPairsSegment::kValue], segment[RowPairsSegment::kCol], pairs, value,
+            col);
       }
       check_row_pairs_block(p, place, rows, pairs, std::min(block, p.in() - k * block), value, col);
     }

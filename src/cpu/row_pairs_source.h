@@ -36,8 +36,8 @@ struct RowPairsSource {
     rows = packed.array<std::uint8_t>(detail::RowPairsArrays::kRows) + places;
     counts = packed.array<std::uint8_t>(detail::RowPairsArrays::kCounts) + places;
     const std::int64_t batch_segments = detail::ceil_div(out, kPanel) * block_count * kSegment;
-    segments = packed.array<std::int64_t>(detail::RowPairsArrays::kSegments) +
-               batch * batch_segments;
+    segments =
+        packed.array<std::int64_t>(detail::RowPairsArrays::kSegments) + batch * batch_segments;
     batch_end = batch + 1 == packed.batch() || batch_segments == 0
                     ? packed.kept()
                     : segments[batch_segments + detail::RowPairsSegment::kValue];
@@ -45,9 +45,9 @@ struct RowPairsSource {
 
   /// Of the panel that begins at `row`.
   std::int64_t first_value(std::int64_t row) const {
-    return row >= out ? batch_end
-                      : segments[row / kPanel * block_count * kSegment +
-                                 detail::RowPairsSegment::kValue];
+    return row >= out
+               ? batch_end
+               : segments[row / kPanel * block_count * kSegment + detail::RowPairsSegment::kValue];
   }
 
   /// The first row of part `part` of `parts` with about equal kept values.

@@ -17,19 +17,22 @@ struct PairStream {
 };
 
 template <int NV>
-inline void load_sums(const float* sums, bool first, Vector (&sum)[NV]) {
+[[gnu::always_inline]] inline void load_sums(const float* sums, bool first, Vector (&sum)[NV]) {
+#pragma GCC unroll 8
   for (int n = 0; n < NV; ++n) sum[n] = first ? zero() : load(sums + n * kLanes);
 }
 
 template <int NV>
-inline void store_sums(float* sums, const Vector (&sum)[NV]) {
+[[gnu::always_inline]] inline void store_sums(float* sums, const Vector (&sum)[NV]) {
+#pragma GCC unroll 8
   for (int n = 0; n < NV; ++n) store(sums + n * kLanes, sum[n]);
 }
 
 template <typename Unit, int NV>
-inline void add_pair_together(const gossamer::cpu::KcsrAddTask& task, int shared, int alone,
-                              float* first_sums, float* second_sums,
-                              PairStream<typename Unit::Type>& stream) {
+[[gnu::always_inline]] inline void add_pair_together(const gossamer::cpu::KcsrAddTask& task,
+                                                     int shared, int alone, float* first_sums,
+                                                     float* second_sums,
+                                                     PairStream<typename Unit::Type>& stream) {
   constexpr std::int64_t kPanel = NV * kLanes;
   const auto* tile = static_cast<const float*>(task.tile);
   const auto* values = stream.values;
@@ -44,7 +47,7 @@ inline void add_pair_together(const gossamer::cpu::KcsrAddTask& task, int shared
     const Vector second = Unit::broadcast(values + 1);
 #pragma GCC unroll 8
     for (int n = 0; n < NV; ++n) {
-      const Vector inputs = load(x + n * kLanes);
+      const Vector inputs = in_register(load(x + n * kLanes));
       a[n] = Unit::multiply_add(first, inputs, a[n]);
       b[n] = Unit::multiply_add(second, inputs, b[n]);
     }
@@ -64,8 +67,9 @@ inline void add_pair_together(const gossamer::cpu::KcsrAddTask& task, int shared
 
 /// `half`: 0 of the first row, 1 of the second.
 template <typename Unit, int NV>
-inline void add_half(const gossamer::cpu::KcsrAddTask& task, int shared, int alone, int half,
-                     float* sums, const PairStream<typename Unit::Type>& stream) {
+[[gnu::always_inline]] inline void add_half(const gossamer::cpu::KcsrAddTask& task, int shared,
+                                            int alone, int half, float* sums,
+                                            const PairStream<typename Unit::Type>& stream) {
   constexpr std::int64_t kPanel = NV * kLanes;
   const auto* tile = static_cast<const float*>(task.tile);
   const auto* values = stream.values + half;
@@ -83,8 +87,9 @@ inline void add_half(const gossamer::cpu::KcsrAddTask& task, int shared, int alo
 }
 
 template <typename Unit, int NV>
-inline void add_single(const gossamer::cpu::KcsrAddTask& task, int count, float* sums,
-                       PairStream<typename Unit::Type>& stream) {
+[[gnu::always_inline]] inline void add_single(const gossamer::cpu::KcsrAddTask& task, int count,
+                                              float* sums,
+                                              PairStream<typename Unit::Type>& stream) {
   constexpr std::int64_t kPanel = NV * kLanes;
   const auto* tile = static_cast<const float*>(task.tile);
   Vector sum[NV];

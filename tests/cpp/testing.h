@@ -192,10 +192,10 @@ inline const std::vector<DType>& weight_dtypes() {
 }
 
 inline const std::vector<Layout>& all_layouts() {
-  static const std::vector<Layout> all{Layout::kNm,      Layout::kBitmask,  Layout::kBsr,
-                                       Layout::kFanIn,   Layout::kKcsr64,   Layout::kKcsr128,
-                                       Layout::kKcsr256, Layout::kRowPairs64,
-                                       Layout::kRowPairs128, Layout::kNm24Pairs};
+  static const std::vector<Layout> all{Layout::kNm,       Layout::kBitmask,    Layout::kBsr,
+                                       Layout::kFanIn,    Layout::kKcsr64,     Layout::kKcsr128,
+                                       Layout::kKcsr256,  Layout::kRowPairs64, Layout::kRowPairs128,
+                                       Layout::kNm24Pairs};
   return all;
 }
 
