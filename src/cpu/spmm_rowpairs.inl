@@ -28,40 +28,79 @@ template <int NV>
   for (int n = 0; n < NV; ++n) store(sums + n * kLanes, sum[n]);
 }
 
+/// How many columns narrow panels take at once: the sums of two rows are too few chains of
+/// multiply-adds to cover their latency.
+constexpr int pair_ways(int vectors) { return vectors == 1 ? 4 : vectors == 2 ? 2 : 1; }
+
+template <typename Unit, int NV>
+[[gnu::always_inline]] inline void add_shared(const typename Unit::Type* values,
+                                              const float* tile_row, Vector (&a)[NV],
+                                              Vector (&b)[NV]) {
+  const Vector first = Unit::broadcast(values);
+  const Vector second = Unit::broadcast(values + 1);
+#pragma GCC unroll 8
+  for (int n = 0; n < NV; ++n) {
+    const Vector inputs = in_register(load(tile_row + n * kLanes));
+    a[n] = Unit::multiply_add(first, inputs, a[n]);
+    b[n] = Unit::multiply_add(second, inputs, b[n]);
+  }
+}
+
 template <typename Unit, int NV>
 [[gnu::always_inline]] inline void add_pair_together(const gossamer::cpu::KcsrAddTask& task,
                                                      int shared, int alone, float* first_sums,
                                                      float* second_sums,
                                                      PairStream<typename Unit::Type>& stream) {
   constexpr std::int64_t kPanel = NV * kLanes;
+  constexpr int kWays = pair_ways(NV);
   const auto* tile = static_cast<const float*>(task.tile);
   const auto* values = stream.values;
   const std::uint8_t* cols = stream.cols;
-  Vector a[NV];
-  Vector b[NV];
-  load_sums(first_sums, task.first, a);
-  load_sums(second_sums, task.first, b);
-  for (int i = 0; i < shared; ++i) {
-    const float* x = tile + *cols * kPanel;
-    const Vector first = Unit::broadcast(values);
-    const Vector second = Unit::broadcast(values + 1);
+  Vector a[kWays][NV];
+  Vector b[kWays][NV];
+  load_sums(first_sums, task.first, a[0]);
+  load_sums(second_sums, task.first, b[0]);
+#pragma GCC unroll 4
+  for (int w = 1; w < kWays; ++w) {
+    load_sums(first_sums, true, a[w]);
+    load_sums(second_sums, true, b[w]);
+  }
+  int i = shared;
+  if constexpr (kWays > 1) {
+    for (; i >= kWays; i -= kWays, cols += kWays, values += 2 * kWays) {
+#pragma GCC unroll 4
+      for (int w = 0; w < kWays; ++w) {
+        add_shared<Unit, NV>(values + 2 * w, tile + cols[w] * kPanel, a[w], b[w]);
+      }
+    }
+  }
+  for (; i > 0; --i, ++cols, values += 2) {
+    add_shared<Unit, NV>(values, tile + *cols * kPanel, a[0], b[0]);
+  }
+  i = alone;
+  if constexpr (kWays > 1) {
+    for (; i >= kWays; i -= kWays, cols += 2 * kWays, values += 2 * kWays) {
+#pragma GCC unroll 4
+      for (int w = 0; w < kWays; ++w) {
+        add_unit<Unit, NV>(values + 2 * w, tile + cols[2 * w] * kPanel, a[w]);
+        add_unit<Unit, NV>(values + 2 * w + 1, tile + cols[2 * w + 1] * kPanel, b[w]);
+      }
+    }
+  }
+  for (; i > 0; --i, cols += 2, values += 2) {
+    add_unit<Unit, NV>(values, tile + cols[0] * kPanel, a[0]);
+    add_unit<Unit, NV>(values + 1, tile + cols[1] * kPanel, b[0]);
+  }
+#pragma GCC unroll 4
+  for (int w = 1; w < kWays; ++w) {
 #pragma GCC unroll 8
     for (int n = 0; n < NV; ++n) {
-      const Vector inputs = in_register(load(x + n * kLanes));
-      a[n] = Unit::multiply_add(first, inputs, a[n]);
-      b[n] = Unit::multiply_add(second, inputs, b[n]);
+      a[0][n] = Unit::add_sums(a[0][n], a[w][n]);
+      b[0][n] = Unit::add_sums(b[0][n], b[w][n]);
     }
-    ++cols;
-    values += 2;
   }
-  for (int i = 0; i < alone; ++i) {
-    add_unit<Unit, NV>(values, tile + cols[0] * kPanel, a);
-    add_unit<Unit, NV>(values + 1, tile + cols[1] * kPanel, b);
-    cols += 2;
-    values += 2;
-  }
-  store_sums(first_sums, a);
-  store_sums(second_sums, b);
+  store_sums(first_sums, a[0]);
+  store_sums(second_sums, b[0]);
   stream = {values, cols};
 }
 
