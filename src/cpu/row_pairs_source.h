@@ -7,6 +7,7 @@
 
 #include "core/layouts.h"
 #include "cpu/kcsr_task.h"
+#include "cpu/row_pairs_few.h"
 
 namespace gossamer::cpu {
 
@@ -77,6 +78,19 @@ struct RowPairsSource {
     task.pair_counts = counts + first_row * block_count;
     task.block_index = k;
     task.block_count = block_count;
+    return task;
+  }
+
+  /// Of the panel that begins at `row`; X and Y are the caller's to fill in.
+  RowPairsFewTask few_task(std::int64_t row) const {
+    RowPairsFewTask task{};
+    task.values = reinterpret_cast<const float*>(values);
+    task.cols = cols;
+    task.segments = segments + row / kPanel * block_count * kSegment;
+    task.rows = rows + row * block_count;
+    task.counts = counts + row * block_count;
+    task.block_count = block_count;
+    task.in = in;
     return task;
   }
 
