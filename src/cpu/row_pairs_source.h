@@ -7,7 +7,7 @@
 
 #include "core/layouts.h"
 #include "cpu/kcsr_task.h"
-#include "cpu/row_pairs_few.h"
+#include "cpu/row_pairs_task.h"
 
 namespace gossamer::cpu {
 

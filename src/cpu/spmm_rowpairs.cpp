@@ -6,8 +6,8 @@
 
 #include "core/layouts.h"
 #include "cpu/registration.h"
-#include "cpu/row_pairs_few.h"
 #include "cpu/row_pairs_source.h"
+#include "cpu/row_pairs_task.h"
 #include "cpu/spmm_driver.h"
 #include "gossamer/linear.h"
 

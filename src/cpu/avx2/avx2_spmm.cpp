@@ -14,6 +14,10 @@
 //
 // Against torch's dense linear at 256 tokens, 768 of 3072 inputs, both transposes included, one
 // thread of a zen5-avx512 (2026-11-23): 1.8x / 2.8x / 3.8x / 6.5x at 50 / 70 / 80 / 90 %.
+// Row pairs, float32, panels of eight vectors, in turns: 3.4 / 2.4 / 1.4 / 0.9 ms at 70 / 80 / 90 /
+// 95 % zeros, 3072 of 768 inputs, 128 tokens, one thread of a 2-processor Emerald Rapids held to
+// AVX2 (2026-11-30); torch's dense product held likewise takes 8.2, a kcsr row 3.6 / 2.6 / 1.6
+// / 1.2.
 #include <immintrin.h>
 
 #include <cstddef>

