@@ -14,6 +14,7 @@ namespace gossamer::cpu {
 /// One batch of a weight in a layout of row pairs, as spmm_driver.h wants it. Rows are cut at
 /// panels only.
 struct RowPairsSource {
+  static constexpr std::int64_t kRowStep = detail::kRowPairsPanel;
   const std::byte* values;
   const std::uint8_t* cols;
   const std::uint8_t* rows;
@@ -95,7 +96,7 @@ struct RowPairsSource {
   }
 
  private:
-  static constexpr std::int64_t kPanel = detail::kRowPairsPanel;
+  static constexpr std::int64_t kPanel = kRowStep;
   static constexpr std::int64_t kSegment = detail::RowPairsSegment::kCount;
 };
 
