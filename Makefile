@@ -10,7 +10,7 @@ help:
 	@echo "make demo       set up, build, run the main job on real data (demo-out/report.html)"
 	@echo "make test       set up, build, run every test this machine can run"
 	@echo "make recipes-quick DATA=folder   prune a ResNet-20 in five ways (examples/recipes/README.md)"
-	@echo "make bench-cpu  measure this machine (10 minutes), write bench/results/<machine>.jsonl;"
+	@echo "make bench-cpu  measure this machine (12 minutes), write bench/results/<machine>.jsonl;"
 	@echo "                DATA=folder adds trained networks and their sparsity patterns"
 	@echo "make bench-gpu  the same for this machine's GPU"
 	@echo "make docs-performance   write docs/performance.md and its plots from bench/results"

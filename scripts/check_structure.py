@@ -40,8 +40,6 @@ LINES = {"src": 400, "include": 400, "python": 400, "tests": 600}
 LONGER = {
     "python/gossamer/_ops.py": "one fake a registered operator, side by side with its schema",
     "python/gossamer/weight.py": "one class: the shortest path of F.linear reads its attributes",
-    "src/cuda/common/pack_sp24.cu": "one kernel's passes share their maps of a tile",
-    "src/cuda/sm90/sm90_gemm_sp24.cuh": "one kernel: producer, consumer, epilogue",
     "src/cuda/sm90/wgmma_sp.inl": "one instruction an overload, written out by a generator",
     "tests/attacks/make_attacks.py": "a list: one entry a malformed file",
     "tests/python/test_one_shot.py": "one matrix of recipes with the models that they share",

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 # Tokens an instruction, the N of m64nNkK.
-WIDTHS = (8, 16, 32, 64, 96, 128, 192, 256)
+WIDTHS = (8, 16, 32, 64, 96, 128, 160, 192, 256)
 
 
 @dataclass(frozen=True)

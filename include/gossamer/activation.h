@@ -13,9 +13,10 @@ enum class Activation : std::int32_t {
                   ///< arXiv:1606.08415)
   kGeluTanh = 3,  ///< x·σ(2u), u = √(2/π)·(x + 0.044715·x³): the same paper's approximation
   kSilu = 4,      ///< x·σ(x)
+  kRelu2 = 5,     ///< max(x, 0)², squared ReLU (So et al. 2021, arXiv:2109.08668)
 };
 
 /// One past the last number of an Activation.
-inline constexpr std::int32_t kActivationCount = 5;
+inline constexpr std::int32_t kActivationCount = 6;
 
 }  // namespace gossamer

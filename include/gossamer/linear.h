@@ -49,7 +49,8 @@ LinearDesc describe(const PackedView& weight, const Epilogue& epilogue = {});
 ///
 /// Quantized calls: the weight is int8, X is int8 and x_scale is given. Then Y = act(x_scale[t] ·
 /// weight_scale[r] · Σ x·w + bias + residual), and bias, residual and Y are float32. The sum is
-/// exact for at most 65536 inputs.
+/// exact for at most 65536 inputs. With y_scale above 0, Y is int8 instead, ready to be the X of
+/// the next quantized call: Y / y_scale to nearest, at most 127 either way; NaN becomes 0.
 struct LinearArgs {
   PackedView weight;
   std::int64_t tokens = 0;
@@ -66,6 +67,7 @@ struct LinearArgs {
   Activation activation = Activation::kNone;
   const float* x_scale = nullptr;       ///< [batch, tokens]: X is int8; null: X is not
   const float* weight_scale = nullptr;  ///< [batch, out] of a quantized call; null: 1
+  float y_scale = 0.0f;                 ///< of a quantized call's int8 Y; 0: Y is float32
   ParallelFor parallel{};
 };
 
@@ -119,6 +121,7 @@ enum class MemoryMode {
   kDefault,  ///< one layout; a layer that would be slower than dense at some token count stays
              ///< plain
   kSpeed,    ///< a dense copy may be kept too, and runs where it is faster
+  kLow,      ///< as kDefault, in a layout of at most 1.15 times the bytes of the weight's format
 };
 
 /// The kernel of one bucket, with the numbers behind the choice.

@@ -17,12 +17,14 @@ from gossamer.config import (
     Float8DynamicActivationSemiSparseWeightConfig,
     Int8DynamicActivationSemiSparseWeightConfig,
     Int8DynamicActivationSparseWeightConfig,
+    Int8StaticActivationSparseWeightConfig,
     SemiSparseWeightConfig,
     SparseConfig,
 )
 from gossamer.explanation import BucketPlan, Explanation, LayerReport, explain
 from gossamer.fusion import fuse_
 from gossamer.host import Kernel, Machine, kernels, machine
+from gossamer.input_scales import calibrate_input_scales
 from gossamer.io import LoadResult, load_into, save
 from gossamer.model_report import Outcome, report
 from gossamer.prune import (
@@ -39,7 +41,7 @@ from gossamer.prune import (
 )
 from gossamer.sparsify import desparsify_, sparsify_
 from gossamer.version import __version__
-from gossamer.weight import SparseWeight, linear
+from gossamer.weight import SparseWeight, conv2d, linear
 
 if TYPE_CHECKING:
     from gossamer.fusion_compile import fusion_pass
@@ -55,6 +57,7 @@ __all__ = [
     "GradualMagnitude",
     "Int8DynamicActivationSemiSparseWeightConfig",
     "Int8DynamicActivationSparseWeightConfig",
+    "Int8StaticActivationSparseWeightConfig",
     "Kernel",
     "LayerReport",
     "LoadResult",
@@ -70,6 +73,8 @@ __all__ = [
     "Sparsifier",
     "Wanda",
     "__version__",
+    "calibrate_input_scales",
+    "conv2d",
     "desparsify_",
     "explain",
     "fuse_",

@@ -20,6 +20,7 @@ from torch import fx, nn
 __all__ = [
     "Unreadable",
     "compiled_forward",
+    "does_nothing",
     "is_activation_function",
     "is_sequential",
     "named_in_code",
@@ -200,6 +201,24 @@ def compiled_forward(module: nn.Module, graph: fx.Graph, guards: tuple[str, ...]
 
     # A bound method is copied with its module; torch.compile follows it.
     module.forward = types.MethodType(forward, module)
+
+
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+
+
+def does_nothing(node: fx.Node, module: nn.Module | None, last: fx.Node, sequential: bool) -> bool:
+    """Whether a call gives what it gets: an Identity, a Dropout in evaluation mode.
+
+    A Sequential has no forward of ours that would refuse training mode: its Dropouts stay.
+    """
+    if type(module) is nn.Identity:
+        return True
+    if type(module) in _DROPOUTS:
+        return not sequential
+    if node.op != "call_function" or node.target is not nn.functional.dropout:
+        return False
+    training = node.args[2] if len(node.args) > 2 else node.kwargs.get("training", True)
+    return training is False and node.args[0] is last
 
 
 def is_activation_function(target: Any, kwargs: dict[str, Any]) -> str | None:

@@ -22,6 +22,7 @@ __all__ = [
     "ACCURATE",
     "FORMAT_VERSION",
     "INFO_KEYS",
+    "INPUT_SCALE",
     "OPTIONAL_KEYS",
     "SCALES_PREFIX",
     "VERSION_KEY",
@@ -33,6 +34,8 @@ __all__ = [
 VERSION_KEY = "gossamer.version"
 WEIGHT_PREFIX = "gossamer.weight."
 SCALES_PREFIX = "gossamer.scales."
+INPUT_SCALE = ", input scale "
+"""Behind the dtype of scales, and then the scale that inputs are rounded at."""
 ACCURATE = ", accurate"
 """Behind the dtype of scales where sums of float8 products are to be accurate."""
 FORMAT_VERSION = 1
@@ -165,7 +168,14 @@ def _read_scales(file: ModelFile, name: str, word: str) -> None:
     if name not in file.packed:
         raise refuse("the file holds no packed weight of that name")
     dtypes = {str(dtype).removeprefix("torch."): dtype for dtype in QUANTIZED_DTYPES}
-    kind = word.removesuffix(ACCURATE)
+    stands_for, _, number = word.partition(INPUT_SCALE)
+    kind = stands_for.removesuffix(ACCURATE)
+    try:
+        input_scale = float(number) if number or INPUT_SCALE in word else 0.0
+    except ValueError:
+        raise refuse(f"the scale of inputs is {number!r}, which is no number") from None
+    if number and input_scale == 0.0:
+        raise refuse("the scale of inputs is 0; it is above 0, or left out")
     if kind not in dtypes:
         raise refuse(f"they stand for {word!r}; {', '.join(dtypes)} are accepted")
     if f"{name}.scales" not in file.plain:
@@ -173,7 +183,11 @@ def _read_scales(file: ModelFile, name: str, word: str) -> None:
     scale = file.tensor(f"{name}.scales")
     try:
         weight = SparseWeight.from_quantized(
-            file.packed[name].packed, scale, dtypes[kind], accurate=word != kind
+            file.packed[name].packed,
+            scale,
+            dtypes[kind],
+            accurate=stands_for != kind,
+            input_scale=input_scale,
         )
     except ValueError as error:
         raise refuse(str(error)) from error

@@ -208,7 +208,9 @@ def _prepare(slot: _Slot, file: ModelFile, name: str, request: Request) -> LoadS
             return LoadStep(slot, _for_plain(old, values), report if slot.linear else None)
         values = values.to(old.dtype)
         if old.scale is not None:
-            request = replace(request, quantize=old.quantization)
+            request = replace(
+                request, quantize=old.quantization, input_scale=old.input_scale or 0.0
+            )
         decision = decide(
             values,
             name,

@@ -21,6 +21,7 @@ from gossamer._io_file import (
     ACCURATE,
     FORMAT_VERSION,
     INFO_KEYS,
+    INPUT_SCALE,
     OPTIONAL_KEYS,
     SCALES_PREFIX,
     VERSION_KEY,
@@ -60,7 +61,10 @@ def flatten(model: nn.Module, packed: bool) -> tuple[dict[str, Tensor], dict[str
             metadata[WEIGHT_PREFIX + name] = _add_packed(tensors, name, value)
             if value.scale is not None:
                 word = str(value.dtype).removeprefix("torch.")
-                metadata[SCALES_PREFIX + name] = word + ACCURATE * value._facts.accurate
+                word += ACCURATE * value._facts.accurate
+                if value.input_scale is not None:
+                    word += f"{INPUT_SCALE}{value.input_scale!r}"
+                metadata[SCALES_PREFIX + name] = word
                 tensors[f"{name}.scales"] = value.scale
     return _separate(tensors), metadata
 

@@ -23,10 +23,12 @@ from gossamer import _ops_cuda
 
 _OLDEST_TORCH = (2, 10)
 
-FLOAT8_BIT = 48
-ACCURATE_BIT = 49
-"""Of the argument `layout` on a GPU: the values of a quantized weight are float8, and their sums
-are to be accurate (src/torch/ops_cuda_linear.cpp)."""
+RESULT_BIT = 6
+FLOAT8_BIT = 23
+ACCURATE_BIT = 24
+"""Of the argument `layout` on a GPU: two bits for the result's dtype; the values of a quantized
+weight are float8, and their sums are to be accurate (src/torch/cuda_layout_argument.h)."""
+_RESULT_DTYPES = (None, torch.bfloat16, torch.float16, torch.float32)
 
 _Fake = TypeVar("_Fake", bound=Callable[..., Any])
 
@@ -39,6 +41,7 @@ class Activation(enum.IntEnum):
     GELU = 2
     GELU_TANH = 3
     SILU = 4
+    RELU2 = 5
 
 
 def apply_activation(y: Tensor, activation: int) -> Tensor:
@@ -54,8 +57,34 @@ def apply_activation(y: Tensor, activation: int) -> Tensor:
             return torch.nn.functional.gelu(y, approximate="tanh")
         case Activation.SILU:
             return torch.nn.functional.silu(y)
+        case Activation.RELU2:
+            return y.relu().square()
     accepted = ", ".join(f"{int(a)} ({a.name.lower()})" for a in Activation)
     raise ValueError(f"activation {activation}: accepted are {accepted}")
+
+
+def with_result_dtype(layout: int, x: Tensor, dtype: torch.dtype) -> int:
+    """The argument `layout` of a product on a GPU whose result has another dtype than x.
+
+    Raises:
+        ValueError: no kernel writes that dtype.
+    """
+    if dtype == x.dtype:
+        return layout
+    if x.device.type != "cuda":
+        raise ValueError(
+            f"output_dtype {dtype} of x {x.dtype} on {x.device.type}: kernels outside of a GPU "
+            f"write x's dtype; convert x or the result with .to({dtype})"
+        )
+    if dtype not in _RESULT_DTYPES:
+        raise ValueError(
+            f"output_dtype {dtype}: torch.bfloat16, torch.float16 and torch.float32 are accepted"
+        )
+    return layout | _RESULT_DTYPES.index(dtype) << RESULT_BIT
+
+
+def _result_dtype(layout: int, x: Tensor) -> torch.dtype:
+    return _RESULT_DTYPES[layout >> RESULT_BIT & 3] or x.dtype
 
 
 def _library_path() -> Path:
@@ -94,8 +123,11 @@ _check_torch()
 _load(_library_path())
 _cuda_library = _library_path().with_name("_C_cuda.so")
 if torch.cuda.is_available() and _cuda_library.is_file():
-    _load(_cuda_library)
-    _ops_cuda.register()
+    try:
+        _load(_cuda_library)
+        _ops_cuda.register()
+    except ImportError as error:  # such as torch for another vendor's GPUs; the CPU is unharmed
+        _ops_cuda.load_failure = str(error)
 
 _ops = torch.ops.gossamer
 
@@ -141,7 +173,7 @@ def _linear_fake(
     residual: Tensor | None = None,
     dense: Tensor | None = None,
 ) -> Tensor:
-    return x.new_empty((*x.shape[:-1], out))
+    return x.new_empty((*x.shape[:-1], out), dtype=_result_dtype(layout, x))
 
 
 _shape_of("linear")(_linear_fake)
@@ -334,11 +366,16 @@ def _linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.out = out
     ctx.activation = activation
     ctx.inputs = x.shape[-1]
+    ctx.x_dtype = x.dtype
     ctx.bias_dims = None if bias is None else bias.dim()
+    ctx.bias_dtype = None if bias is None else bias.dtype
+    ctx.x_scale = 0.0
 
 
 def _smooth_backward(grad: Tensor, y: Tensor, activation: int) -> Tensor:
     """The gradient of act(y), y [..., out], for the activations that are not piecewise linear."""
+    if activation == Activation.RELU2:
+        return grad * (2 * y.relu())
     if activation == Activation.SILU:
         return torch.ops.aten.silu_backward(grad, y)
     approximate = "none" if activation == Activation.GELU else "tanh"
@@ -358,20 +395,27 @@ def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if output is not None:
         grad = torch.ops.aten.threshold_backward(grad, output, 0)
     elif ctx.activation > Activation.RELU:
-        y = _ops.linear(x, packed, ctx.layout, ctx.out, scale, bias, 0, residual, dense)
+        weight = (packed, ctx.layout, ctx.out, scale)
+        if ctx.x_scale:
+            rounding = (ctx.x_scale, 0.0, grad.dtype)
+            y = _ops.linear_int8(x, *weight, *rounding, bias, 0, residual, dense)
+        else:
+            y = _ops.linear(x, *weight, bias, 0, residual, dense)
         grad = _smooth_backward(grad, y, ctx.activation)
     grad_x = grad_bias = None
+    grad_product = grad.to(ctx.x_dtype)  # of another dtype where the result was asked in another
     if needs_grad[0] and scale is not None:
         # Straight through the rounding of x: the gradient of the product with the weight as it is.
         is_float8 = ctx.layout >> FLOAT8_BIT & 1
         kind = torch.float8_e4m3fn if is_float8 else torch.int8
         values = _ops.unpack(packed, [ctx.out, ctx.inputs], kind)
-        grad_x = (grad * scale.to(grad.dtype)) @ values.to(grad.dtype)
+        grad_x = (grad_product * scale.to(ctx.x_dtype)) @ values.to(ctx.x_dtype)
     elif needs_grad[0]:
-        grad_x = _ops.linear_dx(grad, packed, ctx.layout, ctx.inputs, dense)
+        grad_x = _ops.linear_dx(grad_product, packed, ctx.layout, ctx.inputs, dense)
     if needs_grad[5]:
         # A stack's bias is [batch, out] and its result [batch, tokens, out].
         grad_bias = grad.sum(dim=1) if ctx.bias_dims == 2 else grad.flatten(0, -2).sum(dim=0)
+        grad_bias = grad_bias.to(ctx.bias_dtype)
     grad_residual = grad if needs_grad[7] else None
     return grad_x, None, None, None, None, grad_bias, None, grad_residual, None
 
@@ -411,6 +455,7 @@ def _conv2d_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.dilation = list(dilation)
     ctx.activation = activation
     ctx.input_shape = x.shape
+    ctx.x_scale = 0.0
 
 
 def _conv2d_dx(ctx: Any, grad: Tensor, values: Tensor) -> Tensor:
@@ -443,7 +488,11 @@ def _conv2d_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if output is not None:
         grad = torch.ops.aten.threshold_backward(grad, output, 0)
     elif ctx.activation > Activation.RELU:
-        y = _ops.conv2d(x, packed, *numbers, bias, 0, residual, dense, scale)
+        if ctx.x_scale:
+            rounding = (scale, ctx.x_scale, 0.0)
+            y = _ops.conv2d_int8(x, packed, *numbers, *rounding, bias, 0, residual, dense)
+        else:
+            y = _ops.conv2d(x, packed, *numbers, bias, 0, residual, dense, scale)
         grad = _smooth_backward(grad, y, ctx.activation)
     grad_x = grad_bias = None
     if needs_grad[0]:

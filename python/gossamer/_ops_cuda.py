@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Operators on CUDA tensors that are answered by way of the CPU.
 
-Multiplying, packing, unpacking and converting run on the GPU (`_C_cuda.so`). What is left is asked
-once in the life of a weight, to describe, check, cut or save it: the bytes travel to the CPU, and
-tensors that come back to the GPU.
+Multiplying, packing, unpacking and converting run on the GPU (`_C_cuda.so`); here is what
+torch.compile and torch.export see instead of the operators that exist there only. What is left is
+asked once in the life of a weight, to describe, check, cut or save it: the bytes travel to the CPU,
+and tensors that come back to the GPU.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+load_failure: str | None = None
+"""Why `_C_cuda.so`, which is there, could not be loaded."""
 
 _FROM_CPU = (
     "info",
@@ -62,3 +66,79 @@ def register() -> None:
     """Gives the operators their CUDA implementations; once, after `_C_cuda.so` is loaded."""
     for name in _FROM_CPU:
         _by_way_of_the_cpu(name)
+    for fake in (
+        linear_quantized,
+        quantize_rows,
+        pack_24,
+        quantize_pack_24,
+        verify_24,
+        prune_pack_24,
+    ):
+        torch.library.register_fake(f"gossamer::{fake.__name__}", fake)
+
+
+# --- Shapes of the operators that only a GPU has --------------------------------------------------
+
+
+def linear_quantized(
+    x: Tensor,
+    x_scale: Tensor | None,
+    packed: Tensor,
+    layout: int,
+    out: int,
+    weight_scale: Tensor | None,
+    bias: Tensor | None,
+    activation: int,
+    residual: Tensor | None,
+    dtype: torch.dtype,
+    accurate: bool,
+) -> Tensor:
+    """[..., out], contiguous."""
+    return x.new_empty((*x.shape[:-1], out), dtype=dtype)
+
+
+def quantize_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The shape of x, rows beginning at multiples of 16 bytes, and a scale a row."""
+    *rows, columns = x.shape
+    padded = (columns + 15) // 16 * 16
+    q = x.new_empty((*rows, padded), dtype=dtype)[..., :columns]
+    return q, x.new_empty(rows, dtype=torch.float32)
+
+
+def _new_packed(values: Tensor) -> Tensor:
+    size = torch.library.get_ctx().new_dynamic_size(min=256)
+    return values.new_empty((size,), dtype=torch.uint8)
+
+
+def verify_24(values: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Int64 [batch, 2]."""
+    batch = values.shape[0] if values.dim() == 3 else 1
+    return values.new_empty((batch, 2), dtype=torch.int64)
+
+
+def pack_24(
+    values: Tensor,
+    mask: Tensor | None = None,
+    layout: str = "nm24_tiles",
+    transposed: bool = False,
+    prune: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Packed bytes and the verdict."""
+    return _new_packed(values), verify_24(values)
+
+
+def quantize_pack_24(
+    values: Tensor,
+    mask: Tensor | None,
+    dtype: torch.dtype,
+    layout: str = "nm24_tiles",
+    prune: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Packed bytes, scales and the verdict."""
+    scale = values.new_empty((values.shape[0],), dtype=torch.float32)
+    return _new_packed(values), scale, verify_24(values)
+
+
+def prune_pack_24(values: Tensor, transposed: bool = False) -> Tensor:
+    """Packed bytes."""
+    return _new_packed(values)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gossamer import _ops, _plan_cuda
 from gossamer._convolution import Convolution
+from gossamer._cuda_device import first_line
 from gossamer._quantization import VALUE_DTYPES, pack_quantized, quantized_dtypes
 from gossamer._weight_facts import LEAST_ZEROS
 from gossamer.weight import SparseWeight
@@ -34,6 +35,7 @@ class Request:
     memory: str = "default"
     layout: str | None = None
     quantize: str | None = None
+    input_scale: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def decide(
     """
     values = values.detach()
     if request.quantize is not None:
-        why = _quantization_obstacle(values, request.quantize, transposed, convolution)
+        why = _quantization_obstacle(values, request, transposed, convolution)
         if why is not None:
             return Decision(None, plain_report(why))
     if _is_on_gpu(values):
@@ -88,7 +90,9 @@ def decide(
             )
     if request.quantize is not None:
         packed, scale = pack_quantized(values, request.pattern, name=name)
-        weight = SparseWeight.from_quantized(packed, scale, values.dtype)
+        weight = SparseWeight.from_quantized(
+            packed, scale, values.dtype, input_scale=request.input_scale
+        )
     else:
         weight = SparseWeight.from_dense(values, request.pattern, transposed=transposed, name=name)
     decision = decide_packed(weight, values, request, bias=bias, convolution=convolution)
@@ -112,19 +116,22 @@ def _taps_note(values: Tensor, pattern: str | None) -> str | None:
 
 
 def _quantization_obstacle(
-    values: Tensor, quantization: str, transposed: bool, convolution: Convolution | None
+    values: Tensor, request: Request, transposed: bool, convolution: Convolution | None
 ) -> str | None:
     """Why a weight is not quantized; None where it may be."""
+    if request.input_scale and _is_on_gpu(values):
+        return "inputs are rounded at a calibrated scale on the CPU only; use a dynamic config"
     if transposed or values.dim() != (2 if convolution is None else 4):
         return "weights stored as [in, out] and stacks are not quantized, matrices [out, in] are"
     if convolution is not None and values[0].numel() > _MOST_INPUTS:
         return f"its filters have {values[0].numel()} inputs; at most {_MOST_INPUTS} are quantized"
-    if quantization != "int8" and not _is_on_gpu(values):
+    if request.quantize != "int8" and not _is_on_gpu(values):
         return f"float8 weights are multiplied on CUDA devices, and this one is on {values.device}"
     accepted = quantized_dtypes(convolution is not None)
     if values.dtype not in accepted:
         return f"a {values.dtype} layer is not quantized; {', '.join(map(str, accepted))} ones are"
-    if not bool(torch.isfinite(values).all()):
+    # Not isfinite() of all: that is another copy. NaN wins both comparisons.
+    if values.numel() and not all(bool(torch.isfinite(end)) for end in values.aminmax()):
         return "its weight holds NaN or infinity and cannot be quantized"
     return None
 
@@ -154,6 +161,22 @@ def _decide_cuda(
     convolution: Convolution | None,
 ) -> Decision:
     """Packs and plans a dense weight on a GPU: 2:4 or not at all."""
+    try:
+        return _decide_24(values, name, request, transposed, bias, convolution)
+    except ValueError:  # the weight breaks its pattern
+        raise
+    except Exception as error:  # such as a full memory; the layer still works as it is
+        return Decision(None, plain_report(f"plain: packing it failed: {first_line(error)}"))
+
+
+def _decide_24(
+    values: Tensor,
+    name: str,
+    request: Request,
+    transposed: bool,
+    bias: bool,
+    convolution: Convolution | None,
+) -> Decision:
     pattern = request.pattern
     if pattern is None:
         zeros = 1.0 - int(torch.count_nonzero(values)) / max(values.numel(), 1)
@@ -171,13 +194,7 @@ def _decide_cuda(
         text = "its zeros are not 2:4, the pattern that is multiplied on a GPU"
         return Decision(None, plain_report(text))
     if request.quantize is not None:
-        try:
-            weight = _quantized_tiles(values, request.quantize, name)
-        except ValueError:  # the weight breaks its pattern
-            raise
-        except Exception as error:  # such as a full memory
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            return Decision(None, plain_report(f"plain: quantizing it failed: {first}"))
+        weight = _quantized_tiles(values, request.quantize, name)
     else:
         weight = SparseWeight.from_dense(
             values, "2:4", layout="nm24_tiles", transposed=transposed, name=name
@@ -195,6 +212,8 @@ def _quantized_tiles(values: Tensor, quantization: str, name: str) -> SparseWeig
 
 def _is_24(values: Tensor) -> bool:
     """Whether no group of four inputs has more than two non-zeros; [out, in]."""
+    if values.is_cuda:
+        return bool((torch.ops.gossamer.verify_24(values) < 0).all())
     padded = torch.nn.functional.pad(values != 0, (0, -values.shape[1] % 4))
     return int(padded.unflatten(1, (-1, 4)).sum(-1).amax()) <= 2 if padded.numel() else True
 
@@ -221,7 +240,8 @@ def _plan_on_cuda(
     if any(found.dense_buckets):
         packed = torch.ops.gossamer.with_plan(packed, json.dumps(found.dense_buckets))
         kept = dense.clone()
-    return Decision(weight._replace(packed, kept), _with_facts(report, packed))
+    planned = weight._replace(packed, kept, found.rows)
+    return Decision(planned, _with_facts(report, packed))
 
 
 def _quantized_note(weight: SparseWeight) -> str:
@@ -231,6 +251,8 @@ def _quantized_note(weight: SparseWeight) -> str:
     kind, _, how = weight.quantization.partition("-")
     sums = f" with {how} sums" if how else ""
     unit = "a token" if weight.kernel_size is None else "an image"
+    if weight.input_scale is not None:
+        return f"{kind} weights, inputs quantized at the scale {weight.input_scale:.4g}: "
     return f"{kind} weights{sums}, inputs quantized {unit} at a time: "
 
 
@@ -281,6 +303,8 @@ def decide_packed(
         packed, text = ops.plan_conv2d(weight.packed, logical, *numbers, last, *wishes)
     found = json.loads(text)
     report["reason"] = _quantized_note(weight) + found["reason"]
+    if request.memory == "low":
+        report["reason"] += '; memory="low" admits layouts of at most 1.15 times the format'
     report["plan"] = _buckets(found)
     if not found["sparse"]:
         report["packed"] = False

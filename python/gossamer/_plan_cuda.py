@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Whether a 2:4 weight on a GPU is multiplied packed or dense, bucket by bucket of token counts.
 
+Which row of the kernel table multiplies it there is `_tune_cuda`'s question.
 A quantized weight is compared as a whole call, the quantization of the activations included, with
 the unquantized dense layer that it replaces.
 
@@ -16,19 +17,20 @@ import json
 import math
 import os
 import tempfile
+import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from gossamer._cuda_timing import contest
+from gossamer import _tune_cuda
+from gossamer._cuda_device import first_line, no_kernels
 from gossamer._quantization import VALUE_DTYPES
 from gossamer._quantized_check import discrepancy
+from gossamer._tune_cuda import Measured
 from gossamer.version import __version__
 from gossamer.weight import SparseWeight
 
@@ -51,10 +53,6 @@ BUCKET_ENDS = [counts[-1] for counts in BUCKETS[:-1]]
 WIN = 1.05
 NOT_SLOWER = 0.97
 
-_ROUNDS = 5
-_SECONDS = 1e-3
-_L2_TIMES = 2
-_MOST_COPIES = 32
 # Of the tensor cores' 4096 bfloat16 operations a clock and multiprocessor, what cuBLAS reaches
 # under load, and a launch; the cost model of dense layers (H100, 2026).
 _DENSE_FLOPS_PER_MULTIPROCESSOR = 5.4e12
@@ -64,7 +62,7 @@ _LAUNCH_SECONDS = 3e-6
 _QUANTIZE_BYTES = 3
 _QUANTIZE_EFFICIENCY = 0.6
 
-_measured: dict[str, list[list[float]]] = {}
+_measured: dict[str, Measured] = {}
 
 
 @dataclass(frozen=True)
@@ -77,11 +75,14 @@ class CudaPlan:
             counted), `kernel` (a row of the GPU's table, or `dense`), `milliseconds`,
             `dense_milliseconds` and `reason`, as the CPU's plan has them.
         reason: one sentence.
+        rows: bits of the operators' argument `layout` that name a row of the table for each bucket;
+            0 where the cost model chooses in all of them.
     """
 
     sparse: bool
     choices: list[dict[str, Any]]
     reason: str
+    rows: int = 0
 
     @property
     def dense_buckets(self) -> list[str | None]:
@@ -99,10 +100,11 @@ def obstacle(
         device: the GPU.
         quantization: a word of `SparseConfig.quantize`, or None.
     """
-    if not _has_kernels():
+    why = no_kernels()
+    if why is not None:
         return (
-            "its weight is on a GPU, and this build of gossamer has no CUDA kernels (_C_cuda.so): "
-            "build it where nvcc is, or move the model to the CPU"
+            f"its weight is on a GPU, and {why}: build it where nvcc is, or move the model to the "
+            "CPU"
         )
     if dtype not in (torch.bfloat16, torch.float16):
         name = str(dtype).removeprefix("torch.")
@@ -110,8 +112,12 @@ def obstacle(
             f"{name} weights are not multiplied packed on a GPU, bfloat16 and float16 are: convert "
             "the model with .to(torch.bfloat16)"
         )
-    x = torch.empty(1, 64, dtype=_values_dtype(quantization) or dtype, device=device)
-    if not _kernel(x, 64):
+    try:
+        x = torch.empty(1, 64, dtype=_values_dtype(quantization) or dtype, device=device)
+        runs = _kernel(x, 64)
+    except RuntimeError as error:  # such as an older driver than the kernels need
+        return f"its weight is on a GPU that gossamer's kernels cannot use: {first_line(error)}"
+    if not runs:
         major, minor = torch.cuda.get_device_capability(device)
         kind = f"{quantization.partition('-')[0]} " if quantization else ""
         return (
@@ -149,23 +155,23 @@ def plan_24(
             if wrong is not None:
                 return CudaPlan(False, [], f"plain: {wrong}")
         if mode == "model":
-            times = _model(dense, quantization)
+            found = Measured(_model(dense, quantization), [""] * len(BUCKETS))
         else:
-            times = _remembered(
-                dense,
-                bias,
-                lambda: _measure(weight._replace, weight.packed, dense, bias),
-                quantization,
-            )
-        kernels = [_kernel_at(dense, counts[-1], quantization) for counts in BUCKETS]
+            found = _remembered(dense, bias, lambda: _measure(weight, dense, bias), quantization)
+        kernels = [
+            row or _kernel_at(dense, counts[-1], quantization)
+            for row, counts in zip(found.rows, BUCKETS, strict=True)
+        ]
+        rows = _rows_argument(found.rows, dense, quantization)
     # Whatever a GPU, its driver or its full memory answers: a plan is a help, not a condition.
     except Exception as error:
-        lines = str(error).splitlines() or [type(error).__name__]
-        failure = f"comparing it with dense failed: {lines[0]}"
+        failure = f"comparing it with dense failed: {first_line(error)}"
         if quantization is not None:
             return CudaPlan(False, [], f"plain: {failure}")
         return CudaPlan(True, [], f"packed at every token count; {failure}")
-    return decide(times, kernels, memory, dense.numel() * dense.element_size())
+    plan = decide(found.times, kernels, memory, dense.numel() * dense.element_size())
+    reason = "; ".join([plan.reason, *found.left_out])
+    return replace(plan, reason=reason, rows=rows if plan.sparse else 0)
 
 
 def decide(times: list[list[float]], kernels: list[str], memory: str, dense_bytes: int) -> CudaPlan:
@@ -218,10 +224,6 @@ def _all_dense(choices: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _has_kernels() -> bool:
-    return hasattr(torch.ops.gossamer, "cuda_kernel")
-
-
 def _kernel(x: Tensor, out: int) -> str:
     return str(torch.ops.gossamer.cuda_kernel(x, out))
 
@@ -256,35 +258,27 @@ def _rows(x: Tensor, out: int, quantization: str | None) -> list[dict[str, Any]]
     ]
 
 
+def _rows_argument(names: list[str], dense: Tensor, quantization: str | None) -> int:
+    """The bits that name these rows."""
+    if not any(names):
+        return 0
+    x = _operand(dense, 1, quantization)
+    table = json.loads(torch.ops.gossamer.cuda_kernel_table(x, dense.shape[0]))
+    dtype = str(x.dtype).removeprefix("torch.")
+    return _tune_cuda.rows_argument(names, [row for row in table if row["dtype"] == dtype])
+
+
 # --- Times ----------------------------------------------------------------------------------------
 
 
-def _measure(
-    wrap: Callable[[Tensor], Tensor], tiles: Tensor, dense: Tensor, bias: bool
-) -> list[list[float]]:
-    """Milliseconds of packed and dense at each token count, weights read from memory."""
-    with torch.cuda.device(dense.device), torch.no_grad():
-        return _measure_here(wrap, tiles, dense, bias)
+def _measure(weight: SparseWeight, dense: Tensor, bias: bool) -> Measured:
+    """Milliseconds of packed and dense at each token count, and the rows that packed ran."""
 
+    def table(tokens: int) -> list[dict[str, Any]]:
+        kind = weight.quantization
+        return _rows(_operand(dense, tokens, kind), dense.shape[0], kind)
 
-def _measure_here(
-    wrap: Callable[[Tensor], Tensor], tiles: Tensor, dense: Tensor, bias: bool
-) -> list[list[float]]:
-    l2 = torch.cuda.get_device_properties(dense.device).L2_cache_size
-    copies = min(_MOST_COPIES, 1 + math.ceil(_L2_TIMES * l2 / max(tiles.numel(), 1)))
-    ours = [wrap(tiles.clone()) for _ in range(copies)]
-    theirs = [dense.clone() for _ in range(copies)]
-    offset = dense.new_zeros(dense.shape[0]) if bias else None
-    times = []
-    for tokens in (tokens for counts in BUCKETS for tokens in counts):
-        x = torch.randn(tokens, dense.shape[1], device=dense.device).to(dense.dtype)
-        rivals = {
-            "packed": [partial(F.linear, x, weight, offset) for weight in ours],
-            "dense": [partial(F.linear, x, weight, offset) for weight in theirs],
-        }
-        found = contest(rivals, _ROUNDS, _SECONDS)
-        times.append([found["packed"], found["dense"]])
-    return times
+    return _tune_cuda.measure(weight, dense, bias, BUCKETS, table)
 
 
 def _model(dense: Tensor, quantization: str | None) -> list[list[float]]:
@@ -315,33 +309,40 @@ def _model(dense: Tensor, quantization: str | None) -> list[list[float]]:
 def _remembered(
     dense: Tensor,
     bias: bool,
-    measure: Callable[[], list[list[float]]],
+    measure: Callable[[], Measured],
     quantization: str | None = None,
-) -> list[list[float]]:
+) -> Measured:
     key = _key(dense, bias) + (f" values={quantization}" if quantization else "")
     if key not in _measured:
         file = _cache_file()
-        kept = _read(file).get(key)
-        if _is_sound(kept):
-            _measured[key] = kept
-        else:
-            _measured[key] = measure()
-            _write(file, key, _measured[key])
+        kept = _sound(_read(file).get(key))
+        if kept is None:
+            kept = measure()
+            # A wrong product is looked at again in the next process.
+            if not kept.left_out:
+                _write(file, key, {"times": kept.times, "rows": kept.rows})
+        _measured[key] = kept
     return _measured[key]
 
 
 def _key(dense: Tensor, bias: bool) -> str:
     properties = torch.cuda.get_device_properties(dense.device)
+    table = torch.ops.gossamer.cuda_kernel_table(dense[:1], dense.shape[0])
+    names = " ".join(row["name"] for row in json.loads(table))
     return (
         f"{properties.name} {properties.multi_processor_count} gossamer={__version__} "
-        f"torch={torch.__version__} out={dense.shape[0]} in={dense.shape[1]} dtype={dense.dtype} "
-        f"bias={bias}"
+        f"table={zlib.crc32(names.encode()):08x} torch={torch.__version__} out={dense.shape[0]} "
+        f"in={dense.shape[1]} dtype={dense.dtype} bias={bias}"
     )
 
 
-def _is_sound(times: Any) -> TypeGuard[list[list[float]]]:
-    """Whether what a file says is what `_measure` returns: others may write the file."""
-    return (
+def _sound(kept: Any) -> Measured | None:
+    """What a file says, where it is what `_measure` returns: others may write the file."""
+    if not isinstance(kept, dict):
+        return None
+    times: Any = kept.get("times")
+    rows: Any = kept.get("rows")
+    is_sound = (
         isinstance(times, list)
         and len(times) == sum(map(len, BUCKETS))
         and all(
@@ -350,7 +351,11 @@ def _is_sound(times: Any) -> TypeGuard[list[list[float]]]:
             and all(isinstance(ms, float) and 0 < ms < math.inf for ms in row)
             for row in times
         )
+        and isinstance(rows, list)
+        and len(rows) == len(BUCKETS)
+        and all(isinstance(name, str) for name in rows)
     )
+    return Measured(times, rows) if is_sound else None
 
 
 def _cache_file() -> Path | None:
@@ -372,13 +377,13 @@ def _read(file: Path | None) -> dict[str, Any]:
     return kept if isinstance(kept, dict) else {}
 
 
-def _write(file: Path | None, key: str, times: list[list[float]]) -> None:
+def _write(file: Path | None, key: str, entry: dict[str, Any]) -> None:
     """Adds an entry; a folder that cannot be written costs the next process a measurement."""
     if file is None:
         return
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        entries = {**_read(file), key: times}
+        entries = {**_read(file), key: entry}
         with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as temporary:
             json.dump(entries, temporary)
         Path(temporary.name).replace(file)

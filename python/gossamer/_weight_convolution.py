@@ -11,7 +11,8 @@ from torch import Tensor
 
 from gossamer import _ops
 from gossamer._convolution import paddings, pair
-from gossamer._weight_products import ACTIVATIONS, is_transformed
+from gossamer._quantization import checked_scale
+from gossamer._weight_products import ACTIVATIONS, check_requantizes, is_transformed
 from gossamer._weight_tables import function
 from gossamer.weight import SparseWeight
 
@@ -20,6 +21,8 @@ __all__ = ["conv2d", "convolution", "convolution_as_torch", "convolution_call"]
 _conv2d_op: Any = torch.ops.gossamer.conv2d.default
 _conv2d_autograd_op: Any = torch.ops.gossamer.conv2d_autograd.default
 _conv2d_eager: Any = _conv2d_op._op
+_conv2d_int8_op: Any = torch.ops.gossamer.conv2d_int8.default
+_conv2d_int8_autograd_op: Any = torch.ops.gossamer.conv2d_int8_autograd.default
 _is_grad_enabled = torch.is_grad_enabled
 _is_any_autocast_enabled = torch._C._is_any_autocast_enabled
 _is_dynamo_compiling = torch.compiler.is_dynamo_compiling
@@ -35,30 +38,37 @@ def conv2d(
     *,
     activation: str | None = None,
     residual: Tensor | None = None,
+    out_scale: float | None = None,
 ) -> Tensor:
     """act(conv2d(x, W) + bias + residual) in one operator, with one group.
 
     Args:
-        x: [images, channels, height, width] or [channels, height, width], float32.
+        x: [images, channels, height, width] or [channels, height, width], float32. Of a weight
+            with an `input_scale` also int8, rounded with it.
         weight: [out, channels, height, width].
         bias: [out].
         stride: one number or (height, width).
         padding: one number, (height, width), (top, bottom, left, right), "same" or "valid"; zeros.
         dilation: one number or (height, width).
-        activation: None, "relu", "gelu", "gelu_tanh" or "silu".
+        activation: None, "relu", "gelu", "gelu_tanh", "silu" or "relu2".
         residual: shape of the result, added before the activation.
+        out_scale: as for `gossamer.linear`: the result becomes int8.
 
     Returns:
         [images, out, height, width] (or three dimensions, as x has) in the memory format of x.
 
     Raises:
-        ValueError: shapes, dtypes or the activation do not fit.
+        ValueError: shapes, dtypes, scales or the activation do not fit.
     """
     if activation not in ACTIVATIONS:
         accepted = ", ".join(map(repr, ACTIVATIONS))
         raise ValueError(f"activation {activation!r}: accepted are {accepted}")
     code = int(ACTIVATIONS[activation])
-    return convolution(x, weight, bias, stride, padding, dilation, 1, code, residual)
+    result = 0.0
+    if out_scale is not None:
+        check_requantizes(weight)
+        result = checked_scale("out_scale", out_scale)
+    return convolution(x, weight, bias, stride, padding, dilation, 1, code, residual, result)
 
 
 @function(torch.nn.functional.conv2d)
@@ -82,6 +92,7 @@ def convolution_as_torch(
         or kernel is None
         or groups != 1
         or weight.dense is not None
+        or weight._facts.input_scale
         or not (type(stride) is type(padding) is type(dilation) is tuple)
         or _is_any_autocast_enabled()
         or type(x) is SparseWeight
@@ -126,8 +137,12 @@ def convolution(
     groups: int,
     activation: int = 0,
     residual: Tensor | None = None,
+    out_scale: float = 0.0,
 ) -> Tensor:
-    """act(conv2d(x, W) + bias + residual) as `F.conv2d` takes its arguments."""
+    """act(conv2d(x, W) + bias + residual) as `F.conv2d` takes its arguments.
+
+    `out_scale` above 0 asks for an int8 result.
+    """
     kernel = weight.kernel_size
     if kernel is None:
         raise ValueError(
@@ -142,7 +157,7 @@ def convolution(
     strides, dilations = pair("stride", stride), pair("dilation", dilation)
     sides = paddings(padding, kernel, strides, dilations)
     result_dtype = None
-    if torch.is_autocast_enabled("cpu"):
+    if torch.is_autocast_enabled("cpu") and x.is_floating_point() and not out_scale:
         # As for linear: the packed weight keeps its dtype, the inputs follow.
         result_dtype = torch.get_autocast_dtype("cpu")
         x = x.to(weight.dtype)
@@ -151,25 +166,19 @@ def convolution(
     if is_transformed():
         y = _dense_convolution(x, weight, bias, strides, sides, dilations, activation, residual)
     else:
-        operands = (x, bias, residual)
+        operands = () if out_scale else (x, bias, residual)
         needs_grad = torch.is_grad_enabled() and any(
             t is not None and t.requires_grad for t in operands
         )
-        y = (_conv2d_autograd_op if needs_grad else _conv2d_op)(
-            x,
-            weight.packed,
-            weight.layout_code,
-            weight.out_features,
-            kernel,
-            strides,
-            sides,
-            dilations,
-            bias,
-            activation,
-            residual,
-            weight.dense,
-            weight.scale,
-        )
+        layer = (weight.layout_code, weight.out_features, kernel, strides, sides, dilations)
+        after = (bias, activation, residual, weight.dense)
+        if out_scale or weight._facts.input_scale:
+            op = _conv2d_int8_autograd_op if needs_grad else _conv2d_int8_op
+            scales = (weight.scale, weight._facts.input_scale, out_scale)
+            y = op(x, weight.packed, *layer, *scales, *after)
+        else:
+            op = _conv2d_autograd_op if needs_grad else _conv2d_op
+            y = op(x, weight.packed, *layer, *after, weight.scale)
     return y if result_dtype is None else y.to(result_dtype)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import return_and_correct_aliasing
 
 from gossamer import _ops
+from gossamer._cuda_device import no_device, no_kernels, no_sparse_tensor_cores
 from gossamer._quantization import pack_quantized, quantized_dtypes
 from gossamer._weight_convolution import convolution, convolution_call
 from gossamer._weight_facts import DTYPES, LEAST_ZEROS
@@ -93,6 +94,8 @@ def _dispatch_to_copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
             f"a packed weight cannot be {dtype}; {', '.join(map(str, DTYPES.values()))} are "
             "accepted"
         )
+    if weight.device.type == "cuda":
+        return _cast_on_gpu(weight, dtype)
     return _replanned(weight, _cast(weight, dtype))
 
 
@@ -112,7 +115,7 @@ def _restated(weight: SparseWeight, dtype: torch.dtype) -> SparseWeight:
 def _resolved(device: Any) -> torch.device:
     """A device with its index: "cuda" is the current one."""
     device = torch.device(device)
-    if device.type == "cuda" and device.index is None:
+    if device.type == "cuda" and device.index is None and torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return device
 
@@ -144,11 +147,17 @@ def _moved(weight: SparseWeight, device: torch.device) -> SparseWeight:
             "are computed there; convert it with .to(torch.bfloat16) first, unpack the model "
             "(gossamer.desparsify_), or take weight.to_dense()"
         )
-    if torch.cuda.is_available() and not hasattr(torch.ops.gossamer, "cuda_kernel"):
+    if weight.input_scale is not None:
         raise NotImplementedError(
-            f"a packed weight cannot be moved to {device}: this build of gossamer has no CUDA "
-            "kernels (_C_cuda.so); build it where nvcc is, or unpack the model first "
-            "(gossamer.desparsify_)"
+            f"a packed weight with an input_scale cannot be moved to {device}: inputs are rounded "
+            "at a calibrated scale on the CPU only; unpack the model (gossamer.desparsify_) and "
+            "pack it there with Int8DynamicActivationSemiSparseWeightConfig"
+        )
+    why = no_device() or no_kernels() or no_sparse_tensor_cores(device)
+    if why is not None:
+        raise NotImplementedError(
+            f"a packed weight cannot be moved to {device}: {why}. On the CPU it is computed as it "
+            "is; gossamer.desparsify_ unpacks the model for other devices"
         )
     if weight.scale is not None and weight.transposed:
         raise NotImplementedError(
@@ -158,8 +167,6 @@ def _moved(weight: SparseWeight, device: torch.device) -> SparseWeight:
     if weight.device.type == "cuda":
         return _around(weight, weight.packed.to(device))
     packed = torch.ops.gossamer.convert(weight.packed, "format")
-    if weight.scale is not None:  # tiles of 8-bit values are made on the CPU
-        return _around(weight, torch.ops.gossamer.convert(packed, "nm24_tiles").to(device))
     return _around(weight, torch.ops.gossamer.convert(packed.to(device), "nm24_tiles"))
 
 
@@ -200,6 +207,16 @@ def _cast(weight: SparseWeight, dtype: torch.dtype) -> SparseWeight:
     """In another dtype, in its format: a layout may have kernels for one dtype only."""
     values, mask = weight.to_dense(dtype), weight.mask()
     return SparseWeight.from_dense(values, weight.pattern, mask=mask, transposed=weight.transposed)
+
+
+def _cast_on_gpu(weight: SparseWeight, dtype: torch.dtype) -> SparseWeight:
+    """In another dtype, in tiles where those are multiplied; it runs dense where it did before."""
+    cast = _cast(weight, dtype)
+    if dtype not in (torch.float16, torch.bfloat16):
+        return cast
+    packed = torch.ops.gossamer.convert(cast.packed, "nm24_tiles")
+    dense = None if weight.dense is None else weight.dense.to(dtype)
+    return cast._replace(_with_plan(packed, weight.packed), dense)
 
 
 def _pack_like(
@@ -264,12 +281,14 @@ def _copy_quantized(target: SparseWeight, source: Tensor) -> SparseWeight:
     ):
         formed = source.packed.to(target.device)
         scale = source.scale.to(target.device, copy=True)
+        input_scale = source._facts.input_scale  # it belongs to these values
     else:
         formed, scale = _quantized_like(target, source)
+        input_scale = target._facts.input_scale
     packed = _in_layout(formed, target.layout_name)
     if packed is None:
         packed = torch.ops.gossamer.convert(formed, "format")
-    facts = target._replace(packed)._facts
+    facts = target._replace(packed)._facts._replace(input_scale=input_scale)
     if facts.layout_code == target.layout_code:
         packed = _with_plan(packed, target.packed)
     return SparseWeight(packed, facts, None, scale)

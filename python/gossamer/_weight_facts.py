@@ -46,12 +46,20 @@ class Facts(NamedTuple):
     accurate: bool = False
     """Sums of float8 products are added up in float32 every 256 inputs, not left to the tensor
     core's 14 bits."""
+    rows: int = 0
+    """Bits of `layout_argument` that name a row of the GPU's kernel table for each bucket
+    (`_tune_cuda.rows_argument`). They live as long as the weight: a file has none, and what it
+    becomes is planned anew or left to the cost model."""
+    input_scale: float = 0.0
+    """What inputs of a quantized weight are rounded at, as calibration found it; 0 where each token
+    (image) gets a scale of its own in every call."""
 
     def layout_argument(self, device: torch.device) -> int:
         """What the operators are told of the bytes beside the inputs and outputs of a call.
 
         On a CPU the layout; on a GPU, whose operator does not read the header, where the plan runs
-        dense, the inputs and the kind of quantization too (src/torch/ops_cuda_linear.cpp).
+        dense, which rows it found, the inputs and the kind of quantization too
+        (src/torch/cuda_layout_argument.h).
         """
         if device.type != "cuda":
             return self.layout_code
@@ -59,9 +67,12 @@ class Facts(NamedTuple):
         return (
             self.layout_code
             | self.dense_buckets << 8
-            | self.inputs << 16
+            | (self.inputs > 0) << 15
+            | self.inputs % 128 << 16
             | is_float8 << _ops.FLOAT8_BIT
             | (is_float8 and self.accurate) << _ops.ACCURATE_BIT
+            | self.rows
+            | (self.batch > 1) << 60
         )
 
     @property

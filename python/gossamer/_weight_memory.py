@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gossamer._cuda_device import no_device
 from gossamer._weight_facts import Facts
 from gossamer._weight_tables import function
 from gossamer.weight import SparseWeight
@@ -55,6 +56,29 @@ def _from_process(
 
 
 ForkingPickler.register(SparseWeight, _reduce_for_process)
+
+
+# --- Devices --------------------------------------------------------------------------------------
+
+
+@function(Tensor.to, Tensor.cuda)
+def _handle_to(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Says why there is no GPU: torch would look for one before it asks the weight."""
+    to_cuda = func is Tensor.cuda
+    if not to_cuda and type(args[0]) is SparseWeight:
+        others = [arg for arg in (*args[1:], *kwargs.values()) if not isinstance(arg, Tensor)]
+        to_cuda = any(
+            isinstance(arg, (str, torch.device)) and torch.device(arg).type == "cuda"
+            for arg in others
+        )
+    why = no_device() if to_cuda else None
+    if why is not None:
+        raise NotImplementedError(
+            f"a packed weight cannot be moved to a CUDA device: {why}. On the CPU it is computed "
+            "as it is; gossamer.desparsify_ unpacks the model for other devices"
+        )
+    with torch._C.DisableTorchFunctionSubclass():
+        return func(*args, **kwargs)
 
 
 # --- Dense memory ---------------------------------------------------------------------------------

@@ -10,7 +10,11 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from gossamer import _ops
+from gossamer import (
+    _ops,
+    _ops_int8,  # noqa: F401  (shapes and gradients)
+)
+from gossamer._quantization import checked_scale
 from gossamer.weight import SparseWeight
 
 ACTIVATIONS = {
@@ -19,6 +23,7 @@ ACTIVATIONS = {
     "gelu": _ops.Activation.GELU,
     "gelu_tanh": _ops.Activation.GELU_TANH,
     "silu": _ops.Activation.SILU,
+    "relu2": _ops.Activation.RELU2,
 }
 
 # The largest token counts of all buckets but the last (gossamer/linear.h, token_bucket).
@@ -30,6 +35,8 @@ _linear_op: Any = torch.ops.gossamer.linear.default
 _linear_autograd_op: Any = torch.ops.gossamer.linear_autograd.default
 _linear_dx_op: Any = torch.ops.gossamer.linear_dx.default
 _linear_eager: Any = _linear_op._op
+_linear_int8_op: Any = torch.ops.gossamer.linear_int8.default
+_linear_int8_autograd_op: Any = torch.ops.gossamer.linear_int8_autograd.default
 _is_grad_enabled = torch.is_grad_enabled
 _is_any_autocast_enabled = torch._C._is_any_autocast_enabled
 is_dynamo_compiling = torch.compiler.is_dynamo_compiling
@@ -43,27 +50,49 @@ def linear(
     *,
     activation: str | None = None,
     residual: Tensor | None = None,
+    output_dtype: torch.dtype | None = None,
+    out_scale: float | None = None,
 ) -> Tensor:
     """act(x·Wᵀ + bias + residual) in one operator.
 
     Args:
-        x: [..., in], dtype of the weight; [batch, tokens, in] where the weight is a stack.
+        x: [..., in], dtype of the weight; [batch, tokens, in] where the weight is a stack. Of a
+            weight with an `input_scale` also int8, rounded with it.
         weight: [out, in], or a transposed [in, out].
-        bias: [out], or [batch, out] for a stack.
+        bias: [out], or [batch, out] for a stack; of the result's dtype or x's.
         activation: None, "relu", "gelu" (the error function's), "gelu_tanh" (its approximation by
-            tanh) or "silu".
-        residual: shape of the result, added before the activation.
+            tanh), "silu" or "relu2" (ReLU squared).
+        residual: shape and dtype of the result, added before the activation.
+        output_dtype: what the float32 sums are rounded to: torch.bfloat16, torch.float16 or
+            torch.float32 on a GPU; None, and elsewhere: the dtype of x.
+        out_scale: of an int8 weight on the CPU: the result becomes int8, divided by this and
+            rounded to nearest, at most 127 either way (0 for NaN). The `input_scale` of the layer
+            that takes it.
 
     Returns:
-        [..., out], dtype of x.
+        [..., out], `output_dtype`, or int8 with `out_scale`.
 
     Raises:
-        ValueError: shapes, dtypes or the activation do not fit.
+        ValueError: shapes, dtypes, scales or the activation do not fit.
     """
     if activation not in ACTIVATIONS:
         accepted = ", ".join(map(repr, ACTIVATIONS))
         raise ValueError(f"activation {activation!r}: accepted are {accepted}")
-    return product(x, weight, bias, int(ACTIVATIONS[activation]), residual)
+    code = int(ACTIVATIONS[activation])
+    if out_scale is None:
+        return product(x, weight, bias, code, residual, output_dtype)
+    check_requantizes(weight)
+    return product_int8(x, weight, bias, code, residual, checked_scale("out_scale", out_scale))
+
+
+def check_requantizes(weight: SparseWeight) -> None:
+    """Raises ValueError where a weight cannot give int8 results."""
+    is_int8 = weight.scale is not None and weight._facts.dtype is torch.int8
+    if not is_int8 or weight.transposed or weight.packed.device.type != "cpu":
+        raise ValueError(
+            f"out_scale is given, and the weight is {weight!r} on {weight.device}: results become "
+            "int8 behind int8 weights on the CPU that are not transposed; leave it None"
+        )
 
 
 def linear_as_torch(x: Tensor, weight: SparseWeight, bias: Tensor | None = None) -> Tensor:
@@ -132,26 +161,32 @@ def product(
     bias: Tensor | None,
     activation: int,
     residual: Tensor | None,
+    output_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """act(x·Wᵀ + bias + residual) with W the logical [out, in], whatever the orientation."""
     result_dtype = None
     device = x.device.type
-    if torch.is_autocast_enabled(device):
+    if torch.is_autocast_enabled(device) and x.is_floating_point():
         # F.linear would cast the weight; a packed weight keeps its dtype and the inputs follow,
         # which is exact. The result has autocast's dtype, as the layers behind it expect.
-        result_dtype = torch.get_autocast_dtype(device)
+        result_dtype = output_dtype or torch.get_autocast_dtype(device)
         x = x.to(weight.dtype)
         bias = None if bias is None else bias.to(weight.dtype)
-        residual = None if residual is None else residual.to(weight.dtype)
+        residual = None if residual is None else residual.to(output_dtype or weight.dtype)
+    layout = weight._layout_argument
+    if output_dtype is not None:
+        layout = _ops.with_result_dtype(layout, x, output_dtype)
     if is_transformed():
-        y = _dense_product(x, weight, bias, activation, residual)
+        y = _dense_product(x, weight, bias, activation, residual, output_dtype)
+    elif weight._facts.input_scale:
+        y = product_int8(x, weight, bias, activation, residual, 0.0)
     else:
         operands = (x, bias, residual)
         needs_grad = _is_grad_enabled() and any(t is not None and t.requires_grad for t in operands)
         y = (_linear_autograd_op if needs_grad else _linear_op)(
             x,
             weight.packed,
-            weight._layout_argument,
+            layout,
             weight.out_features,
             weight.scale,
             bias,
@@ -160,6 +195,33 @@ def product(
             weight.dense,
         )
     return y if result_dtype is None else y.to(result_dtype)
+
+
+def product_int8(
+    x: Tensor,
+    weight: SparseWeight,
+    bias: Tensor | None,
+    activation: int,
+    residual: Tensor | None,
+    out_scale: float,
+) -> Tensor:
+    """`product` with a scale of x that was calibrated, or an int8 result (`out_scale` above 0)."""
+    operands = () if out_scale else (x, bias, residual)
+    needs_grad = _is_grad_enabled() and any(t is not None and t.requires_grad for t in operands)
+    return (_linear_int8_autograd_op if needs_grad else _linear_int8_op)(
+        x,
+        weight.packed,
+        weight.layout_code,
+        weight.out_features,
+        weight.scale,
+        weight._facts.input_scale,
+        out_scale,
+        weight._facts.quantized,  # weight.dtype would ask __torch_function__
+        bias,
+        activation,
+        residual,
+        weight.dense,
+    )
 
 
 def times_logical(x: Tensor, weight: SparseWeight) -> Tensor:
@@ -202,11 +264,25 @@ def _dense_product(
     bias: Tensor | None,
     activation: int,
     residual: Tensor | None,
+    output_dtype: torch.dtype | None,
 ) -> Tensor:
     """The same as `product`, of operators that every transform knows."""
-    y = x @ _logical_values(weight).mT
+    values = _logical_values(weight).mT
+    if output_dtype is not None and output_dtype != x.dtype:
+        # Rounded once, at the end.
+        y = _dense_sum(x.float(), values.float(), weight, bias, residual)
+        return _ops.apply_activation(y, activation).to(output_dtype)
+    return _ops.apply_activation(_dense_sum(x, values, weight, bias, residual), activation)
+
+
+def _dense_sum(
+    x: Tensor,
+    values: Tensor,
+    weight: SparseWeight,
+    bias: Tensor | None,
+    residual: Tensor | None,
+) -> Tensor:
+    y = x @ values
     if bias is not None:
         y = y + (bias if weight.dim() == 2 else bias.unsqueeze(-2))
-    if residual is not None:
-        y = y + residual
-    return _ops.apply_activation(y, activation)
+    return y if residual is None else y + residual

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Protocol, TypeAlias
@@ -12,6 +12,7 @@ from typing import Protocol, TypeAlias
 import torch
 
 from gossamer import _ops  # noqa: F401  (loads the operators)
+from gossamer._quantization import checked_scale
 
 __all__ = [
     "BlockSparseWeightConfig",
@@ -19,13 +20,14 @@ __all__ = [
     "Float8DynamicActivationSemiSparseWeightConfig",
     "Int8DynamicActivationSemiSparseWeightConfig",
     "Int8DynamicActivationSparseWeightConfig",
+    "Int8StaticActivationSparseWeightConfig",
     "LayerConfig",
     "SemiSparseWeightConfig",
     "SparseConfig",
 ]
 
 PLANS = ("measure", "model")
-MEMORIES = ("default", "speed")
+MEMORIES = ("default", "speed", "low")
 QUANTIZATIONS = ("int8", "float8", "float8-accurate")
 
 
@@ -44,21 +46,27 @@ class SparseConfig:
     Attributes:
         pattern: the pattern that the weight already satisfies (docs/patterns.md); None takes the
             tightest that its zeros satisfy. Nothing is pruned: a weight that breaks it is refused.
-        memory: "default" or "speed" (keeps a dense copy where the plan runs dense at some token
-            counts); None takes the argument of `sparsify_`.
+        memory: "default", "speed" (keeps a dense copy where the plan runs dense at some token
+            counts) or "low" (one layout of at most 1.15 times the bytes that are saved); None takes
+            the argument of `sparsify_`.
         plan: "measure" or "model"; None takes the argument of `sparsify_`.
         quantize: "int8", "float8" or "float8-accurate" for weights and activations of eight bits
             (`Int8DynamicActivationSparseWeightConfig`,
             `Float8DynamicActivationSemiSparseWeightConfig`), None for the weight's own dtype.
+        input_scales: with "int8": what the inputs of a layer are rounded at, one number for all or
+            one for each layer's name (`Int8StaticActivationSparseWeightConfig`); None gives each
+            token its own.
 
     Raises:
-        ValueError: a pattern, memory, plan or quantization that does not exist.
+        ValueError: a pattern, memory, plan or quantization that does not exist, or a scale that is
+            none.
     """
 
     pattern: str | None = None
     memory: str | None = None
     plan: str | None = None
     quantize: str | None = None
+    input_scales: float | Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
         if self.pattern is not None:
@@ -69,10 +77,26 @@ class SparseConfig:
             check_choice("plan", self.plan, PLANS)
         if self.quantize is not None:
             check_choice("quantize", self.quantize, QUANTIZATIONS)
+        if self.input_scales is not None:
+            if self.quantize != "int8":
+                raise ValueError(
+                    f"input_scales are given with quantize={self.quantize!r}: they belong to "
+                    "quantize='int8'"
+                )
+            scales = self.input_scales
+            for name, value in scales.items() if isinstance(scales, Mapping) else [("", scales)]:
+                checked_scale(f"input_scales{[name] if name else ''}", value)
 
     def settings(self) -> SparseConfig:
         """Itself."""
         return self
+
+    def input_scale(self, names: Iterable[str]) -> float | None:
+        """The scale of a layer known by these names (tied ones share a weight); None: none."""
+        if not isinstance(self.input_scales, Mapping):
+            return self.input_scales
+        found = [self.input_scales[name] for name in names if name in self.input_scales]
+        return max(found, default=None)
 
 
 @dataclass(frozen=True)
@@ -166,6 +190,45 @@ class Int8DynamicActivationSparseWeightConfig:
 
 
 @dataclass(frozen=True)
+class Int8StaticActivationSparseWeightConfig:
+    """`Int8DynamicActivationSparseWeightConfig` with activation scales that are fixed beforehand.
+
+    The inputs of a layer are rounded at one scale in every call, s_x of its class's formula, and
+    what lies beyond 127 of its steps becomes 127 of them. That saves the pass that looks for the
+    largest of each token, makes results independent of how inputs are cut into calls, and lets a
+    layer hand int8 to the next one (`gossamer.linear(..., out_scale=...)`). It is less exact where
+    tokens differ much in size. On the CPU only.
+
+        scales = gs.calibrate_input_scales(model, batches)
+        gs.sparsify_(model, gs.Int8StaticActivationSparseWeightConfig(scales))
+
+    Attributes:
+        input_scales: a scale for each layer's name, as `calibrate_input_scales` gives them, or one
+            number for all. A layer whose name is not there stays plain.
+        pattern: as in `SparseConfig`.
+        memory: as in `SparseConfig`.
+        plan: as in `SparseConfig`. It counts the rounding of activations as if the largest had to
+            be found, and so expects a little more time than it takes.
+
+    Raises:
+        ValueError: a scale that is not finite and above 0, or a pattern, memory or plan that does
+            not exist.
+    """
+
+    input_scales: float | Mapping[str, float]
+    pattern: str | None = None
+    memory: str | None = None
+    plan: str | None = None
+
+    def __post_init__(self) -> None:
+        self.settings()
+
+    def settings(self) -> SparseConfig:
+        """The same wish as a `SparseConfig`."""
+        return SparseConfig(self.pattern, self.memory, self.plan, "int8", self.input_scales)
+
+
+@dataclass(frozen=True)
 class Int8DynamicActivationSemiSparseWeightConfig:
     """`Int8DynamicActivationSparseWeightConfig` for 2:4 weights, the pattern of GPUs.
 
@@ -243,7 +306,8 @@ def check_pattern(text: str) -> str:
 def check_choice(what: str, value: str, accepted: tuple[str, ...]) -> None:
     """Refuses a value that is not one of the accepted words."""
     if value not in accepted:
-        words = " and ".join(f'"{word}"' for word in accepted)
+        *first, last = (f'"{word}"' for word in accepted)
+        words = f"{', '.join(first)} and {last}"
         raise ValueError(f"{what}={value!r}: {words} are accepted")
 
 
@@ -278,6 +342,14 @@ class Wishes:
                 raise ValueError(
                     f"config: '{glob}' matches no linear layer of the model; its linear layers "
                     f"are: {shown or 'none'}"
+                )
+        for settings in (self._globs or {"": self._default}).values():
+            scales = settings.input_scales
+            unknown = set(scales) - set(names) if isinstance(scales, Mapping) else set()
+            if unknown:
+                raise ValueError(
+                    f"input_scales: {', '.join(map(repr, sorted(unknown)))} is no linear layer of "
+                    "the model; gossamer.calibrate_input_scales(model, batches) gives the names"
                 )
 
 

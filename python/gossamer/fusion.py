@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from gossamer._fusion_activation import activation_of
+from gossamer._fusion_activation import activation_of, with_square
 from gossamer._fusion_modules import FUSED, FusedConv2d, FusedLinear, fuse_layer
 from gossamer._fusion_trace import (
     Unreadable,
     compiled_forward,
+    does_nothing,
     is_sequential,
     named_in_code,
     read,
@@ -46,14 +47,14 @@ class _Chain:
 def fuse_(model: nn.Module) -> nn.Module:
     """Folds BatchNorm into the layer before it and gives a layer what follows it.
 
-    An `nn.Conv2d` takes an `nn.BatchNorm2d`, then the addition of a residual, then ReLU, GELU (by
-    the error function or by tanh) or SiLU; an `nn.Linear` the same with an `nn.BatchNorm1d`, and
-    takes [tokens, in] only from then on, because the BatchNorm has its channels elsewhere in inputs
-    of three dimensions. Plain layers run torch's operators one after the other, packed ones all of
-    it in one operator; call `fuse_` before or after `sparsify_`, before is exact to the bit of the
-    pruning. A folded BatchNorm or an activation module that is left without a caller in a
-    `nn.Sequential` becomes an `nn.Identity`. Names of parameters stay; a layer whose BatchNorm is
-    folded gains a bias.
+    An `nn.Conv2d` takes an `nn.BatchNorm2d`, then the addition of a residual, then ReLU, squared
+    ReLU, GELU (by the error function or by tanh) or SiLU; an `nn.Linear` the same with an
+    `nn.BatchNorm1d`, and takes [tokens, in] only from then on, because the BatchNorm has its
+    channels elsewhere in inputs of three dimensions. Plain layers run torch's operators one after
+    the other, packed ones all of it in one operator; call `fuse_` before or after `sparsify_`,
+    before is exact to the bit of the pruning. A folded BatchNorm or an activation module that is
+    left without a caller in a `nn.Sequential` becomes an `nn.Identity`. Names of parameters stay; a
+    layer whose BatchNorm is folded gains a bias.
 
     Each module's forward is read by torch.fx, its children as single calls. It is left alone where
     what it computes could depend on more than its tensors: arguments that may be left out, tests of
@@ -264,7 +265,7 @@ def _grow(context: _Context, owner: nn.Module, chain: _Chain, taken: set[fx.Node
             break
         if module is not None and (_has_hooks(module) or module.training):
             break
-        if type(module) is nn.Identity:
+        if does_nothing(node, module, last, sequential):
             chain.nodes.append(node)
             continue
         if module is not None and _norm_fits(context, chain, node, module):
@@ -274,9 +275,10 @@ def _grow(context: _Context, owner: nn.Module, chain: _Chain, taken: set[fx.Node
             chain.addition = node
             chain.steps.append("residual")
         elif (activation := activation_of(node, module, last)) is not None:
-            chain.nodes.append(node)
-            chain.activation = activation
-            chain.steps.append(activation)
+            name, nodes = with_square(activation, node)
+            chain.nodes += nodes
+            chain.activation = name
+            chain.steps.append(name)
             break
         else:
             break

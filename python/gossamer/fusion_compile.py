@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._inductor.custom_graph_pass import CustomGraphPass
 
-from gossamer._fusion_activation import activation_of
+from gossamer._fusion_activation import activation_of, with_square
 from gossamer._weight_convolution import conv2d
 from gossamer.weight import SparseWeight, linear
 
@@ -74,8 +74,8 @@ def _fuse(graph: fx.Graph, node: fx.Node) -> None:
     after = _only_user(taken[-1])
     activation = None if after is None else activation_of(after, None, taken[-1])
     if after is not None and activation is not None:
-        taken.append(after)
-        epilogue["activation"] = activation
+        epilogue["activation"], nodes = with_square(activation, after)
+        taken += nodes
     if not epilogue:
         return
     # Not behind its activation: its input may change in between. What comes before an addition that

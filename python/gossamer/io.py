@@ -62,7 +62,7 @@ def load_into(
         path: of a file that `save`, the gossamer command, or anything that writes safetensors made.
         strict: names must match exactly; False loads those that do.
         plan: "measure" or "model", as for `sparsify_`.
-        memory: "default" or "speed", as for `sparsify_`.
+        memory: "default", "speed" or "low", as for `sparsify_`.
         layout: as for `sparsify_`.
         cast: where the file and the model have different dtypes. "lossless" converts to a dtype
             that holds every value of the file's (bfloat16 to float32, say) and refuses others;

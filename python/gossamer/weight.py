@@ -24,11 +24,17 @@ import torch
 from torch import Tensor
 
 from gossamer import _ops
-from gossamer._quantization import VALUE_DTYPES, dequantized, quantized_dtypes
+from gossamer._quantization import (
+    VALUE_DTYPES,
+    checked_scale,
+    dequantized,
+    quantized_dtypes,
+)
 from gossamer._weight_facts import Facts, facts_of
+from gossamer._weight_pickle import canonical_form, with_float8
 from gossamer._weight_tables import FUNCTIONS, OPERATORS, refuse
 
-__all__ = ["SparseWeight", "linear"]
+__all__ = ["SparseWeight", "conv2d", "linear"]
 
 _F_linear = torch.nn.functional.linear
 _F_conv2d = torch.nn.functional.conv2d
@@ -94,7 +100,7 @@ class SparseWeight(torch.Tensor):
         self.in_features = facts.inputs
         self._facts = facts
         # What the shortest path of F.linear asks: nothing to transpose, no dense copy to pass on.
-        self._is_direct = dense is None and not facts.transposed
+        self._is_direct = dense is None and not facts.transposed and not facts.input_scale
         self._is_direct_transposed = (
             dense is None and scale is None and facts.transposed and facts.batch == 1
         )
@@ -186,6 +192,7 @@ class SparseWeight(torch.Tensor):
         *,
         dense: Tensor | None = None,
         accurate: bool = False,
+        input_scale: float = 0.0,
     ) -> SparseWeight:
         """Wraps packed 8-bit values and scales: row r of the weight is `scale[r]` times row r.
 
@@ -199,6 +206,8 @@ class SparseWeight(torch.Tensor):
             dense: in the shape of the weight and in `dtype`, what the plan runs where it says
                 dense.
             accurate: sums of float8 products in float32 throughout; int8's are exact anyhow.
+            input_scale: what inputs are rounded at, of an int8 weight on the CPU; 0 gives each
+                token (image) a scale of its own in every call.
 
         Raises:
             ValueError: one of them is something else.
@@ -227,15 +236,31 @@ class SparseWeight(torch.Tensor):
                 f"dense is {list(dense.shape)} {dense.dtype}: {list(facts.shape)} {dtype} is "
                 "accepted"
             )
-        facts = facts._replace(quantized=dtype, accurate=accurate)
+        input_scale = checked_scale("input_scale", input_scale) if input_scale else 0.0
+        if input_scale and (facts.dtype is not torch.int8 or packed.device.type != "cpu"):
+            raise ValueError(
+                f"input_scale is {input_scale} for {facts.dtype} values on {packed.device}: int8 "
+                "weights on the CPU take one; leave it at 0"
+            )
+        facts = facts._replace(quantized=dtype, accurate=accurate, input_scale=input_scale)
         return cls(packed, facts, dense, scale.contiguous())
 
-    def _replace(self, packed: Tensor, dense: Tensor | None = None) -> SparseWeight:
-        """A new weight around other bytes, in this one's orientation and with its scales."""
-        facts = facts_of(packed)._replace(
+    def _replace(
+        self, packed: Tensor, dense: Tensor | None = None, rows: int | None = None
+    ) -> SparseWeight:
+        """A new weight around other bytes, in this one's orientation and with its scales.
+
+        `rows` are those of `Facts`; None keeps them where shape, dtype and layout are the same.
+        """
+        facts = facts_of(packed)
+        if rows is None:
+            rows = self._facts.rows if facts[:5] == self._facts[:5] else 0
+        facts = facts._replace(
             transposed=self.transposed,
             quantized=self._facts.quantized,
             accurate=self._facts.accurate,
+            rows=rows,
+            input_scale=self._facts.input_scale,
         )
         return type(self)(packed, facts, dense, self.scale)
 
@@ -280,6 +305,11 @@ class SparseWeight(torch.Tensor):
         if self._facts.dtype is torch.int8:
             return "int8"
         return "float8-accurate" if self._facts.accurate else "float8"
+
+    @property
+    def input_scale(self) -> float | None:
+        """What inputs of an int8 weight are rounded at; None where each token gets its own."""
+        return self._facts.input_scale or None
 
     @property
     def plan(self) -> list[str]:
@@ -345,12 +375,10 @@ class SparseWeight(torch.Tensor):
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Pickles the canonical format, and by name what it was laid out and planned as."""
         info = _ops.info(self.packed)
-        canonical = torch.ops.gossamer.convert(self.packed, "format")
-        form = _ops.info(canonical)
-        form["transposed"] = self.transposed
+        form, arrays = canonical_form(self.packed, self.transposed)
         state = (
-            json.dumps(form),
-            torch.ops.gossamer.format_arrays(canonical),
+            form,
+            arrays,
             info["layout"],
             json.dumps(info["plan"]),
             self.dense is not None,
@@ -362,6 +390,7 @@ class SparseWeight(torch.Tensor):
                 self.scale,
                 self.dtype,
                 self._facts.accurate,
+                self._facts.input_scale,
             )
         return _rebuild_sparse_weight, state
 
@@ -431,7 +460,7 @@ def _rebuild_sparse_weight(
 ) -> SparseWeight:
     """What a pickled weight becomes. The arrays may come from anywhere: each is checked."""
     ops = torch.ops.gossamer
-    packed = ops.from_format_arrays(info, arrays)
+    packed = ops.from_format_arrays(*with_float8(info, arrays))
     form = _ops.info(packed)
     # Tiles that were saved on a GPU and are loaded without one stay in their format: only that is
     # computed here.
@@ -458,10 +487,13 @@ def _rebuild_quantized_weight(
     scale: Tensor,
     dtype: torch.dtype,
     accurate: bool = False,
+    input_scale: float = 0.0,
 ) -> SparseWeight:
     """What a pickled quantized weight becomes."""
     values = _rebuild_sparse_weight(info, arrays, layout, kernels, False, False)
-    weight = SparseWeight.from_quantized(values.packed, scale, dtype, accurate=accurate)
+    weight = SparseWeight.from_quantized(
+        values.packed, scale, dtype, accurate=accurate, input_scale=input_scale
+    )
     if keeps_dense:
         weight = SparseWeight(weight.packed, weight._facts, weight.to_dense(), weight.scale)
     if is_param:
@@ -477,6 +509,6 @@ from gossamer import (  # noqa: E402
     _weight_functions,  # noqa: F401
     _weight_memory,  # noqa: F401
 )
-from gossamer._weight_convolution import convolution_as_torch  # noqa: E402
+from gossamer._weight_convolution import conv2d, convolution_as_torch  # noqa: E402
 from gossamer._weight_functions import addmm_as_torch  # noqa: E402
 from gossamer._weight_products import linear, linear_as_torch  # noqa: E402

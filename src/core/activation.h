@@ -22,6 +22,8 @@ T activate(Activation activation, T x) {
     }
     case Activation::kSilu:
       return x / (T{1} + std::exp(-x));
+    case Activation::kRelu2:
+      return x < T{0} ? T{0} : x * x;
     case Activation::kNone:
       break;
   }

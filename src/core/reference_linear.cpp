@@ -5,6 +5,7 @@
 #include "core/activation.h"
 #include "core/fail.h"
 #include "core/half.h"
+#include "core/requantize.h"
 #include "core/row_source.h"
 #include "gossamer/linear.h"
 
@@ -48,8 +49,12 @@ void compute(const LinearArgs& args, DType dtype, const WeightRow& weight, std::
                    batch * args.residual_batch_stride + token * args.residual_stride + row);
   }
   sum = detail::activate(args.activation, sum);
-  detail::store_as(dtype, static_cast<std::byte*>(args.y),
-                   batch * args.y_batch_stride + token * args.y_stride + row, sum);
+  const std::int64_t at = batch * args.y_batch_stride + token * args.y_stride + row;
+  if (args.y_scale > 0.0f) {
+    static_cast<std::int8_t*>(args.y)[at] = detail::requantized(sum, args.y_scale);
+  } else {
+    detail::store_as(dtype, static_cast<std::byte*>(args.y), at, sum);
+  }
 }
 
 }  // namespace

@@ -85,6 +85,7 @@ void transpose_pixels(const gossamer::cpu::ConvTransposeTask& task) {
       Vector r[kLanes];
       for (int j = 0; j < kLanes; ++j) {
         const T* pixel = static_cast<const T*>(task.pixels[t + j]);
+        if (pixel != nullptr) pixel += task.first;
         r[j] = pixel == nullptr     ? zero()
                : channels == kLanes ? Element::load(pixel + c)
                                     : Element::load_first(pixel + c, channels);

@@ -236,7 +236,8 @@ void run(const Variant& variant, const Conv2dArgs& given) {
   const Conv2dArgs seen = in_words ? ImageWords::make(variant, args) : args;
   const Call call{args, seen, in_words};
   const QuantizedBitmaskUnits<function> source(args.weight, 0, variant.block);
-  run_conv_parts(args, variant.sums.vector_lanes, variant.vectors, source,
+  run_conv_parts(args, args.shape.pixels(), variant.sums.vector_lanes * variant.vectors,
+                 variant.vectors, source,
                  [&](const SpmmPart& part) { run_part(variant, source, call, part); });
 }
 

@@ -17,6 +17,8 @@
 #include <vector>
 
 #include "core/layouts.h"
+#include "cpu/conv2d_bands.h"
+#include "cpu/conv_bands_task.h"
 #include "cpu/conv_driver.h"
 #include "cpu/conv_panel.h"
 #include "cpu/conv_rows.h"
@@ -28,11 +30,20 @@
 namespace gossamer::cpu {
 namespace {
 
-/// One instruction set and element type, and one widest panel.
+/// What a row takes of an instruction set.
+struct Functions {
+  const KcsrFunctions& sums;
+  const ConvFunctions& steps;
+  const ConvBandsFunctions& bands;
+};
+
+/// Those, and the widest panels: of neighbouring pixels and of bands.
 struct Variant {
   const KcsrFunctions& sums;
   const ConvFunctions& steps;
+  const ConvBandsFunctions& bands;
   int vectors;
+  int band_vectors;
 };
 
 /// All inputs of `rows` filters from `row` on for one panel of pixels.
@@ -78,48 +89,52 @@ void run_part(const Variant& variant, KcsrSource source, const Conv2dArgs& args,
 }
 
 void run(const Variant& variant, const Conv2dArgs& given) {
+  const auto bands = find_bands(given, variant.bands, variant.band_vectors, variant.vectors);
+  if (bands) return run_conv2d_bands(variant.sums, variant.steps, variant.bands, *bands, given);
   const Conv2dArgs args = flattened(given);
   const KcsrSource source(args.weight, 0);
-  run_conv_parts(args, variant.sums.vector_lanes, variant.vectors, source,
+  run_conv_parts(args, args.shape.pixels(), variant.sums.vector_lanes * variant.vectors,
+                 variant.vectors, source,
                  [&](const SpmmPart& part) { run_part(variant, source, args, part); });
 }
 
-template <const KcsrFunctions& sums, const ConvFunctions& steps, Layout layout, int vectors>
-Conv2dKernel row(std::string_view name, std::uint32_t needs, DType dtype = DType::kFloat32) {
+template <const Functions& functions, Layout layout, int vectors, int band_vectors>
+Conv2dKernel row(std::string_view name, std::uint32_t needs) {
   Conv2dKernel kernel;
   kernel.name = name;
   kernel.needs = needs;
   kernel.layout = layout;
-  kernel.dtype = dtype;
-  kernel.lanes = static_cast<int>(sums.vector_lanes);
-  kernel.run = [](const Conv2dArgs& args) { run({sums, steps, vectors}, args); };
+  kernel.dtype = DType::kFloat32;
+  kernel.lanes = static_cast<int>(functions.sums.vector_lanes);
+  kernel.run = [](const Conv2dArgs& args) {
+    run({functions.sums, functions.steps, functions.bands, vectors, band_vectors}, args);
+  };
   return kernel;
 }
+
+constexpr Functions kGeneric{generic_spmm_f32, generic_conv2d_f32, generic_conv2d_bands};
+#if defined(__x86_64__)
+constexpr Functions kAvx2{avx2_spmm_f32, avx2_conv2d_f32, avx2_conv2d_bands};
+constexpr Functions kAvx512{avx512_spmm_f32, avx512_conv2d_f32, avx512_conv2d_bands};
+#endif
 
 }  // namespace
 
 std::vector<Conv2dKernel> conv2d_kcsr_rows() {
   using enum Layout;
-  using enum DType;
-  constexpr const KcsrFunctions& plain = generic_spmm_f32;
-  constexpr const ConvFunctions& steps = generic_conv2d_f32;
   std::vector<Conv2dKernel> rows{
-      row<plain, steps, kKcsr64, 8>("generic_conv2d_kcsr64_f32", kIsaGeneric),
-      row<plain, steps, kKcsr128, 8>("generic_conv2d_kcsr128_f32", kIsaGeneric),
-      row<plain, steps, kKcsr256, 8>("generic_conv2d_kcsr256_f32", kIsaGeneric)};
+      row<kGeneric, kKcsr64, 8, 8>("generic_conv2d_kcsr64_f32", kIsaGeneric),
+      row<kGeneric, kKcsr128, 8, 8>("generic_conv2d_kcsr128_f32", kIsaGeneric),
+      row<kGeneric, kKcsr256, 8, 8>("generic_conv2d_kcsr256_f32", kIsaGeneric)};
 #if defined(__x86_64__)
   const auto add = [&](const Conv2dKernel& kernel) { rows.push_back(kernel); };
-  constexpr const KcsrFunctions& a2 = avx2_spmm_f32;
-  constexpr const ConvFunctions& c2 = avx2_conv2d_f32;
-  add(row<a2, c2, kKcsr128, 8>("avx2_conv2d_kcsr128_f32_nv8", kIsaAvx2));
-  add(row<a2, c2, kKcsr256, 8>("avx2_conv2d_kcsr256_f32_nv8", kIsaAvx2));
-  add(row<a2, c2, kKcsr256, 4>("avx2_conv2d_kcsr256_f32_nv4", kIsaAvx2));
-  constexpr const KcsrFunctions& a5 = avx512_spmm_f32;
-  constexpr const ConvFunctions& c5 = avx512_conv2d_f32;
-  add(row<a5, c5, kKcsr64, 8>("avx512_conv2d_kcsr64_f32_nv8", kIsaAvx512));
-  add(row<a5, c5, kKcsr128, 8>("avx512_conv2d_kcsr128_f32_nv8", kIsaAvx512));
-  add(row<a5, c5, kKcsr128, 4>("avx512_conv2d_kcsr128_f32_nv4", kIsaAvx512));
-  add(row<a5, c5, kKcsr256, 4>("avx512_conv2d_kcsr256_f32_nv4", kIsaAvx512));
+  add(row<kAvx2, kKcsr128, 8, 14>("avx2_conv2d_kcsr128_f32_nv8", kIsaAvx2));
+  add(row<kAvx2, kKcsr256, 8, 14>("avx2_conv2d_kcsr256_f32_nv8", kIsaAvx2));
+  add(row<kAvx2, kKcsr256, 4, 8>("avx2_conv2d_kcsr256_f32_nv4", kIsaAvx2));
+  add(row<kAvx512, kKcsr64, 8, 16>("avx512_conv2d_kcsr64_f32_nv8", kIsaAvx512));
+  add(row<kAvx512, kKcsr128, 8, 16>("avx512_conv2d_kcsr128_f32_nv8", kIsaAvx512));
+  add(row<kAvx512, kKcsr128, 4, 8>("avx512_conv2d_kcsr128_f32_nv4", kIsaAvx512));
+  add(row<kAvx512, kKcsr256, 4, 8>("avx512_conv2d_kcsr256_f32_nv4", kIsaAvx512));
 #endif
   return rows;
 }

@@ -76,31 +76,30 @@ inline Conv2dArgs flattened(Conv2dArgs args) {
   return args;
 }
 
-/// Calls run(part) for all filters and pixels, threads side by side. A source is the weight: it has
-/// `balanced_row(part, parts)`.
+/// Calls run(part) for all filters and columns, threads side by side. A column is what one lane of
+/// a panel holds, a panel is `lanes` of them and takes `vectors` multiply-adds a kept value. A
+/// source is the weight: it has `balanced_row(part, parts)`.
 template <typename Source, typename Run>
-void run_conv_parts(const Conv2dArgs& args, std::int64_t vector_lanes, int vectors,
-                    const Source& source, const Run& run) {
+void run_conv_parts(const Conv2dArgs& args, std::int64_t columns, std::int64_t lanes,
+                    std::int64_t vectors, const Source& source, const Run& run) {
   using detail::ceil_div;
-  const std::int64_t pixels = args.shape.pixels();
-  if (pixels <= 0 || args.weight.out() == 0) return;
-  const std::int64_t lanes = vector_lanes * vectors;
-  const std::int64_t panels = ceil_div(pixels, lanes);
-  const std::int64_t work = args.weight.kept() * ceil_div(pixels, vector_lanes) / kMinWorkPerThread;
+  if (columns <= 0 || args.weight.out() == 0) return;
+  const std::int64_t panels = ceil_div(columns, lanes);
+  const std::int64_t work = args.weight.kept() * panels * vectors / kMinWorkPerThread;
   const std::int64_t threads =
       std::clamp(work, std::int64_t{1}, std::int64_t{std::max(args.parallel.threads, 1)});
-  // Pixels first, because a tile is then filled once; filters where panels do not suffice.
-  const std::int64_t pixel_parts = std::min(threads, panels);
-  const std::int64_t row_parts = ceil_div(threads, pixel_parts);
+  // Columns first, because a tile is then filled once; filters where panels do not suffice.
+  const std::int64_t column_parts = std::min(threads, panels);
+  const std::int64_t row_parts = ceil_div(threads, column_parts);
   ParallelFor parallel = args.parallel;
   if (threads == 1) parallel.run = nullptr;
-  parallel_for(parallel, pixel_parts * row_parts, [&](std::int64_t begin, std::int64_t end) {
+  parallel_for(parallel, column_parts * row_parts, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t item = begin; item < end; ++item) {
-      const std::int64_t row = item / pixel_parts;
-      const std::int64_t column = item % pixel_parts;
+      const std::int64_t row = item / column_parts;
+      const std::int64_t column = item % column_parts;
       run({source.balanced_row(row, row_parts), source.balanced_row(row + 1, row_parts),
-           panels * column / pixel_parts * lanes,
-           std::min(panels * (column + 1) / pixel_parts * lanes, pixels)});
+           panels * column / column_parts * lanes,
+           std::min(panels * (column + 1) / column_parts * lanes, columns)});
     }
   });
 }

@@ -2,15 +2,10 @@
 // What an int8 convolution does beside its sums, plain loops that the compiler turns into vectors.
 // Included inside an anonymous namespace by one translation unit of each instruction set.
 
-/// x to the nearest whole number (ties to even) of at most 127 either way, in the lowest bits: the
-/// sum with 1.5·2^23 leaves it there.
-inline std::uint32_t rounded(float x) {
-  const float least = x < 127.0f ? x : 127.0f;
-  const float shifted = (least > -127.0f ? least : -127.0f) + 12582912.0f;
-  std::uint32_t bits;
-  __builtin_memcpy(&bits, &shifted, sizeof(bits));
-  return bits;
-}
+#include "cpu/cut_bits.inl"
+
+/// x to the nearest whole number of at most 127 either way, in the lowest bits.
+inline std::uint32_t rounded(float x) { return static_cast<std::uint32_t>(cut_bits(x)); }
 
 /// The lowest bits of a whole number as part j of a word of so many inputs.
 template <int inputs>

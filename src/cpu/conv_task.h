@@ -33,14 +33,15 @@ struct ConvCopyTask {
   std::int64_t tile_stride;
 };
 
-/// tile[c·tile_stride + t] = pixels[t][c]: channels-last pixels transposed. A null pixel is padding
-/// and gives zeros.
+/// tile[c·tile_stride + t] = pixels[t][first + c]: channels-last pixels transposed. A null pixel is
+/// padding and gives zeros.
 struct ConvTransposeTask {
   const void* const* pixels;  ///< [lanes]
   std::int64_t channels;
   float* tile;
   std::int64_t tile_stride;
   std::int64_t lanes;
+  std::int64_t first = 0;
 };
 
 /// y[r·y_plane + i] = act(sums[r·lanes + i] + bias[r] + residual[r·y_plane + i]) for one run of

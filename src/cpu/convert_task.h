@@ -37,5 +37,6 @@ struct RowCodec {
 // For elements of 2 and 4 bytes.
 RowCodec generic_row_codec(std::int64_t element_bytes);
 RowCodec avx2_row_codec(std::int64_t element_bytes);
+RowCodec avx512vbmi2_row_codec(std::int64_t element_bytes);
 
 }  // namespace gossamer::cpu

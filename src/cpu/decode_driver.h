@@ -32,6 +32,7 @@ class DecodeGroup {
         weight_(args.weight, batch),
         x_bytes_(dtype_bytes(args.weight.dtype())),
         bytes_(functions.dequantize == nullptr ? x_bytes_ : 4),
+        y_bytes_(args.y_scale > 0.0f ? 1 : bytes_),
         batch_(batch),
         token_(token),
         tokens_(std::min(kDecodeTokens, args.tokens - token)) {}
@@ -115,10 +116,11 @@ class DecodeGroup {
                                              token_ * args_.residual_stride + row);
     }
     task.residual_stride = args_.residual_stride;
-    task.y = const_cast<std::byte*>(
-        at(args_.y, batch_ * args_.y_batch_stride + token_ * args_.y_stride + row));
+    task.y = static_cast<std::byte*>(args_.y) +
+             (batch_ * args_.y_batch_stride + token_ * args_.y_stride + row) * y_bytes_;
     task.y_stride = args_.y_stride;
     task.activation = args_.activation;
+    task.y_inverse = args_.y_scale > 0.0f ? 1.0f / args_.y_scale : 0.0f;
     functions_.finish(task);
   }
 
@@ -126,7 +128,8 @@ class DecodeGroup {
   const LinearArgs& args_;
   Source weight_;
   std::int64_t x_bytes_;  ///< of an element of X
-  std::int64_t bytes_;    ///< of an element of Y, bias and residual
+  std::int64_t bytes_;    ///< of an element of bias and residual
+  std::int64_t y_bytes_;  ///< of an element of Y
   std::int64_t batch_;
   std::int64_t token_;
   std::int64_t tokens_;

@@ -65,6 +65,10 @@ inline Vector activate(Vector x, gossamer::Activation activation) {
     }
     case Activation::kSilu:
       return times_logistic(x, x);
+    case Activation::kRelu2: {
+      const Vector positive = maximum(zero(), x);
+      return times(positive, positive);
+    }
     case Activation::kNone:
       break;
   }
@@ -91,9 +95,38 @@ inline void finish_token(const float* sums, const typename Element::Type* bias,
   Element::store_first(y + row, activate(v, activation), left);
 }
 
+/// The first `count` of `v`, requantized.
+inline void store_int8(std::int8_t* y, Vector v, float inverse, std::int64_t count) {
+  const Vector scaled = times(v, repeat(inverse));
+  const Vector inside = minimum(repeat(127.0f), maximum(repeat(-127.0f), scaled));
+  store_bytes(y, where_less(inside, repeat(128.0f), inside, zero()), count);
+}
+
+/// What `finish` does where Y is int8.
+inline void finish_int8(const gossamer::cpu::FinishTask& task) {
+  const auto* bias = static_cast<const float*>(task.bias);
+  for (std::int64_t t = 0; t < task.tokens; ++t) {
+    const float* sums = task.sums + t * task.sums_stride;
+    const float* residual = task.residual == nullptr ? nullptr
+                                                     : static_cast<const float*>(task.residual) +
+                                                           t * task.residual_stride;
+    std::int8_t* y = static_cast<std::int8_t*>(task.y) + t * task.y_stride;
+    for (std::int64_t row = 0; row < task.rows; row += kLanes) {
+      const std::int64_t left = task.rows - row < kLanes ? task.rows - row : kLanes;
+      Vector v = Float32::load_first(sums + row, left);
+      if (bias != nullptr) v = add(v, Float32::load_first(bias + row, left));
+      if (residual != nullptr) v = add(v, Float32::load_first(residual + row, left));
+      store_int8(y + row, activate(v, task.activation), task.y_inverse, left);
+    }
+  }
+}
+
 template <typename Element>
 void finish(const gossamer::cpu::FinishTask& task) {
   using T = typename Element::Type;
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (task.y_inverse > 0.0f) return finish_int8(task);
+  }
   for (std::int64_t t = 0; t < task.tokens; ++t) {
     const T* residual = task.residual == nullptr
                             ? nullptr
@@ -121,6 +154,8 @@ inline gossamer::cpu::FinishTask part_of(const gossamer::cpu::FinishTask& task, 
   if (task.residual != nullptr) {
     part.residual = static_cast<const T*>(task.residual) + token * task.residual_stride + row;
   }
-  part.y = static_cast<T*>(task.y) + token * task.y_stride + row;
+  const std::int64_t at = token * task.y_stride + row;
+  part.y = static_cast<T*>(task.y) + at;
+  if (task.y_inverse > 0.0f) part.y = static_cast<std::int8_t*>(task.y) + at;
   return part;
 }

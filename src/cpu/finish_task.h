@@ -20,6 +20,9 @@ struct FinishTask {
   void* y;
   std::int64_t y_stride;
   Activation activation;
+  /// Above 0, of float32 functions: y is int8, this many times what it would be, to nearest, at
+  /// most 127 either way, 0 for NaN.
+  float y_inverse = 0.0f;
 };
 
 /// Sums of a quantized call, 32-bit integers where floats will be, become floats: sums[t][row] =

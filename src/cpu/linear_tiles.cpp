@@ -4,9 +4,7 @@
 // With all inputs in one tile of X sums stay in their registers, and X comes
 // from L2; with fewer it comes from L1, and sums are loaded and stored in between.
 //
-// *_overlap have not run on such a machine yet, so that they are in the table only where
-// GOSSAMER_EXPERIMENTAL names amx-overlap.
-#include "core/experimental.h"
+// *_overlap expand one batch of tiles while the one before it is multiplied.
 #include "cpu/registration.h"
 #include "cpu/tile_rows.h"
 
@@ -28,12 +26,10 @@ void register_linear_tiles() {
                                                         kInt8);
   add_bitmask_tile_row<amx_bitmask_int8, count, 512, 4>("amx_spmm_bitmask512_int8_nv4", kInt8Sets,
                                                         kInt8);
-  if (detail::is_experiment_enabled("amx-overlap")) {
-    add_bitmask_tile_row<amx_overlapped_bf16, count, 0, 3>("amx_linear_bitmask_bf16_overlap", kBf16,
-                                                           kBFloat16);
-    add_bitmask_tile_row<amx_overlapped_int8, count, 0, 3>("amx_linear_bitmask_int8_overlap",
-                                                           kInt8Sets, kInt8);
-  }
+  add_bitmask_tile_row<amx_overlapped_bf16, count, 0, 3>("amx_linear_bitmask_bf16_overlap", kBf16,
+                                                         kBFloat16);
+  add_bitmask_tile_row<amx_overlapped_int8, count, 0, 3>("amx_linear_bitmask_int8_overlap",
+                                                         kInt8Sets, kInt8);
 
   add_block_tile_row<amx_blocks_bf16, 0, 6>("amx_spmm_bsr_bf16", kBf16, kBFloat16);
   add_block_tile_row<amx_blocks_bf16, 256, 4>("amx_spmm_bsr256_bf16", kBf16, kBFloat16);

@@ -189,7 +189,8 @@ void add_row(std::string_view name, std::uint32_t needs, DType dtype,
   register_linear_kernel(kernel);
 }
 
-constexpr std::int64_t kUnitsPerTile = 64;  ///< with 128 tokens 32 KB
+// 64 units and 128 tokens, or 128 and 64, are 32 KB. The former broadcasts half as often, the
+// latter loads and stores sums half as often, which counts where rows keep little of a tile.
 constexpr SpmmCost kUnitCost{1.44, 0.54, 2.0, 1.50};
 
 /// Blocks of one row and 32 bits.
@@ -201,7 +202,7 @@ std::string refuses_other_units(const LinearDesc& desc) {
   return "takes blocks of 1x" + std::to_string(inputs) + ", not " + desc.pattern.to_string();
 }
 
-template <const KcsrFunctions& functions, typename Source>
+template <const KcsrFunctions& functions, typename Source, int units_per_tile, int vectors>
 void add_unit_row(std::string_view name, std::uint32_t needs, DType dtype) {
   LinearKernel kernel;
   kernel.name = name;
@@ -214,15 +215,16 @@ void add_unit_row(std::string_view name, std::uint32_t needs, DType dtype) {
     const std::int64_t inputs = 4 / dtype_bytes(desc.weight_dtype);
     LinearDesc units = desc;
     units.in = ceil_div(desc.in, inputs);
-    return spmm_seconds(functions.vector_lanes, kUnitCost, 8, kUnitsPerTile, units, tokens,
+    return spmm_seconds(functions.vector_lanes, kUnitCost, vectors, units_per_tile, units, tokens,
                         threads);
   };
   kernel.run = [](const LinearArgs& args) {
     const std::int64_t inputs = 4 / dtype_bytes(args.weight.dtype());
     const auto each = static_cast<double>(inputs);
-    run_spmm(functions, 8, args,
-             [&](std::int64_t batch) { return Source(args.weight, batch, kUnitsPerTile * inputs); },
-             {1.1 / each, 0.55 / each});
+    run_spmm(
+        functions, vectors, args,
+        [&](std::int64_t batch) { return Source(args.weight, batch, units_per_tile * inputs); },
+        {1.1 / each, 0.55 / each});
   };
   register_linear_kernel(kernel);
 }
@@ -250,10 +252,14 @@ void register_spmm_blocks() {
   add_row<avx512vnni_spmm_block_quads, Corrected<BlockSource>, kQuadCost>(
       "avx512vnni_spmm_bsr_int8", kIsaAvx512 | kIsaAvx512Vbmi2 | kIsaAvx512Vnni, kInt8,
       refuses_no_fours);
-  add_unit_row<avx512bf16_spmm_pairs, UnitSource>("avx512bf16_spmm_bsr1x2_bf16_nv8", kIsaAvx512Bf16,
-                                                  kBFloat16);
-  add_unit_row<avx512vnni_spmm_quads, Corrected<UnitSource>>("avx512vnni_spmm_bsr1x4_int8_nv8",
-                                                             kIsaAvx512Vnni, kInt8);
+  add_unit_row<avx512bf16_spmm_pairs, UnitSource, 64, 8>("avx512bf16_spmm_bsr1x2_bf16_nv8",
+                                                         kIsaAvx512Bf16, kBFloat16);
+  add_unit_row<avx512bf16_spmm_pairs, UnitSource, 128, 4>("avx512bf16_spmm_bsr1x2_bf16_nv4",
+                                                          kIsaAvx512Bf16, kBFloat16);
+  add_unit_row<avx512vnni_spmm_quads, Corrected<UnitSource>, 64, 8>(
+      "avx512vnni_spmm_bsr1x4_int8_nv8", kIsaAvx512Vnni, kInt8);
+  add_unit_row<avx512vnni_spmm_quads, Corrected<UnitSource>, 128, 4>(
+      "avx512vnni_spmm_bsr1x4_int8_nv4", kIsaAvx512Vnni, kInt8);
 #endif
 }
 

@@ -56,9 +56,10 @@ class SpmmCall {
       : args_(args),
         batch_(batch),
         x_bytes_(dtype_bytes(args.weight.dtype())),
-        bytes_(args.x_scale == nullptr ? x_bytes_ : 4) {
+        bytes_(args.x_scale == nullptr ? x_bytes_ : 4),
+        y_bytes_(args.y_scale > 0.0f ? 1 : bytes_) {
     x_ = static_cast<const std::byte*>(args.x) + batch * args.x_batch_stride * x_bytes_;
-    y_ = const_cast<std::byte*>(at(args.y, batch * args.y_batch_stride));
+    y_ = static_cast<std::byte*>(args.y) + batch * args.y_batch_stride * y_bytes_;
     bias_ = args.bias == nullptr ? nullptr : at(args.bias, batch * args.weight.out());
     residual_ =
         args.residual == nullptr ? nullptr : at(args.residual, batch * args.residual_batch_stride);
@@ -86,9 +87,10 @@ class SpmmCall {
     task.residual =
         residual_ == nullptr ? nullptr : at(residual_, token * args_.residual_stride + row);
     task.residual_stride = args_.residual_stride;
-    task.y = y_ + (token * args_.y_stride + row) * bytes_;
+    task.y = y_ + (token * args_.y_stride + row) * y_bytes_;
     task.y_stride = args_.y_stride;
     task.activation = args_.activation;
+    task.y_inverse = args_.y_scale > 0.0f ? 1.0f / args_.y_scale : 0.0f;
     return task;
   }
 
@@ -100,7 +102,8 @@ class SpmmCall {
   const LinearArgs& args_;
   std::int64_t batch_;
   std::int64_t x_bytes_;  ///< of an element of X
-  std::int64_t bytes_;    ///< of an element of Y, bias and residual
+  std::int64_t bytes_;    ///< of an element of bias and residual
+  std::int64_t y_bytes_;  ///< of an element of Y
   const std::byte* x_;
   std::byte* y_;
   const std::byte* bias_;

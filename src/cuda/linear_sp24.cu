@@ -4,7 +4,6 @@
 #include <array>
 #include <vector>
 
-#include "core/experimental.h"
 #include "cuda/sm80/rows.h"
 #include "cuda/sm90/rows.h"
 
@@ -31,10 +30,32 @@ const LinearSp24Kernel* find_linear_sp24(std::string_view name) {
   return nullptr;
 }
 
-std::string refuse_experiment(std::string_view name) {
-  if (detail::is_experiment_enabled(name)) return {};
-  return "has not run on hardware yet; GOSSAMER_EXPERIMENTAL=" + std::string(name) +
-         " in the environment allows it";
+int tuned_row_of(const LinearSp24Kernel& wanted) {
+  int place = 0;
+  for (const LinearSp24Kernel& row : linear_sp24_kernels()) {
+    if (row.dtype != wanted.dtype) continue;
+    ++place;
+    if (row.name == wanted.name) return place <= kMostTunedRows ? place : 0;
+  }
+  return 0;
+}
+
+int linear_sp24_table(DType dtype) {
+  static const std::array<int, 256> tables = [] {
+    std::array<std::uint32_t, 256> hashes{};
+    for (const LinearSp24Kernel& row : linear_sp24_kernels()) {
+      std::uint32_t& hash = hashes[static_cast<std::uint8_t>(row.dtype)];
+      for (const char c : row.name) hash = (hash ^ static_cast<unsigned char>(c)) * 0x01000193u;
+      hash *= 0x9e3779b9u;
+    }
+    std::array<int, 256> found{};
+    for (std::size_t i = 0; i < found.size(); ++i) {
+      found[i] = static_cast<int>(hashes[i] >> 30);
+    }
+    return found;
+  }();
+  static_assert(kSp24Tables == 4);
+  return tables[static_cast<std::uint8_t>(dtype)];
 }
 
 namespace {
@@ -47,6 +68,7 @@ struct Question {
   std::int64_t x_stride = 0;
   std::uintptr_t x_misalignment = 0;
   bool accurate_sums = false;
+  int tuned_row = 0;
   DType dtype = DType::kBFloat16;
   int device = 0;
   friend bool operator==(const Question&, const Question&) = default;
@@ -65,15 +87,25 @@ Answer& slot_of(const Question& q) {
   for (const std::int64_t part : {q.out, q.in, q.tokens, q.x_stride}) {
     hash = (hash ^ static_cast<std::uint64_t>(part)) * 0x9e3779b97f4a7c15u;
   }
+  hash ^= static_cast<std::uint64_t>(q.tuned_row) << 45;
   return slots[(hash >> 40) % kSlots];
 }
 
+bool can_run(const LinearSp24Kernel& row, const LinearSp24Args& args, const DeviceInfo& device) {
+  if (row.dtype != args.dtype || (args.accurate_sums && !row.tile.accurate_sums)) return false;
+  return row.refuses(row, args, device).empty();
+}
+
 const LinearSp24Kernel* ask_all(const LinearSp24Args& args, const DeviceInfo& device) {
+  if (args.tuned_row != 0) {
+    for (const LinearSp24Kernel& row : linear_sp24_kernels()) {
+      if (can_run(row, args, device) && tuned_row_of(row) == args.tuned_row) return &row;
+    }
+  }
   const LinearSp24Kernel* best = nullptr;
   double least = 0.0;
   for (const LinearSp24Kernel& row : linear_sp24_kernels()) {
-    if (row.dtype != args.dtype || (args.accurate_sums && !row.tile.accurate_sums)) continue;
-    if (!row.refuses(row, args, device).empty()) continue;
+    if (!can_run(row, args, device)) continue;
     const double seconds = row.seconds(row, args, device);
     if (best == nullptr || seconds < least) {
       best = &row;
@@ -93,6 +125,7 @@ const LinearSp24Kernel* choose_linear_sp24(const LinearSp24Args& args, const Dev
                           args.x_stride,
                           reinterpret_cast<std::uintptr_t>(args.x) % kAlignment,
                           args.accurate_sums,
+                          args.tuned_row,
                           args.dtype,
                           device.index};
   Answer& slot = slot_of(question);

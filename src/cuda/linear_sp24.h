@@ -16,13 +16,13 @@
 namespace gossamer::cuda {
 
 /// One product. Pointers are device memory; X has the weight's dtype; strides count elements, the
-/// last dimension is contiguous. Of float16 and bfloat16 weights Y, bias and residual have the same
-/// dtype and there are no scales; of float8_e4m3fn and int8 weights they have `y_dtype`, and
-/// y = act(x_scale[token] · weight_scale[row] · sum + bias + residual).
+/// last dimension is contiguous. Float8_e4m3fn and int8 weights have scales,
+/// y = act(x_scale[token] · weight_scale[row] · sum + bias + residual); others have none.
 struct LinearSp24Args {
   const std::byte* tiles = nullptr;  ///< aligned to 16 bytes
   DType dtype = DType::kBFloat16;
-  DType y_dtype = DType::kBFloat16;  ///< float16 or bfloat16
+  DType y_dtype = DType::kBFloat16;     ///< float16, bfloat16 or float32: of Y and the residual
+  DType bias_dtype = DType::kBFloat16;  ///< likewise, of the bias
   std::int64_t out = 0;
   std::int64_t in = 0;
   std::int64_t tokens = 0;
@@ -37,8 +37,10 @@ struct LinearSp24Args {
   const float* weight_scale = nullptr;  ///< [out] or null: 1
   /// Sums of float8 products in float32 throughout, not in the fewer bits of the tensor core.
   bool accurate_sums = false;
-  Activation activation = Activation::kNone;  ///< none or ReLU
-  void* stream = nullptr;                     ///< cudaStream_t
+  /// The row to run where it can (tuned_row_of); 0: the cost model chooses.
+  int tuned_row = 0;
+  Activation activation = Activation::kNone;
+  void* stream = nullptr;  ///< cudaStream_t
   /// The kernel may read the weight while the previous kernel of the stream still runs. Only right
   /// where that kernel does not write the weight.
   bool weight_is_constant = false;
@@ -48,17 +50,12 @@ struct LinearSp24Args {
 struct Sp24Tile {
   int rows = 64;            ///< outputs of a block
   int tokens = 8;           ///< tokens of a block
-  int cluster_rows = 1;     ///< blocks that share X, one below the other
   int split = 1;            ///< blocks among which the inputs are divided; 0: chosen at launch
   bool needs_tma_x = true;  ///< X must be aligned to 16 bytes, rows too
   /// Sums of at most 256 inputs are left to the tensor core; the rest is added in float32. Only
   /// float8 makes the difference.
   bool accurate_sums = true;
 };
-
-/// The sentence with which a row that has not run on its hardware yet refuses; empty where
-/// GOSSAMER_EXPERIMENTAL names it.
-std::string refuse_experiment(std::string_view name);
 
 /// One row: a kernel instance.
 struct LinearSp24Kernel {
@@ -81,7 +78,16 @@ std::span<const LinearSp24Kernel> linear_sp24_kernels();
 /// The row of that name, or null.
 const LinearSp24Kernel* find_linear_sp24(std::string_view name);
 
-/// The row with the least predicted time among those that do not refuse; null where all do.
+/// How a plan names a row in few bits: its place among the rows of its dtype, from 1; 0 where that
+/// is beyond kMostTunedRows. The numbers mean something in the table that linear_sp24_table(dtype)
+/// tells apart, by the names of its rows, from most others.
+inline constexpr int kMostTunedRows = 31;
+inline constexpr int kSp24Tables = 4;
+int tuned_row_of(const LinearSp24Kernel& row);
+int linear_sp24_table(DType dtype);
+
+/// args.tuned_row where there is one that can run, otherwise the row with the least predicted time
+/// among those that do not refuse; null where all do.
 const LinearSp24Kernel* choose_linear_sp24(const LinearSp24Args& args, const DeviceInfo& device);
 
 }  // namespace gossamer::cuda

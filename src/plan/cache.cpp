@@ -16,6 +16,18 @@
 namespace gossamer::plan {
 namespace {
 
+std::string_view memory_word(MemoryMode memory) {
+  switch (memory) {
+    case MemoryMode::kSpeed:
+      return "speed";
+    case MemoryMode::kLow:
+      return "low";
+    case MemoryMode::kDefault:
+      break;
+  }
+  return "default";
+}
+
 using Json = nlohmann::json;
 
 constexpr int kCacheVersion = 2;
@@ -162,9 +174,8 @@ std::string cache_key(const LinearDesc& desc, const Machine& machine, const Dens
       desc.out, desc.in, pattern_kind(desc.pattern), desc.density, dtype_name(desc.weight_dtype),
       dtype_name(desc.activation_dtype), desc.epilogue.bias, desc.epilogue.residual,
       static_cast<int>(desc.epilogue.activation), options.parallel.threads,
-      options.memory == MemoryMode::kSpeed ? "speed" : "default",
-      std::round(options.call_overhead * 1e8) * 10, options.seconds_budget * 1e3, peer, dense.name,
-      forced);
+      memory_word(options.memory), std::round(options.call_overhead * 1e8) * 10,
+      options.seconds_budget * 1e3, peer, dense.name, forced);
 }
 
 std::optional<Plan> read_cached_plan(const std::filesystem::path& file, const std::string& key,

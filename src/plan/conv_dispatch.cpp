@@ -62,7 +62,7 @@ void check_pointers(const Conv2dArgs& args) {
   if (activation < 0 || activation >= kActivationCount) {
     fail(ErrorCode::kInvalidArgument,
          "run_conv2d: activation is {}; accepted are 0 (none), 1 (relu), 2 (gelu), 3 (gelu by "
-         "tanh) and 4 (silu)",
+         "tanh), 4 (silu) and 5 (relu2)",
          activation);
   }
 }

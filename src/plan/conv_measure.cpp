@@ -6,6 +6,7 @@
 #include <random>
 
 #include "plan/conv_plan.h"
+#include "plan/memory.h"
 #include "plan/series.h"
 
 namespace gossamer::plan {
@@ -78,9 +79,14 @@ class ConvMeasurer {
  public:
   ConvMeasurer(const std::vector<const Conv2dKernel*>& rows, const ConvProblem& problem)
       : problem_(problem), clock_(problem.options.seconds_budget), inputs_(problem) {
+    // As many layouts as fit beside the layer, at least one.
+    std::int64_t room = trial_bytes(problem.weight, problem.weight.dtype() == DType::kInt8);
     for (const Conv2dKernel* row : rows) {
       if (row->layout != problem.weight.layout() && !weights_.contains(row->layout)) {
-        weights_.emplace(row->layout, convert(problem.weight, row->layout));
+        if (!rows_.empty() && layout_bytes(problem.weight, row->layout) > room) continue;
+        const PackedWeight& made =
+            weights_.emplace(row->layout, convert(problem.weight, row->layout)).first->second;
+        room -= made.view().size_bytes();
       }
       views_.emplace(row->layout, row->layout == problem.weight.layout()
                                       ? problem.weight

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <optional>
 
 #include "core/fail.h"
@@ -12,6 +13,7 @@
 #include "plan/cache.h"
 #include "plan/dense_model.h"
 #include "plan/kernel_table.h"
+#include "plan/memory.h"
 
 namespace gossamer {
 namespace plan {
@@ -77,18 +79,20 @@ Forced forced_kernel(const PackedView& weight, const Machine& machine, const Pla
                                     machine.name));
 }
 
-// Portable rows are left out where the layout has a faster one here.
+// Rows are left out where the layout has one of wider vectors here: they are no faster, and fewer
+// candidates leave each more rounds.
 std::vector<const Conv2dKernel*> runnable_rows(const PackedView& weight, const Machine& machine,
-                                               const Forced& forced) {
+                                               MemoryMode memory, const Forced& forced) {
   if (forced.row != nullptr) return {forced.row};
   std::vector<const Conv2dKernel*> rows;
-  bool any_fast = false;
+  std::map<Layout, int> widest;
   for (const Conv2dKernel& row : conv2d_kernels()) {
     if (!runs_here(row, weight, machine)) continue;
+    if (memory == MemoryMode::kLow && !plan::is_small(weight, row.layout)) continue;
     rows.push_back(&row);
-    any_fast |= row.needs != kIsaGeneric;
+    widest[row.layout] = std::max(widest[row.layout], row.lanes);
   }
-  if (any_fast) std::erase_if(rows, [](const auto* row) { return row->needs == kIsaGeneric; });
+  std::erase_if(rows, [&](const auto* row) { return row->lanes < widest[row->layout]; });
   return rows;
 }
 
@@ -178,7 +182,14 @@ Plan plan_conv2d(const PackedView& weight, const Conv2dLayer& layer, const Epilo
   if (weight.out() == 0 || weight.in() == 0) {
     return plain_plan(weight, "plain: the weight is empty, there is nothing to gain");
   }
-  const std::vector<const Conv2dKernel*> rows = runnable_rows(weight, machine, forced);
+  const std::vector<const Conv2dKernel*> rows =
+      runnable_rows(weight, machine, options.memory, forced);
+  if (rows.empty() && options.memory == MemoryMode::kLow &&
+      !runnable_rows(weight, machine, MemoryMode::kDefault, forced).empty()) {
+    return plain_plan(weight,
+                      "plain: the layouts that convolutions are computed in take more than 1.15 "
+                      "times the bytes of its format, which memory=\"low\" does not allow");
+  }
   if (rows.empty()) {
     return plain_plan(weight, fmt::format("plain: no kernel computes a convolution with {} weights "
                                           "on {}; float32 and int8 have kernels",

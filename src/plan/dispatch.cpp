@@ -166,11 +166,18 @@ void check_arguments(const LinearArgs& args) {
          "run_linear: weight_scale is given without x_scale; scales belong to quantized calls, "
          "whose X is int8");
   }
+  if (!(args.y_scale >= 0.0f) || std::isinf(args.y_scale) ||
+      (args.y_scale > 0.0f && args.x_scale == nullptr)) {
+    fail(ErrorCode::kInvalidArgument,
+         "run_linear: y_scale is {}{}; a quantized call, whose X is int8, takes a finite number "
+         "above 0 for an int8 Y, or 0 for a float32 one",
+         args.y_scale, args.x_scale == nullptr ? " without x_scale" : "");
+  }
   const auto activation = static_cast<std::int32_t>(args.activation);
   if (activation < 0 || activation >= kActivationCount) {
     fail(ErrorCode::kInvalidArgument,
          "run_linear: activation is {}; accepted are 0 (none), 1 (relu), 2 (gelu), 3 (gelu by "
-         "tanh) and 4 (silu)",
+         "tanh), 4 (silu) and 5 (relu2)",
          activation);
   }
 }

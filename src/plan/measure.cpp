@@ -13,6 +13,7 @@
 #include "plan/call_inputs.h"
 #include "plan/candidates.h"
 #include "plan/dense_model.h"
+#include "plan/memory.h"
 #include "plan/series.h"
 
 namespace gossamer::plan {
@@ -72,16 +73,20 @@ class Measurer {
   };
 
   // One converted copy a layout. Further layouts than the first are only tried while half of the
-  // budget is left; rows of a layout that the weight cannot take (its pattern does not fit) drop
-  // out.
+  // budget is left and their copies fit beside the layer; rows of a layout that the weight cannot
+  // take (its pattern does not fit) drop out.
   void convert_layouts(const PackedView& weight) {
     std::vector<Entrant> kept;
+    std::int64_t room = trial_bytes(weight, desc_.epilogue.quantized);
     for (const Entrant& entrant : entrants_) {
       const Layout layout = entrant.model.row->layout;
       if (!weights_.contains(layout) && layout != weight.layout()) {
         if (!kept.empty() && budget_.left(0.5) < 0.0) continue;
         try {
-          weights_.emplace(layout, convert(weight, layout));
+          if (!kept.empty() && layout_bytes(weight, layout) > room) continue;
+          const PackedWeight& made =
+              weights_.emplace(layout, convert(weight, layout)).first->second;
+          room -= made.view().size_bytes();
         } catch (const Error&) {
           continue;
         }

@@ -17,6 +17,7 @@
 #include "plan/decide.h"
 #include "plan/kernel_table.h"
 #include "plan/measure.h"
+#include "plan/memory.h"
 
 namespace gossamer {
 namespace {
@@ -67,13 +68,16 @@ double quantization_seconds(const LinearDesc& desc, std::int64_t tokens, int thr
   return static_cast<double>(desc.batch * tokens * desc.in) / (kElementsPerSecond * threads);
 }
 
-std::vector<ModelledRow> runnable_rows(const LinearDesc& desc, const Machine& machine,
-                                       const PlanOptions& options, const Forced& forced) {
+std::vector<ModelledRow> runnable_rows(const PackedView& weight, const LinearDesc& desc,
+                                       const Machine& machine, const PlanOptions& options,
+                                       const Forced& forced) {
   const int threads = std::max(options.parallel.threads, 1);
   std::vector<ModelledRow> rows;
   for (const LinearKernel& row : linear_kernels()) {
     if (forced.row != nullptr && row.name != forced.row->name) continue;
     if (!refusal(row, desc, machine, options.mode).empty()) continue;
+    const bool low = options.memory == MemoryMode::kLow && forced.row == nullptr;
+    if (low && !plan::is_small(weight, row.layout)) continue;
     ModelledRow modelled;
     modelled.row = &row;
     bool sound = true;
@@ -116,7 +120,7 @@ Plan plan_linear(const PackedView& weight, const Epilogue& epilogue, const Machi
   if (desc.batch == 0 || desc.out == 0 || desc.in == 0) {
     return plain_plan(weight, "plain: the weight is empty, there is nothing to gain");
   }
-  const std::vector<ModelledRow> rows = runnable_rows(desc, machine, options, forced);
+  const std::vector<ModelledRow> rows = runnable_rows(weight, desc, machine, options, forced);
   if (rows.empty()) return plain_plan(weight, no_row_reason(desc, machine, options.mode));
 
   const auto in_own_layout = [&](Plan plan) {

@@ -22,8 +22,8 @@ Tensor call(const char* op, StableIValue* stack) {
 Activation checked_activation(std::int64_t activation) {
   if (activation >= 0 && activation < kActivationCount) return static_cast<Activation>(activation);
   refuse(
-      fmt::format("activation {}: 0 (none), 1 (relu), 2 (gelu), 3 (gelu by tanh) and 4 (silu) are "
-                  "accepted",
+      fmt::format("activation {}: 0 (none), 1 (relu), 2 (gelu), 3 (gelu by tanh), 4 (silu) and 5 "
+                  "(relu2) are accepted",
                   activation));
 }
 
@@ -39,6 +39,10 @@ Tensor activated(Tensor y, Activation activation) {
     case Activation::kSilu: {
       StableIValue stack = from(y);
       return call(activation == Activation::kRelu ? "aten::relu" : "aten::silu", &stack);
+    }
+    case Activation::kRelu2: {
+      StableIValue stack = from(activated(std::move(y), Activation::kRelu));
+      return call("aten::square", &stack);
     }
     case Activation::kGelu:
     case Activation::kGeluTanh: {

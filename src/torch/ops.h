@@ -26,6 +26,9 @@ Tensor linear(const Tensor& x, const Tensor& packed, std::int64_t layout, std::i
 /// given.
 Tensor linear_dx(const Tensor& grad, const Tensor& packed, std::int64_t layout, std::int64_t inputs,
                  const std::optional<Tensor>& dense);
+/// Refuses an x and a record of the weight that do not belong to it.
+void check_linear_call(const Tensor& x, const PackedView& weight, std::int64_t layout,
+                       std::int64_t out);
 /// Refuse operands of another shape than the packed weight and the result demand.
 void check_linear_bias(const Tensor& bias, const PackedView& weight);
 void check_linear_residual(const Tensor& residual, std::span<const std::int64_t> y_shape);
@@ -33,11 +36,26 @@ void check_linear_residual(const Tensor& residual, std::span<const std::int64_t>
 void check_dense(const Tensor& dense, const PackedView& weight);
 
 // ops_quantized.cpp
-/// act(x·Wᵀ + bias + residual) with an int8 weight and its scales [out]: x is quantized a token at
-/// a time. x, bias, residual and the result have one floating dtype; sums and epilogue are float32.
+/// How a quantized layer's x and result relate to int8; 0 where a scale is not given.
+struct Int8Scales {
+  float x =
+      0.0f;  ///< of an int8 x, and what a floating one is rounded to; 0: a token (image) its own
+  float y = 0.0f;  ///< of an int8 result; 0: it is floating
+};
+/// Refuses scales that are no numbers of that kind.
+Int8Scales checked_scales(double x_scale, double y_scale);
+
+/// act(x·Wᵀ + bias + residual) with an int8 weight and its scales [out]. x, bias, residual and the
+/// result have the floating dtype `dtype`, x and the result int8 where the scales say so; sums and
+/// epilogue are float32.
 Tensor linear_quantized(const Tensor& x, const PackedView& weight, const Tensor& scale,
-                        const std::optional<Tensor>& bias, Activation activation,
-                        const std::optional<Tensor>& residual, const std::optional<Tensor>& dense);
+                        const Int8Scales& scales, DType dtype, const std::optional<Tensor>& bias,
+                        Activation activation, const std::optional<Tensor>& residual,
+                        const std::optional<Tensor>& dense);
+Tensor linear_int8(const Tensor& x, const Tensor& packed, std::int64_t layout, std::int64_t out,
+                   const Tensor& scale, double x_scale, double y_scale, ScalarType dtype,
+                   const std::optional<Tensor>& bias, std::int64_t activation,
+                   const std::optional<Tensor>& residual, const std::optional<Tensor>& dense);
 
 /// Refuses scales that are not those of the packed weight, which must be int8.
 void check_scale(const Tensor& scale, const PackedView& weight);
@@ -57,6 +75,12 @@ Tensor conv2d(const Tensor& x, const Tensor& packed, std::int64_t layout, std::i
               const std::optional<Tensor>& bias, std::int64_t activation,
               const std::optional<Tensor>& residual, const std::optional<Tensor>& dense,
               const std::optional<Tensor>& scale);
+Tensor conv2d_int8(const Tensor& x, const Tensor& packed, std::int64_t layout, std::int64_t out,
+                   const std::vector<std::int64_t>& kernel, const std::vector<std::int64_t>& stride,
+                   const std::vector<std::int64_t>& padding,
+                   const std::vector<std::int64_t>& dilation, const Tensor& scale, double x_scale,
+                   double y_scale, const std::optional<Tensor>& bias, std::int64_t activation,
+                   const std::optional<Tensor>& residual, const std::optional<Tensor>& dense);
 /// act(conv2d(x, dense) + bias + residual) by aten::conv2d, x of four dimensions.
 Tensor dense_conv2d(const Tensor& x, const Tensor& dense, const std::optional<Tensor>& bias,
                     const Conv2dLayer& layer, Activation activation,

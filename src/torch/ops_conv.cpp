@@ -5,10 +5,12 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <string>
 #include <utility>
 
 #include "gossamer/conv.h"
+#include "gossamer/quantize.h"
 #include "torch/ops.h"
 
 namespace gossamer::door {
@@ -155,6 +157,127 @@ Tensor padded(const Tensor& x, const Conv2dLayer& layer) {
   return torch::stable::pad(x, {sides.data(), sides.size()});
 }
 
+/// The weight and the numbers of a call.
+struct Weight {
+  const Tensor& packed;
+  std::int64_t layout;
+  std::int64_t out;
+  const std::vector<std::int64_t>& kernel;
+  const std::optional<Tensor>& scale;  ///< of int8 values, else none
+};
+
+/// What is added and applied, and a dense copy of the weight.
+struct Operands {
+  const std::optional<Tensor>& bias;
+  std::int64_t activation;
+  const std::optional<Tensor>& residual;
+  const std::optional<Tensor>& dense;
+};
+
+/// The scales of a quantized call, in memory that lives as long as it.
+struct CallScales {
+  Tensor x;
+  Tensor weight;
+
+  /// `was_int8`: X holds whole numbers of steps, so that its own scale moves to the weight's.
+  CallScales(const Tensor& weight_scale, const Int8Scales& scales, bool was_int8, Conv2dArgs& args)
+      : x(empty(std::array<std::int64_t, 1>{args.shape.images}, DType::kFloat32)),
+        weight(weight_scale) {
+    auto* x_scale = static_cast<float*>(x.mutable_data_ptr());
+    if (was_int8) {
+      std::fill_n(x_scale, args.shape.images, 1.0f);
+      weight = empty(sizes_of(weight_scale), DType::kFloat32);
+      const auto* from = static_cast<const float*>(weight_scale.const_data_ptr());
+      std::transform(from, from + weight_scale.numel(),
+                     static_cast<float*>(weight.mutable_data_ptr()),
+                     [&](float scale) { return scale * scales.x; });
+    } else {
+      image_scales(args, x_scale);
+      // An image with NaN or an infinity keeps its NaN.
+      if (scales.x > 0.0f) {
+        std::replace_if(
+            x_scale, x_scale + args.shape.images, [](float scale) { return !std::isnan(scale); },
+            scales.x);
+      }
+    }
+    args.x_scale = x_scale;
+    args.weight_scale = static_cast<const float*>(weight.const_data_ptr());
+  }
+};
+
+/// Results as the int8 inputs of the next layer, in the same memory format.
+Tensor as_int8(const Tensor& y, const Sizes& sizes, bool channels_last, float scale) {
+  Tensor q = y.dim() == 3 ? empty(sizes_of(y), DType::kInt8)
+                          : empty_images(sizes, channels_last, DType::kInt8);
+  requantize(static_cast<const float*>(y.const_data_ptr()), y.numel(), scale,
+             static_cast<std::int8_t*>(q.mutable_data_ptr()), torch_threads());
+  return q;
+}
+
+Tensor convolve(const Tensor& given, const Weight& w, const ConvNumbers& numbers,
+                const Operands& operands, const Int8Scales& scales) {
+  const PackedTensor packed_tensor(w.packed);
+  const PackedView& weight = packed_tensor.view();
+  check_record(weight, w.layout, w.out, w.kernel);
+  const bool quantized = w.scale.has_value();
+  if (quantized) check_scale(*w.scale, weight);
+  const bool is_int8 = scales.x > 0.0f && dtype_of(given, "x") == DType::kInt8;
+  const Tensor x = is_int8 ? torch::stable::to(given, ScalarType::Float) : given;
+  // A quantized layer's activations are what its weight stood for.
+  const DType dtype = quantized ? DType::kFloat32 : weight.dtype();
+  check_operand(x, "x", dtype, quantized);
+  const Images images = as_images(x);
+  check_input(images, weight);
+  const Conv2dLayer layer = checked_layer(numbers);
+
+  Conv2dArgs args{.weight = weight, .shape = shape_of(weight, layer, images.sizes)};
+  args.parallel = torch_threads();
+  args.activation = checked_activation(operands.activation);
+  const Sizes y_sizes{args.shape.images, w.out, args.shape.out_height(), args.shape.out_width()};
+  const auto y_shape = std::span(y_sizes).subspan(x.dim() == 3 ? 1 : 0);
+  const auto& [bias, activation, residual, dense] = operands;
+
+  std::optional<Tensor> bias_row;
+  if (bias) {
+    check_operand(*bias, "bias", dtype, quantized);
+    check_bias(*bias, weight);
+    bias_row = bias->is_contiguous() ? *bias : as_contiguous(*bias);
+    args.bias = bias_row->const_data_ptr();
+  }
+  std::optional<Tensor> addend;
+  if (residual) {
+    check_operand(*residual, "residual", dtype, quantized);
+    if (!std::ranges::equal(sizes_of(*residual), y_shape)) {
+      refuse(fmt::format("residual has shape {}, the result {}: both must be the same",
+                         shape_text(sizes_of(*residual)), shape_text(y_shape)));
+    }
+    addend = in_format(*residual, y_sizes, images.channels_last);
+    args.residual = addend->const_data_ptr();
+  }
+  if (dense && !is_int8 && scales.y == 0.0f) {
+    check_operand(*dense, "dense", dtype, quantized);
+    check_dense_conv2d(*dense, weight);
+    if (choose_conv2d_kernel(weight, args.shape.pixels()) == nullptr) {
+      const Tensor y = dense_conv2d(x, *dense, bias, layer, args.activation, residual);
+      return in_format(y, y_sizes, images.channels_last);
+    }
+  }
+
+  Tensor y =
+      x.dim() == 3 ? empty(y_shape, dtype) : empty_images(y_sizes, images.channels_last, dtype);
+  if (y.numel() > 0) {
+    const Sizes y_strides = image_strides(y_sizes, images.channels_last);
+    args.x = images.tensor.const_data_ptr();
+    args.x_strides = images.strides();
+    args.y = y.mutable_data_ptr();
+    args.y_strides = {y_strides[0], y_strides[1], y_strides[2], y_strides[3]};
+    std::optional<CallScales> call_scales;
+    if (quantized) call_scales.emplace(*w.scale, scales, is_int8, args);
+    run_conv2d(args);
+  }
+  return scales.y > 0.0f ? as_int8(y, y_sizes, images.channels_last, scales.y) : y;
+}
+
 }  // namespace
 
 Tensor empty_images(const Sizes& sizes, bool channels_last, DType dtype) {
@@ -231,67 +354,25 @@ Tensor conv2d(const Tensor& x, const Tensor& packed, std::int64_t layout, std::i
               const std::optional<Tensor>& residual, const std::optional<Tensor>& dense,
               const std::optional<Tensor>& scale) {
   return guarded([&] {
-    const PackedTensor packed_tensor(packed);
-    const PackedView& weight = packed_tensor.view();
-    check_record(weight, layout, out, kernel);
-    if (scale) check_scale(*scale, weight);
-    // A quantized layer's activations are what its weight stood for.
-    const DType dtype = scale ? DType::kFloat32 : weight.dtype();
-    check_operand(x, "x", dtype, scale.has_value());
-    const Images images = as_images(x);
-    check_input(images, weight);
-    const Conv2dLayer layer = checked_layer({stride, padding, dilation});
+    return convolve(x, {packed, layout, out, kernel, scale}, {stride, padding, dilation},
+                    {bias, activation, residual, dense}, {});
+  });
+}
 
-    Conv2dArgs args{.weight = weight, .shape = shape_of(weight, layer, images.sizes)};
-    args.parallel = torch_threads();
-    args.activation = checked_activation(activation);
-    const Sizes y_sizes{args.shape.images, out, args.shape.out_height(), args.shape.out_width()};
-    const auto y_shape = std::span(y_sizes).subspan(x.dim() == 3 ? 1 : 0);
-
-    std::optional<Tensor> bias_row;
-    if (bias) {
-      check_operand(*bias, "bias", dtype, scale.has_value());
-      check_bias(*bias, weight);
-      bias_row = bias->is_contiguous() ? *bias : as_contiguous(*bias);
-      args.bias = bias_row->const_data_ptr();
+Tensor conv2d_int8(const Tensor& x, const Tensor& packed, std::int64_t layout, std::int64_t out,
+                   const std::vector<std::int64_t>& kernel, const std::vector<std::int64_t>& stride,
+                   const std::vector<std::int64_t>& padding,
+                   const std::vector<std::int64_t>& dilation, const Tensor& scale, double x_scale,
+                   double y_scale, const std::optional<Tensor>& bias, std::int64_t activation,
+                   const std::optional<Tensor>& residual, const std::optional<Tensor>& dense) {
+  return guarded([&] {
+    const Int8Scales scales = checked_scales(x_scale, y_scale);
+    if (scales.x == 0.0f && dtype_of(x, "x") == DType::kInt8) {
+      refuse("x is int8 and x_scale is 0: the scale that x was rounded with is needed");
     }
-    std::optional<Tensor> addend;
-    if (residual) {
-      check_operand(*residual, "residual", dtype, scale.has_value());
-      if (!std::ranges::equal(sizes_of(*residual), y_shape)) {
-        refuse(fmt::format("residual has shape {}, the result {}: both must be the same",
-                           shape_text(sizes_of(*residual)), shape_text(y_shape)));
-      }
-      addend = in_format(*residual, y_sizes, images.channels_last);
-      args.residual = addend->const_data_ptr();
-    }
-    if (dense) {
-      check_operand(*dense, "dense", dtype, scale.has_value());
-      check_dense_conv2d(*dense, weight);
-      if (choose_conv2d_kernel(weight, args.shape.pixels()) == nullptr) {
-        const Tensor y = dense_conv2d(x, *dense, bias, layer, args.activation, residual);
-        return in_format(y, y_sizes, images.channels_last);
-      }
-    }
-
-    Tensor y =
-        x.dim() == 3 ? empty(y_shape, dtype) : empty_images(y_sizes, images.channels_last, dtype);
-    if (y.numel() == 0) return y;
-    const Sizes y_strides = image_strides(y_sizes, images.channels_last);
-    args.x = images.tensor.const_data_ptr();
-    args.x_strides = images.strides();
-    args.y = y.mutable_data_ptr();
-    args.y_strides = {y_strides[0], y_strides[1], y_strides[2], y_strides[3]};
-    std::optional<Tensor> x_scale;
-    if (scale) {
-      const std::array<std::int64_t, 1> count{args.shape.images};
-      x_scale = empty(count, DType::kFloat32);
-      image_scales(args, static_cast<float*>(x_scale->mutable_data_ptr()));
-      args.x_scale = static_cast<const float*>(x_scale->const_data_ptr());
-      args.weight_scale = static_cast<const float*>(scale->const_data_ptr());
-    }
-    run_conv2d(args);
-    return y;
+    const std::optional<Tensor> weight_scale(scale);
+    return convolve(x, {packed, layout, out, kernel, weight_scale}, {stride, padding, dilation},
+                    {bias, activation, residual, dense}, scales);
   });
 }
 

@@ -34,7 +34,7 @@ std::string cuda_device_info(const torch::stable::Tensor& tensor) {
 
 STABLE_TORCH_LIBRARY_FRAGMENT(gossamer, m) {
   m.def("cuda_device_info(Tensor tensor) -> str");
-  m.def("cuda_kernel(Tensor x, int out) -> str");
+  m.def("cuda_kernel(Tensor x, int out, int layout=0) -> str");
   m.def("cuda_kernel_table(Tensor x, int out) -> str");
   m.def(
       "linear_quantized(Tensor x, Tensor? x_scale, Tensor packed, int layout, int out, Tensor? "
@@ -42,6 +42,14 @@ STABLE_TORCH_LIBRARY_FRAGMENT(gossamer, m) {
       "accurate) -> Tensor");
   m.def("quantize_rows(Tensor x, ScalarType dtype) -> (Tensor, Tensor)");
   m.def("prune_pack_24(Tensor values, bool transposed=False) -> Tensor");
+  m.def(
+      "pack_24(Tensor values, Tensor? mask=None, str layout=\"nm24_tiles\", bool transposed=False, "
+      "bool prune=False) -> (Tensor, Tensor)");
+  m.def(
+      "quantize_pack_24(Tensor values, Tensor? mask, ScalarType dtype, str layout=\"nm24_tiles\", "
+      "bool prune=False) -> (Tensor, Tensor, Tensor)");
+  m.def("verify_24(Tensor values, Tensor? mask=None) -> Tensor");
+  m.def("check_24(Tensor verdict, int inputs, str name=\"weight\") -> ()");
   m.def("select_groups(Tensor scores, int n, int m, int segment=0) -> Tensor");
   m.def(
       "obs_sweep_block_(Tensor(a!) weight, Tensor factor, Tensor(b!) mask, int begin, int end, int "
@@ -59,8 +67,14 @@ STABLE_TORCH_LIBRARY_IMPL(gossamer, CUDA, m) {
   m.impl("quantize_rows", TORCH_BOX(&ops::quantize_rows));
   m.impl("linear_dx", TORCH_BOX(&ops::linear_dx));
   m.impl("pack", TORCH_BOX(&ops::pack));
+  m.impl("pack_", TORCH_BOX(&ops::pack_));
+  m.impl("pack_24", TORCH_BOX(&ops::pack_24));
+  m.impl("quantize_pack_24", TORCH_BOX(&ops::quantize_pack_24));
+  m.impl("verify_24", TORCH_BOX(&ops::verify_24));
+  m.impl("check_24", TORCH_BOX(&ops::check_24));
   m.impl("prune_pack_24", TORCH_BOX(&ops::prune_pack_24));
   m.impl("unpack", TORCH_BOX(&ops::unpack));
+  m.impl("unpack_", TORCH_BOX(&ops::unpack_));
   m.impl("unpack_mask", TORCH_BOX(&ops::unpack_mask));
   m.impl("convert", TORCH_BOX(&ops::convert));
   m.impl("select_groups", TORCH_BOX(&ops::select_groups));

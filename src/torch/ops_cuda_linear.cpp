@@ -10,6 +10,7 @@
 #include "core/layouts.h"
 #include "core/nm24_tile.h"
 #include "cuda/linear_sp24.h"
+#include "torch/cuda_layout_argument.h"
 #include "torch/dense.h"
 #include "torch/ops_cuda.h"
 #include "torch/rows.h"
@@ -33,27 +34,8 @@ struct Weight {
   std::int64_t matrix_bytes;  ///< of one matrix of a stack
 };
 
-// The argument `layout` carries more than the layout's number, because the header is on the GPU: a
-// bit for each token bucket that the plan runs dense, the weight's inputs (tiles are padded, so
-// that the bytes alone do not tell 60 inputs from 64), and of a quantized weight whether its values
-// are float8 and their sums are to be accurate. Zeros where the caller knows none of it.
-constexpr int kDenseShift = 8;
-constexpr int kInputsShift = 16;
-constexpr int kInputsBits = 32;
-constexpr int kFloat8Shift = kInputsShift + kInputsBits;
-constexpr int kAccurateShift = kFloat8Shift + 1;
-static_assert(kDenseShift + kTokenBuckets <= kInputsShift);
-
-bool has_bit(std::int64_t argument, int shift) { return (argument >> shift & 1) != 0; }
-
-bool runs_dense(std::int64_t argument, std::int64_t tokens) {
-  std::size_t bucket = 0;
-  while (bucket < kTokenBucketEnds.size() && tokens > kTokenBucketEnds[bucket]) ++bucket;
-  return has_bit(argument, kDenseShift + static_cast<int>(bucket));
-}
-
 void check_layout(std::int64_t argument) {
-  const std::int64_t layout = argument & ((std::int64_t{1} << kDenseShift) - 1);
+  const std::int64_t layout = argument & ((std::int64_t{1} << kResultShift) - 1);
   if (layout == static_cast<std::int64_t>(Layout::kNm24Tiles)) return;
   refuse(
       fmt::format("layout {} is not computed on a GPU; layout {} (nm24_tiles, 2:4 weights) is: "
@@ -146,12 +128,25 @@ void check_sizes(const LinearSp24Args& args) {
                   args.tokens, args.out, args.in));
 }
 
-void check_inputs(std::int64_t argument, std::span<const std::int64_t> x_sizes, std::int64_t out) {
-  const std::int64_t recorded = argument >> kInputsShift & ((std::int64_t{1} << kInputsBits) - 1);
-  if (recorded == 0 || recorded == x_sizes.back()) return;
+void check_inputs(std::int64_t argument, const Tensor& packed,
+                  std::span<const std::int64_t> x_sizes, std::int64_t out, int element_bytes) {
+  const bool is_stack = has_bit(argument, kStackShift);
+  const std::int64_t batch =
+      is_stack && !x_sizes.empty() ? std::max<std::int64_t>(x_sizes[0], 1) : 1;
+  const std::int64_t told = told_inputs(argument, packed, out, batch, element_bytes);
+  if (told == 0 || (told == x_sizes.back() && (!is_stack || x_sizes.size() == 3))) return;
   refuse(
-      fmt::format("x has shape {}, the packed weight is [{}, {}] ([out, in]): x must be [..., {}]",
-                  shape_text(x_sizes), out, recorded, recorded));
+      fmt::format("x has shape {}, the packed weight is {}[{}, {}] ([out, in]): x must be {}[..., "
+                  "{}]",
+                  shape_text(x_sizes), is_stack ? "a stack of " : "", out, told,
+                  is_stack ? "a stack too, " : "", told));
+}
+
+void check_dense_inputs(std::span<const std::int64_t> x_sizes, const Tensor& dense) {
+  const auto sizes = sizes_of(dense);
+  if (sizes.empty() || sizes.back() == x_sizes.back()) return;
+  refuse(fmt::format("x has shape {}, the weight's dense copy {}: x must be [..., {}]",
+                     shape_text(x_sizes), shape_text(sizes), sizes.back()));
 }
 
 bool is_aligned(const Tensor& tensor) {
@@ -186,6 +181,7 @@ struct Call {
   const std::optional<Tensor>& x_scale;
   const std::optional<Tensor>& weight_scale;
   DType y_dtype;
+  DType bias_dtype;  ///< which the bias may have instead of y_dtype
   bool accurate;
 };
 
@@ -210,7 +206,7 @@ Tensor multiply(const Call& call) {
   check_layout(call.layout);
   const auto x_sizes = sizes_of(x);
   if (x_sizes.empty()) refuse("x has no dimensions; [..., in] is accepted");
-  check_inputs(call.layout, x_sizes, out);
+  check_inputs(call.layout, packed, x_sizes, out, static_cast<int>(dtype_bytes(dtype_of(x, "x"))));
   const Weight weight = describe_weight(x, "x", packed, out, x_sizes.back());
   const Activation activation = checked_activation(call.activation);
   const bool batched = weight.batch != 1;
@@ -225,9 +221,9 @@ Tensor multiply(const Call& call) {
   args.y_dtype = call.y_dtype;
   args.x_stride = x_rows.stride;
   args.y_stride = out;
-  const bool fuses = activation == Activation::kRelu;
-  args.activation = fuses ? activation : Activation::kNone;
+  args.activation = activation;
   args.accurate_sums = call.accurate;
+  args.tuned_row = tuned_row(call.layout, tokens, weight.dtype);
   args.stream = device.stream();
   // Whatever writes a packed weight ends with a kernel of its own (ops_cuda_pack.cpp).
   args.weight_is_constant = true;
@@ -235,7 +231,9 @@ Tensor multiply(const Call& call) {
   std::optional<Tensor> bias_rows;
   if (call.bias) {
     const std::array<std::int64_t, 2> shape{weight.batch, out};
-    check_operand(*call.bias, "bias", packed, call.y_dtype,
+    args.bias_dtype =
+        dtype_of(*call.bias, "bias") == call.bias_dtype ? call.bias_dtype : call.y_dtype;
+    check_operand(*call.bias, "bias", packed, args.bias_dtype,
                   std::span(shape).subspan(batched ? 0 : 1));
     bias_rows = call.bias->is_contiguous() ? *call.bias : as_contiguous(*call.bias);
   }
@@ -251,7 +249,7 @@ Tensor multiply(const Call& call) {
   if (tokens == 0 || out == 0) return y;
 
   const Tensor tiles = is_aligned(packed) ? packed : torch::stable::clone(packed);
-  constexpr std::int64_t kResultBytes = 2;
+  const std::int64_t y_bytes = dtype_bytes(args.y_dtype);
   const auto at = [](const Tensor& tensor, std::int64_t byte) {
     return static_cast<const std::byte*>(tensor.const_data_ptr()) + byte;
   };
@@ -260,17 +258,17 @@ Tensor multiply(const Call& call) {
     args.tiles = static_cast<const std::byte*>(tiles.const_data_ptr()) + sizeof(PackedHeader) +
                  b * weight.matrix_bytes;
     args.x = at(x_rows.tensor, b * x_rows.batch_stride * dtype_bytes(weight.dtype));
-    args.y = static_cast<std::byte*>(y.mutable_data_ptr()) + kResultBytes * b * tokens * out;
+    args.y = static_cast<std::byte*>(y.mutable_data_ptr()) + y_bytes * b * tokens * out;
     if (x_scale != nullptr) args.x_scale = x_scale + b * tokens;
     if (weight_scale != nullptr) args.weight_scale = weight_scale + b * out;
-    if (bias_rows) args.bias = at(*bias_rows, kResultBytes * b * out);
+    if (bias_rows) args.bias = at(*bias_rows, dtype_bytes(args.bias_dtype) * b * out);
     if (residual_rows) {
-      args.residual = at(residual_rows->tensor, kResultBytes * b * residual_rows->batch_stride);
+      args.residual = at(residual_rows->tensor, y_bytes * b * residual_rows->batch_stride);
     }
     const LinearSp24Kernel& row = choose(args, info);
     row.launch(row, args, info);
   }
-  return fuses ? y : activated(y, activation);
+  return y;
 }
 
 }  // namespace
@@ -283,20 +281,23 @@ Tensor linear(const Tensor& x, const Tensor& packed, std::int64_t layout, std::i
     check_device(x, "x", packed);
     check_16_bits(x, "x");
     const auto x_sizes = sizes_of(x);
-    if (dense && !x_sizes.empty() && x_sizes.back() != 0 &&
+    const DType x_dtype = dtype_of(x, "x");
+    const DType y_dtype = result_dtype(layout, x_dtype);
+    // A dense product would be rounded to x's dtype on the way.
+    if (dense && y_dtype == x_dtype && !x_sizes.empty() && x_sizes.back() != 0 &&
         runs_dense(layout, x.numel() / x_sizes.back())) {
-      check_inputs(layout, x_sizes, out);
+      check_dense_inputs(x_sizes, *dense);
       return dense_linear(x, *dense, bias, checked_activation(activation), residual);
     }
     if (scale) {
       const bool is_float8 = has_bit(layout, kFloat8Shift);
       const auto values = is_float8 ? ScalarType::Float8_e4m3fn : ScalarType::Char;
       const auto [q, x_scale] = quantize_rows(x, values);
-      return multiply({q, packed, layout, out, bias, activation, residual, x_scale, scale,
-                       dtype_of(x, "x"), has_bit(layout, kAccurateShift)});
+      return multiply({q, packed, layout, out, bias, activation, residual, x_scale, scale, y_dtype,
+                       x_dtype, has_bit(layout, kAccurateShift)});
     }
-    return multiply({x, packed, layout, out, bias, activation, residual, scale, scale,
-                     dtype_of(x, "x"), false});
+    return multiply({x, packed, layout, out, bias, activation, residual, scale, scale, y_dtype,
+                     x_dtype, false});
   });
 }
 
@@ -309,11 +310,12 @@ Tensor linear_quantized(const Tensor& x, const std::optional<Tensor>& x_scale, c
     check_device(x, "x", packed);
     check_8_bits(x, "x");
     const DType y_dtype = from_scalar_type(dtype);
-    if (!has_16_bits(y_dtype)) {
-      refuse(fmt::format("dtype {}: the result is float16 or bfloat16", dtype_name(y_dtype)));
+    if (!has_16_bits(y_dtype) && y_dtype != DType::kFloat32) {
+      refuse(
+          fmt::format("dtype {}: the result is float16, bfloat16 or float32", dtype_name(y_dtype)));
     }
     return multiply({x, packed, layout, out, bias, activation, residual, x_scale, weight_scale,
-                     y_dtype, accurate});
+                     y_dtype, y_dtype, accurate});
   });
 }
 
@@ -333,7 +335,7 @@ Tensor linear_dx(const Tensor& grad, const Tensor& packed, std::int64_t layout, 
   });
 }
 
-std::string cuda_kernel(const Tensor& x, std::int64_t out) {
+std::string cuda_kernel(const Tensor& x, std::int64_t out, std::int64_t layout) {
   return guarded([&] {
     const OnDevice device(x);
     const Rows rows = as_rows(x, false);
@@ -341,6 +343,8 @@ std::string cuda_kernel(const Tensor& x, std::int64_t out) {
     const Weight weight{dtype_of(x, "x"), 1, out, in, 0};
     LinearSp24Args args = args_of(weight, rows.tensor, in == 0 ? 0 : x.numel() / in);
     args.x_stride = rows.stride;
+    args.accurate_sums = has_bit(layout, kAccurateShift);
+    args.tuned_row = tuned_row(layout, args.tokens, weight.dtype);
     const auto* row = cuda::choose_linear_sp24(args, cuda::known_device(device.index()));
     return row == nullptr ? std::string() : std::string(row->name);
   });
@@ -361,9 +365,11 @@ std::string cuda_kernel_table(const Tensor& x, std::int64_t out) {
                                   ? row.refuses(row, args, info)
                                   : "computes " + std::string(dtype_name(row.dtype));
       const double seconds = why.empty() ? row.seconds(row, args, info) : 0.0;
-      text +=
-          fmt::format(R"({}{{"name": "{}", "dtype": "{}", "refuses": "{}", "seconds": {:.4e}}})",
-                      text.size() > 1 ? ", " : "", row.name, dtype_name(row.dtype), why, seconds);
+      text += fmt::format(
+          R"({}{{"name": "{}", "dtype": "{}", "refuses": "{}", "seconds": {:.4e}, "row": {}, )"
+          R"("table": {}}})",
+          text.size() > 1 ? ", " : "", row.name, dtype_name(row.dtype), why, seconds,
+          cuda::tuned_row_of(row), cuda::linear_sp24_table(row.dtype));
     }
     return text + "]";
   });

@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Pruning on a GPU: the parts that would be thousands of torch operations, or slow ones. None of it
-// has run on hardware yet: GOSSAMER_EXPERIMENTAL=cuda-prune asks for it.
+// Pruning on a GPU: the parts that would be thousands of torch operations, or slow ones.
 #include <fmt/format.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <array>
 
-#include "core/experimental.h"
 #include "cuda/prune/prune.h"
 #include "cuda/transfer.h"
 #include "torch/ops_cuda.h"
@@ -15,14 +13,6 @@ namespace gossamer::door::cuda_ops {
 namespace {
 
 constexpr std::int64_t kMaxGroup = 64;
-constexpr const char* kExperiment = "cuda-prune";
-
-void check_experiment() {
-  if (detail::is_experiment_enabled(kExperiment)) return;
-  throw Error(ErrorCode::kUnsupported,
-              "this kernel has not run on hardware yet; GOSSAMER_EXPERIMENTAL=cuda-prune in the "
-              "environment allows it");
-}
 
 void check_scores(const Tensor& scores) {
   const DType dtype = dtype_of(scores, "scores");
@@ -77,7 +67,6 @@ Tensor transposable_on_cpu(const Tensor& scores, std::int64_t n, std::int64_t m)
 
 Tensor select_groups(const Tensor& scores, std::int64_t n, std::int64_t m, std::int64_t segment) {
   return guarded([&] {
-    check_experiment();
     const OnDevice device(scores);
     check_scores(scores);
     check_group(n, m);
@@ -100,7 +89,7 @@ Tensor transposable_mask(const Tensor& scores, std::int64_t n, std::int64_t m) {
   return guarded([&] {
     const OnDevice device(scores);
     check_scores(scores);
-    const bool here = n == 2 && m == 4 && detail::is_experiment_enabled(kExperiment);
+    const bool here = n == 2 && m == 4;
     if (!here) return transposable_on_cpu(scores, n, m);
     const Tensor whole = as_contiguous(scores);
     Tensor mask = empty_on(scores, sizes_of(scores), DType::kBool);
@@ -132,7 +121,6 @@ Tensor obs_sweep_block_(const Tensor& weight, const Tensor& factor, const Tensor
                         std::int64_t begin, std::int64_t end, std::int64_t n, std::int64_t m,
                         std::int64_t segment) {
   return guarded([&] {
-    check_experiment();
     const OnDevice device(weight);
     cuda::SweptBlock block;
     block.weight_stride = row_stride(weight, "weight", weight, DType::kFloat32);

@@ -74,6 +74,13 @@ void check_operand(const Tensor& tensor, const char* name, const PackedView& wei
 
 }  // namespace
 
+void check_linear_call(const Tensor& x, const PackedView& weight, std::int64_t layout,
+                       std::int64_t out) {
+  check_matrix(weight);
+  check_rows(x, "x", weight, weight.in());
+  check_record(weight, layout, "out", out, weight.out());
+}
+
 void check_linear_bias(const Tensor& bias, const PackedView& weight) {
   const auto sizes = sizes_of(bias);
   const bool fits = weight.batch() == 1 ? sizes.size() == 1 && sizes[0] == weight.out()
@@ -113,12 +120,10 @@ Tensor linear(const Tensor& x, const Tensor& packed, std::int64_t layout, std::i
     const PackedTensor packed_tensor(packed);
     const PackedView& weight = packed_tensor.view();
     const bool batched = weight.batch() != 1;
-    check_matrix(weight);
-    check_rows(x, "x", weight, weight.in());
-    check_record(weight, layout, "out", out, weight.out());
+    check_linear_call(x, weight, layout, out);
     if (scale) {
-      return linear_quantized(x, weight, *scale, bias, checked_activation(activation), residual,
-                              dense);
+      return linear_quantized(x, weight, *scale, {}, dtype_of(x, "x"), bias,
+                              checked_activation(activation), residual, dense);
     }
     check_dtype(x, "x", weight.dtype());
     const auto x_sizes = sizes_of(x);

@@ -44,7 +44,8 @@ PlanMode parse_mode(const std::string& mode) {
 MemoryMode parse_memory(const std::string& memory) {
   if (memory == "default") return MemoryMode::kDefault;
   if (memory == "speed") return MemoryMode::kSpeed;
-  refuse(fmt::format("memory mode '{}': \"default\" and \"speed\" are accepted", memory));
+  if (memory == "low") return MemoryMode::kLow;
+  refuse(fmt::format("memory mode '{}': \"default\", \"speed\" and \"low\" are accepted", memory));
 }
 
 Tensor detach(const Tensor& tensor) {

@@ -25,6 +25,25 @@ STABLE_TORCH_LIBRARY(gossamer, m) {
       "int[] "
       "padding, int[] dilation, Tensor? bias=None, int activation=0, Tensor? residual=None, "
       "Tensor? dense=None, Tensor? scale=None) -> Tensor");
+  // Quantized layers whose inputs have one scale that was calibrated, or are int8 already, and
+  // whose result may be the next one's int8; their own operators, so that others pay nothing.
+  m.def(
+      "linear_int8(Tensor x, Tensor packed, int layout, int out, Tensor scale, float x_scale, "
+      "float "
+      "y_scale, ScalarType dtype, Tensor? bias=None, int activation=0, Tensor? residual=None, "
+      "Tensor? dense=None) -> Tensor");
+  m.def(
+      "linear_int8_autograd(Tensor x, Tensor packed, int layout, int out, Tensor scale, float "
+      "x_scale, float y_scale, ScalarType dtype, Tensor? bias=None, int activation=0, Tensor? "
+      "residual=None, Tensor? dense=None) -> Tensor");
+  m.def(
+      "conv2d_int8(Tensor x, Tensor packed, int layout, int out, int[] kernel, int[] stride, int[] "
+      "padding, int[] dilation, Tensor scale, float x_scale, float y_scale, Tensor? bias=None, int "
+      "activation=0, Tensor? residual=None, Tensor? dense=None) -> Tensor");
+  m.def(
+      "conv2d_int8_autograd(Tensor x, Tensor packed, int layout, int out, int[] kernel, int[] "
+      "stride, int[] padding, int[] dilation, Tensor scale, float x_scale, float y_scale, Tensor? "
+      "bias=None, int activation=0, Tensor? residual=None, Tensor? dense=None) -> Tensor");
   m.def(
       "pack(Tensor values, Tensor? mask, str pattern, str layout, bool transposed, str name) -> "
       "Tensor");
@@ -81,6 +100,10 @@ STABLE_TORCH_LIBRARY_IMPL(gossamer, CPU, m) {
   m.impl("linear_dx", TORCH_BOX(&linear_dx));
   m.impl("conv2d", TORCH_BOX(&conv2d));
   m.impl("conv2d_autograd", TORCH_BOX(&conv2d));
+  m.impl("linear_int8", TORCH_BOX(&linear_int8));
+  m.impl("linear_int8_autograd", TORCH_BOX(&linear_int8));
+  m.impl("conv2d_int8", TORCH_BOX(&conv2d_int8));
+  m.impl("conv2d_int8_autograd", TORCH_BOX(&conv2d_int8));
   m.impl("pack", TORCH_BOX(&pack));
   m.impl("pack_", TORCH_BOX(&pack_));
   m.impl("unpack_", TORCH_BOX(&unpack_));

@@ -180,7 +180,7 @@ def test_other_dtypes_from_end_to_end(dtype: str, monkeypatch) -> None:
         line = json.loads(record.to_json())
         check_line(line)
         assert line["dtype"] == dtype
-        assert set(line["peers"]) == peers
+        assert set(line["peers"]) - {"onnxruntime_int8"} == peers
         assert line["layer"] == "tiny, ONEDNN_MAX_CPU_ISA=AVX2"
     (first, *_) = cpu_linear.cases("quick", dtype)
     assert first.patterns == patterns

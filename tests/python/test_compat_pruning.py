@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from typing import Any
 
@@ -18,9 +19,110 @@ from gossamer.prune import density, from_torch_prune, masked_parameters, to_torc
 
 ops = torch.ops.gossamer
 
+VARIADIC, KEYWORDS = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+
 
 def net() -> nn.Sequential:
     return nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 8))
+
+
+# --- Names ----------------------------------------------------------------------------------------
+
+# Read from the wheel of torchao 0.18.0: the public names of torchao.sparsity,
+# torchao.prototype.sparsity and their utils, with the public methods of the classes.
+SIGNATURES = {
+    "apply_fake_sparsity": "(model, **kwargs)",
+    "sparsify_": "(model, config, filter_fn=None)",
+    "SupermaskLinear": "(sparsity_level, blocksize, fixed_mask, fixed_weight, *args, **kwargs)",
+    "SupermaskLinear.get_mask": "(self)",
+    "SupermaskLinear.forward": "(self, x)",
+    "SupermaskLinear.from_linear": "(linear, sparsity_level=0.0, blocksize=1)",
+    "SupermaskLinear.to_linear": "(supermask_linear)",
+    "create_block_sparse_tensor": "(M, N, blocksize, sparsity, dtype)",
+    "create_semi_structured_tensor": "(r, c, dtype)",
+    "mask_creator": "(tensor, N=2, M=4)",
+    "PerChannelNormObserver": "(**kwargs)",
+    "PerChannelNormObserver.forward": "(self, x_orig)",
+    "PerChannelNormObserver.calculate_qparams": "(self)",
+    "WandaSparsifier": "(sparsity_level=0.5, semi_structured_block_size=None)",
+    "WandaSparsifier.prepare": "(self, model, config)",
+    "WandaSparsifier.squash_mask": (
+        "(self, params_to_keep=None, params_to_keep_per_layer=None, *args, **kwargs)"
+    ),
+    "BaseScheduler": "(sparsifier, last_epoch=-1, verbose=False)",
+    "BaseScheduler.state_dict": "(self)",
+    "BaseScheduler.load_state_dict": "(self, state_dict)",
+    "BaseScheduler.get_last_sl": "(self)",
+    "BaseScheduler.get_sl": "(self)",
+    "BaseScheduler.print_sl": "(self, is_verbose, group, sl, epoch=None)",
+    "BaseScheduler.step": "(self, epoch=None)",
+    "CubicSL": (
+        "(sparsifier, init_sl=0.0, init_t=0, delta_t=10, total_t=100, initially_zero=False, "
+        "last_epoch=-1, verbose=False)"
+    ),
+    "CubicSL.sparsity_compute_fn": "(s_0, s_f, t, t_0, dt, n, initially_zero=False)",
+    "CubicSL.get_sl": "(self)",
+    "LambdaSL": "(sparsifier, sl_lambda, last_epoch=-1, verbose=False)",
+    "LambdaSL.get_sl": "(self)",
+    "BaseSparsifier": "(defaults=None)",
+    "BaseSparsifier.state_dict": "(self)",
+    "BaseSparsifier.load_state_dict": "(self, state_dict, strict=True)",
+    "BaseSparsifier.make_config_from_model": "(self, model, SUPPORTED_MODULES=...)",
+    "BaseSparsifier.prepare": "(self, model, config)",
+    "BaseSparsifier.squash_mask": (
+        "(self, params_to_keep=None, params_to_keep_per_layer=None, *args, **kwargs)"
+    ),
+    "BaseSparsifier.convert": ("(self, module, mapping=None, inplace=False, parameterization=...)"),
+    "BaseSparsifier.step": "(self, use_path=True)",
+    "BaseSparsifier.update_mask": "(self, module, tensor_name, **kwargs)",
+    "NearlyDiagonalSparsifier": "(nearliness=1)",
+    "WeightNormSparsifier": (
+        "(sparsity_level=0.5, sparse_block_shape=(1, 4), zeros_per_block=None, norm=None)"
+    ),
+    "module_contains_param": "(module, parametrization)",
+    "swap_module": "(mod, mapping)",
+    "module_to_fqn": "(model, module, prefix='')",
+    "fqn_to_module": "(model, path)",
+    "get_arg_info_from_tensor_fqn": "(model, tensor_fqn)",
+    "FakeSparsity": "(mask)",
+    "FakeSparsity.forward": "(self, x)",
+    "SemiSparseWeightConfig": "(alg_id=0)",
+    "BlockSparseWeightConfig": "(blocksize=64)",
+    "semi_sparse_weight": "(alg_id=0)",
+    "block_sparse_weight": "(blocksize=64)",
+}
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_old_calls_bind(name: str) -> None:
+    """Parameters have their old places, names and defaults; only optional ones are added."""
+    code = f"def old{SIGNATURES[name]}: pass"
+    scope: dict[str, Any] = {}
+    exec(code, scope)
+    was = list(inspect.signature(scope["old"]).parameters.values())
+    found: Any = old
+    for part in name.split("."):
+        found = getattr(found, part)
+    own = inspect.signature(found).parameters
+    is_any = {kind: any(p.kind == kind for p in own.values()) for kind in (VARIADIC, KEYWORDS)}
+    positional = [p for p in own.values() if p.kind == p.POSITIONAL_OR_KEYWORD]
+    for place, parameter in enumerate(was):
+        if parameter.kind in is_any:
+            # apply_fake_sparsity's **kwargs were one: filter_fn.
+            assert is_any[parameter.kind] or "filter_fn" in own
+            continue
+        assert positional[place].name == parameter.name
+        if parameter.default is not ...:
+            free = parameter.default is parameter.empty and positional[place].default is None
+            assert free or positional[place].default == parameter.default
+        else:
+            assert positional[place].default is not parameter.empty
+    required = [p for p in positional[len(was) :] if p.default is p.empty]
+    assert not required
+
+
+def test_every_old_name_is_exported() -> None:
+    assert {name for name in SIGNATURES if "." not in name} <= set(old.__all__)
 
 
 # --- Sparsifiers ----------------------------------------------------------------------------------
@@ -208,8 +310,71 @@ def test_more_sparsity_than_a_block_allows() -> None:
     assert not layer.weight.requires_grad
 
 
+def test_scores_get_the_old_gradient_where_it_is_asked_for() -> None:
+    torch.manual_seed(0)
+    layers = [
+        old.SupermaskLinear(0.5, 2, False, False, 6, 4, as_in_torchao=way) for way in (True, False)
+    ]
+    layers[1].load_state_dict(layers[0].state_dict())
+    x = torch.randn(8, 6)
+    for layer in layers:
+        layer(x).square().sum().backward()
+    assert torch.equal(layers[0].weight.grad, layers[1].weight.grad)
+    grad, weight = layers[0].weight.grad, layers[0].weight.detach()
+    for layer, moved in zip(layers, (grad, grad * weight), strict=True):
+        want = moved.view(2, 2, 3, 2).sum(dim=(1, 3))
+        torch.testing.assert_close(layer.scores.grad, want)
+
+
+class Half(nn.Module):
+    """A module that another one is made of."""
+
+    @classmethod
+    def from_dense(cls, module: nn.Linear) -> Half:
+        made = cls()
+        made.weight = nn.Parameter(module.weight.detach() / 2)
+        return made
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight.T
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_convert_swaps_masked_modules_alone(inplace: bool) -> None:
+    model = nn.Sequential(nn.Sequential(nn.Linear(4, 4)), nn.Linear(4, 4), nn.Linear(4, 4))
+    sparsifier = old.WeightNormSparsifier()
+    sparsifier.prepare(model, [{"tensor_fqn": "0.0.weight"}, {"tensor_fqn": "2.weight"}])
+    sparsifier.step()
+    calls: list[str] = []
+    model[2].register_forward_hook(lambda *_: calls.append("after"))
+    want = model[2].weight.detach() / 2
+    with pytest.raises(NotImplementedError, match="mapping None"):
+        sparsifier.convert(model)
+    made = sparsifier.convert(model, {nn.Linear: Half}, inplace=inplace)
+    assert (made is model) is inplace
+    assert [type(made[0][0]), type(made[1]), type(made[2])] == [Half, nn.Linear, Half]
+    assert torch.equal(made[2].weight, want)
+    made(torch.randn(2, 4))
+    assert calls == ["after"]
+    assert isinstance(model[2], Half) is inplace
+
+
+def test_modules_that_are_not_mapped_stay() -> None:
+    layer = nn.Linear(4, 4)
+    assert old.swap_module(layer, {}) is layer
+    assert not old.module_contains_param(layer, old.FakeSparsity)
+    sparsifier = old.WeightNormSparsifier()
+    sparsifier.make_config_from_model(nn.Sequential(layer, nn.Conv2d(1, 1, 1)))
+    assert sparsifier.config == [{"tensor_fqn": "0.weight"}]
+    sparsifier.prepare(nn.Sequential(layer))
+    assert old.module_contains_param(layer, old.FakeSparsity)
+    assert not old.module_contains_param(layer, nn.Dropout)
+
+
 def test_helpers() -> None:
     model = net()
+    assert old.module_to_fqn(model, model[2], "a.") == "a.2"
+    assert old.module_to_fqn(model, model, "a.") == ""
     assert old.module_to_fqn(model, model[2]) == "2"
     assert old.module_to_fqn(model, nn.ReLU()) is None
     assert old.fqn_to_module(model, "2.weight") is model[2].weight

@@ -105,21 +105,22 @@ def test_inputs_of_any_strides() -> None:
         assert_conv(y, x, w, numbers=(1, 1))
 
 
-@pytest.mark.parametrize("activation", [None, "relu", "gelu", "gelu_tanh", "silu"])
+@pytest.mark.parametrize("activation", [None, "relu", "gelu", "gelu_tanh", "silu", "relu2"])
 @pytest.mark.parametrize("last", [False, True])
 def test_epilogue(activation: str | None, last: bool) -> None:
     w, bias = sparse_filters(8, 6, (3, 3)), torch.randn(8)
     packed = SparseWeight.from_dense(w, layout="kcsr64")
     x, residual = images(2, 6, 9, 8, last=last), images(2, 8, 9, 8, last=not last)
     y = conv2d(x, packed, bias, padding=1, activation=activation, residual=residual)
-    code = {None: 0, "relu": 1, "gelu": 2, "gelu_tanh": 3, "silu": 4}[activation]
+    code = {None: 0, "relu": 1, "gelu": 2, "gelu_tanh": 3, "silu": 4, "relu2": 5}[activation]
     plain = F.conv2d(x.double(), w.double(), bias.double(), padding=1) + residual.double()
     exact = _ops.apply_activation(plain, code)
-    # Sums err as in assert_conv; no activation's slope passes 1.13, and its own rounding adds to
-    # the last place.
+    # Sums err as in assert_conv; no activation's slope passes 1.13 (that of squared ReLU is twice
+    # the sum), and its own rounding adds to the last place.
     scale = F.conv2d(x.double().abs(), w.double().abs(), None, padding=1)
     scale = scale + residual.abs() + bias.abs()[:, None, None]
-    bound = (w[0].numel() + 4) * 2.0**-24 * 1.13 * scale + 2.0**-21 * (1 + exact.abs())
+    slope = 2 * plain.abs() + 1 if activation == "relu2" else 1.13
+    bound = (w[0].numel() + 4) * 2.0**-24 * slope * scale + 2.0**-21 * (1 + exact.abs())
     assert bool(((y.double() - exact).abs() <= bound).all())
     assert y.is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 

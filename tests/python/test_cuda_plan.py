@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 import gossamer as gs
 from gossamer import _packing, _plan_cuda
+from gossamer._tune_cuda import Measured
 from gossamer.weight import SparseWeight
 
 no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -70,22 +71,40 @@ def test_a_cache_that_says_nonsense_is_measured_again(
     monkeypatch.setattr(_plan_cuda, "_key", lambda dense, bias: "layer")
     monkeypatch.setattr(_plan_cuda, "_measured", {})
     calls = []
+    answer = Measured(times(), [*KERNELS[:6], ""])
 
-    def measure() -> list[list[float]]:
+    def measure() -> Measured:
         calls.append(1)
-        return times()
+        return answer
 
-    def ask() -> list[list[float]]:
+    def ask() -> Measured:
         _plan_cuda._measured.clear()
         return _plan_cuda._remembered(torch.empty(0), False, measure)
 
+    sound = {"times": answer.times, "rows": answer.rows}
     file = tmp_path / "cuda_plans.json"
-    for text in ("", "[]", '{"layer": [[1.0, 2.0]]}', '{"layer": "x"}', "{"):
+    wrong = (
+        [[1.0, 2.0]], times(), "x", {}, {"times": times()}, {**sound, "rows": KERNELS[:6]},
+        {**sound, "rows": [1] * 7}, {**sound, "times": [[1.0, -2.0]] * len(times())},
+    )  # fmt: skip
+    texts = ["", "[]", "{", *(json.dumps({"layer": entry}) for entry in wrong)]
+    for text in texts:
         file.write_text(text)
-        assert ask() == times()
-        assert ask() == times()
-    assert len(calls) == 5
-    assert json.loads(file.read_text()) == {"layer": times()}
+        assert ask() == answer
+        assert ask() == answer
+    assert len(calls) == len(texts)
+    assert json.loads(file.read_text()) == {"layer": sound}
+
+
+def test_what_left_a_row_out_is_not_kept_for_other_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOSSAMER_CACHE", str(tmp_path))
+    monkeypatch.setattr(_plan_cuda, "_key", lambda dense, bias: "layer")
+    monkeypatch.setattr(_plan_cuda, "_measured", {})
+    answer = Measured(times(), [""] * 7, ["kernel0 is left out: it is wrong"])
+    assert _plan_cuda._remembered(torch.empty(0), False, lambda: answer) == answer
+    assert not list(tmp_path.iterdir())
 
 
 def test_dense_buckets_survive_in_the_header() -> None:
@@ -103,18 +122,18 @@ class FakeGpu:
     """Answers what the plan asks of a GPU; `answer` are the times, or what measuring raises."""
 
     def __init__(
-        self, answer: list[list[float]] | Exception, monkeypatch: pytest.MonkeyPatch
+        self, answer: list[list[float]] | Measured | Exception, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def measure(*args: object) -> list[list[float]]:
+        def measure(*args: object) -> Measured:
             if isinstance(answer, Exception):
                 raise answer
-            return answer
+            return answer if isinstance(answer, Measured) else Measured(answer, [""] * 7)
 
         monkeypatch.setenv("GOSSAMER_CACHE", "off")
         monkeypatch.setattr(_plan_cuda, "_measured", {})
         monkeypatch.setattr(_plan_cuda, "_measure", measure)
         monkeypatch.setattr(_plan_cuda, "_key", lambda dense, bias: "layer")
-        monkeypatch.setattr(_plan_cuda, "_has_kernels", lambda: True)
+        monkeypatch.setattr(_plan_cuda, "no_kernels", lambda: None)
         monkeypatch.setattr(_plan_cuda, "_kernel", lambda x, out: f"sm90_{x.shape[0]}")
 
     def decide(self, layer: nn.Linear, memory: str = "default") -> _packing.Decision:
@@ -206,7 +225,8 @@ def test_what_no_kernel_multiplies_gets_its_sentence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     FakeGpu(times(), monkeypatch)
-    monkeypatch.setattr(_plan_cuda, "_has_kernels", lambda: has_kernels)
+    why = None if has_kernels else "this build of gossamer has no CUDA kernels"
+    monkeypatch.setattr(_plan_cuda, "no_kernels", lambda: why)
     values = cpu_layer().weight.detach().to(dtype)
     request = _packing.Request(pattern=pattern)
     decision = _packing._decide_cuda(values, "layer", request, False, False, None)

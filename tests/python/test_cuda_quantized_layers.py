@@ -16,6 +16,7 @@ from torch.nn import functional as F
 import gossamer as gs
 from gossamer import _plan_cuda
 from gossamer._quantization import VALUE_DTYPES, quantize_rows, step
+from gossamer._tune_cuda import Measured
 from gossamer.weight import SparseWeight
 
 pytestmark = [
@@ -34,7 +35,8 @@ CONFIGS = {
 def always_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     """Times do not decide here whether a layer is quantized; products still do."""
     times = [[1.0, 2.0] for counts in _plan_cuda.BUCKETS for _ in counts]
-    monkeypatch.setattr(_plan_cuda, "_remembered", lambda *args: times)
+    found = Measured(times, [""] * len(_plan_cuda.BUCKETS))
+    monkeypatch.setattr(_plan_cuda, "_remembered", lambda *args: found)
 
 
 def layers(

@@ -173,6 +173,8 @@ def test_strided_and_unaligned_inputs() -> None:
         flat = torch.randn(tokens * 513 + 1, device="cuda", dtype=torch.bfloat16)
         views = [
             wide[:, 1:513],
+            wide[:, 2:514],
+            wide[:, 4:516],
             wide[:, 8:],
             flat[1:].view(tokens, 513)[:, :512],
             wide[:1, :512].expand(tokens, 512),
@@ -270,7 +272,10 @@ def test_compiles_without_a_break() -> None:
     [
         (lambda x, p: ops.linear(x.cpu(), p, 33, 64), "x is on the CPU"),
         (lambda x, p: ops.linear(x.float(), p, 33, 64), "float16 and bfloat16 are multiplied"),
-        (lambda x, p: ops.linear(x[:, :60], p, 33 | 64 << 16, 64), r"x must be \[..., 64\]"),
+        (
+            lambda x, p: ops.linear(x[:, :60], p, 33 | 1 << 15 | 64 << 16, 64),
+            r"x must be \[..., 64\]",
+        ),
         (lambda x, p: ops.linear(x.repeat(1, 2), p, 33, 64), "packed has .* bytes"),
         (lambda x, p: ops.linear(x, p, 33, 65 + 64), "packed has .* bytes"),
         (lambda x, p: ops.linear(x, p, 1, 64), "layout 1 is not computed on a GPU"),

@@ -22,11 +22,6 @@ def needs_gpu(test: Callable[..., None]) -> Callable[..., None]:
     return pytest.mark.gpu(skip(test))
 
 
-@pytest.fixture(autouse=True)
-def kernels_that_have_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GOSSAMER_EXPERIMENTAL", "cuda-prune")
-
-
 def problem(rows: int, cols: int) -> tuple[Tensor, Tensor]:
     x = torch.randn(4 * cols, cols) @ torch.randn(cols, cols)
     gram = (x.T @ x / x.shape[0]).double()
@@ -241,23 +236,10 @@ def test_opcheck_of_kernels_without_a_shape() -> None:
 
 
 @needs_gpu
-def test_kernels_that_have_not_run_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    scores = torch.randn(8, 16)
-    monkeypatch.delenv("GOSSAMER_EXPERIMENTAL")
-    with pytest.raises(RuntimeError, match="GOSSAMER_EXPERIMENTAL=cuda-prune"):
-        torch.ops.gossamer.select_groups(scores.cuda(), 2, 4)
-    want = core.select_masks([scores], "2:4", "row")[0]
-    assert torch.equal(ours.select(scores.cuda(), "2:4", "row").cpu(), want)
-    assert torch.equal(core.transposable_mask(scores.cuda()).cpu(), core.transposable_mask(scores))
-
-
-@needs_gpu
-@pytest.mark.parametrize("asked", ["", "cuda-prune"])
 @pytest.mark.parametrize("method", [gs.Wanda, gs.SparseGPT, gs.ALPS, gs.Best])
 def test_calibration_on_a_gpu_gives_what_the_cpu_gives(
-    method: type[gs.OneShot], asked: str, monkeypatch: pytest.MonkeyPatch
+    method: type[gs.OneShot],
 ) -> None:
-    monkeypatch.setenv("GOSSAMER_EXPERIMENTAL", asked)
     model = nn.Sequential(nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 16, 10))
     batches = [torch.randn(32, 8, 6, 6) for _ in range(2)]
     errors = []

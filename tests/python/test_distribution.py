@@ -46,6 +46,24 @@ def test_the_whole_model_gets_what_was_asked(method: str, sparsity: float) -> No
     assert abs((1 - density(model)) - sparsity) <= 1.5 / elements + 1e-9
 
 
+def test_rows_rounded_down_are_those_of_published_codes() -> None:
+    model = nn.Sequential(nn.Conv2d(16, 4, 3), nn.Flatten(), nn.Linear(40, 10))
+    for pattern in ("unstructured:0.7", "fanin:0.7"):
+        for rounding, zeros in (("nearest", [101, 28]), ("down", [100, 28])):
+            pruner = Magnitude(pattern, scope="row")
+            pruner.prepare(model, uniform(model, pattern, rounding=rounding))
+            pruner.step()
+            for group, count in zip(pruner.groups, zeros, strict=True):
+                rows = (~pruner.mask(group)).flatten(1).sum(dim=1)
+                assert rows.tolist() == [count] * len(rows)
+            pruner.squash_mask()
+            for layer in (model[0], model[2]):
+                nn.init.normal_(layer.weight)
+    for pattern, rounding in (("2:4", "down"), ("unstructured:0.5", "up")):
+        with pytest.raises(ValueError, match=f"rounding '{rounding}' of pattern '{pattern}'"):
+            uniform(model, pattern, rounding=rounding)
+
+
 def test_erk_by_hand() -> None:
     model = nn.Sequential(nn.Linear(100, 50, bias=False), nn.Linear(50, 10), nn.Linear(10, 2))
     config = erk(model, "unstructured:0.8")

@@ -72,6 +72,33 @@ class Gelu(nn.Module):
         return F.gelu(x)
 
 
+class ReluSquared(nn.Module):
+    """An activation as Hugging Face writes it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        positive = F.relu(x)
+        return torch.square(positive)
+
+
+class SquaredMlp(nn.Module):
+    """Squared ReLU in every way to write it; the last two are more than that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("a", "b", "c", "d", "cube", "shared"):
+            setattr(self, name, nn.Linear(24, 24))
+        self.act = ReluSquared()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.a(x))
+        x = torch.square(torch.relu(self.b(x)))
+        x = F.relu(self.c(x)).square()
+        x = F.relu(self.d(x)) ** 2
+        x = F.relu(self.cube(x)) ** 3
+        positive = F.relu(self.shared(x))
+        return positive * positive
+
+
 class GatedMlp(nn.Module):
     """The feed-forward part of Llama, and a residual."""
 
@@ -119,7 +146,13 @@ def fusions(model: nn.Module) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     "make",
-    [resnet, lambda: trained(TwoRoads()), lambda: trained(Padded()), lambda: GatedMlp().eval()],
+    [
+        resnet,
+        lambda: trained(TwoRoads()),
+        lambda: trained(Padded()),
+        lambda: GatedMlp().eval(),
+        lambda: SquaredMlp().eval(),
+    ],
 )
 @torch.no_grad()
 def test_a_fused_model_computes_the_same(make) -> None:
@@ -151,6 +184,9 @@ def test_what_is_fused_is_told() -> None:
     assert fusions(mlp)["down"] == "fused: residual"
     assert fusions(mlp)["head"] == "fused: gelu"
     assert "fused: silu" in str(gs.explain(mlp))
+    squared = fusions(gs.fuse_(SquaredMlp().eval()))
+    assert [squared[name] for name in "abcd"] == ["fused: relu2"] * 4
+    assert squared["cube"] == squared["shared"] == "fused: relu"
 
 
 @pytest.mark.parametrize("order", ["fuse first", "pack first"])
@@ -282,7 +318,14 @@ def test_what_cannot_be_read_is_left_alone(kind: type[nn.Module]) -> None:
 
 @pytest.mark.parametrize(
     ("activation", "code"),
-    [(nn.ReLU(), 1), (nn.GELU(), 2), (nn.GELU("tanh"), 3), (nn.SiLU(), 4), (nn.Tanh(), 0)],
+    [
+        (nn.ReLU(), 1),
+        (nn.GELU(), 2),
+        (nn.GELU("tanh"), 3),
+        (nn.SiLU(), 4),
+        (nn.Tanh(), 0),
+        (ReluSquared(), 5),
+    ],
 )
 @torch.no_grad()
 def test_the_pass_under_compile(activation: nn.Module, code: int) -> None:

@@ -78,7 +78,7 @@ def test_missing_files_and_directories(tmp_path: Path) -> None:
 def test_options_are_checked(tmp_path: Path) -> None:
     gs.save(network(), tmp_path / "m.safetensors")
     refused(network(), tmp_path / "m.safetensors", "plan='fast'", plan="fast")
-    refused(network(), tmp_path / "m.safetensors", "memory='low'", memory="low")
+    refused(network(), tmp_path / "m.safetensors", "memory='tiny'", memory="tiny")
     refused(network(), tmp_path / "m.safetensors", "cast='round'", cast="round")
 
 

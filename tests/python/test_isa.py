@@ -156,19 +156,3 @@ def test_products_at_each_level(level: str) -> None:
         assert any(name.startswith("avx2_") for name in found["ran"])
     if "avx512" in gs.machine().isa and level == "avx512":
         assert any(name.startswith("avx512_") for name in found["ran"])
-
-
-def test_rows_that_have_not_run_on_hardware_have_to_be_asked_for() -> None:
-    listing = "import gossamer as gs; print(*(kernel.name for kernel in gs.kernels()))"
-
-    def names(asked: str) -> set[str]:
-        environment = {**os.environ, "GOSSAMER_EXPERIMENTAL": asked}
-        command = [sys.executable, "-c", listing]
-        ran = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-        return set(ran.stdout.split())
-
-    default = names("")
-    assert not any(name.endswith("_overlap") for name in default)
-    asked = names("amx-overlap,other") - default
-    assert asked
-    assert all(name.startswith("amx_") and name.endswith("_overlap") for name in asked)

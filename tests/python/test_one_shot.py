@@ -20,6 +20,7 @@ from gossamer.prune import (
     Best,
     ByMagnitude,
     ByObs,
+    ByRandom,
     ByWanda,
     LayerProblem,
     LayerResult,
@@ -289,6 +290,30 @@ def test_a_method_of_ones_own() -> None:
     assert torch.equal(model[0].weight != 0, want)
 
 
+def test_chance_is_the_floor_of_scores() -> None:
+    dense, batches, errors = net(), data(), {}
+    for name, score in (("chance", ByRandom()), ("again", ByRandom()), ("wanda", ByWanda())):
+        model = copy.deepcopy(dense)
+        method = OneShot("unstructured:0.5", score, scope="columns:8")
+        method.prepare(model)
+        errors[name] = method.calibrate(batches).mean_error
+    assert errors["chance"] == errors["again"]
+    assert errors["wanda"] < 0.7 * errors["chance"]
+
+
+def test_a_sweep_takes_its_blocks_from_the_scope() -> None:
+    dense, batches, masks = net(), data(), []
+    for scope, block in (("columns:8", 128), ("tensor", 8)):
+        model = copy.deepcopy(dense)
+        method = OneShot("unstructured:0.5", ObsSweep(block), scope=scope)
+        method.prepare(model)
+        method.calibrate(batches)
+        masks.append([method.mask(group) for group in method.groups])
+    assert all(torch.equal(a, b) for a, b in zip(*masks, strict=True))
+    method = ALPS("unstructured:0.5", scope="columns:8")
+    fails(net(), method, data(), "Admm, '0.weight': scope 'columns:8': 'row' or 'tensor'")
+
+
 def test_swap_lowers_the_error_of_wanda_by_more_than_half() -> None:
     model, batches = nn.Sequential(nn.Linear(64, 32)), [correlated(2048, 64)]
     wanda = pruned_errors(model, batches, Wanda("unstructured:0.5"))
@@ -438,6 +463,37 @@ def test_inputs_that_are_not_finite() -> None:
     batches = data()
     batches[2][3, 4] = torch.nan
     fails(net(), Wanda("2:4"), batches, "'0.weight': its inputs hold NaN or infinity in batch 2")
+
+
+def test_a_model_that_moves_between_devices_halfway() -> None:
+    model, batches = net(), data()
+    passes = 0
+
+    def forward(own: nn.Module, x: Tensor) -> Any:
+        nonlocal passes
+        passes += 1
+        # One pass over the batches finds the order of the layers, the second one sees inputs.
+        return own(x.to("meta") if passes > len(batches) + 2 else x)
+
+    sparsifier = SparseGPT("2:4")
+    sparsifier.prepare(model)
+    before = state_of(model)
+    with pytest.raises(
+        ValueError, match=r"'0\.weight': its inputs are on meta, its weight was on cpu"
+    ):
+        sparsifier.calibrate(batches, forward=forward)
+    assert_same(model, before)
+    assert sparsifier.step_count == 0
+
+
+def test_a_config_with_a_layer_that_is_not_there() -> None:
+    model = net()
+    before = state_of(model)
+    with pytest.raises(
+        ValueError, match=r"no parameter '2\.wieght'; the nearest names are '2\.weight'"
+    ):
+        SparseGPT("2:4").prepare(model, [{"tensor_fqn": "2.wieght"}])
+    assert_same(model, before)
 
 
 def test_inputs_that_are_all_zero() -> None:

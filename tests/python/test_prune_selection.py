@@ -15,6 +15,7 @@ from gossamer.prune import (
     Magnitude,
     Random,
     Sparsifier,
+    Taylor,
     attach_masks,
     density,
     sparsity_report,
@@ -66,6 +67,86 @@ def test_scopes() -> None:
     first, second = zeros_by_row("global")  # 768 weights, the smallest 384 are all in the first
     assert first.tolist() == [16] * 24 + [0] * 8
     assert second.eq(0).all()
+
+
+@pytest.mark.parametrize("pattern", ["unstructured:0.75", "block:1x2:0.75"])
+def test_blocks_of_columns_compete_in_themselves(pattern: str) -> None:
+    layer = nn.Linear(20, 6)
+    with torch.no_grad():
+        layer.weight.mul_(torch.linspace(0.1, 3, 20))
+    pruner = Magnitude(pattern, scope="columns:8")
+    pruner.prepare(layer)
+    pruner.step()
+    mask, weight = pruner.mask(pruner.groups[0]), pruner.dense_weight(pruner.groups[0])
+    for begin in (0, 8, 16):
+        own = slice(begin, min(begin + 8, 20))
+        part = nn.Linear(own.stop - begin, 6)
+        with torch.no_grad():
+            part.weight.copy_(weight[:, own])
+        alone = Magnitude(pattern)
+        alone.prepare(part)
+        alone.step()
+        assert torch.equal(mask[:, own], alone.mask(alone.groups[0]))
+    # Groups of inputs compete in themselves whatever the scope.
+    found = []
+    for scope in ("tensor", "columns:6"):
+        other = Magnitude("2:4", scope=scope)
+        attached = nn.Linear(20, 6)
+        attached.load_state_dict({"weight": weight.detach(), "bias": layer.bias.detach()})
+        other.prepare(attached)
+        other.step()
+        found.append(other.mask(other.groups[0]))
+    assert torch.equal(*found)
+    for scope in ("columns", "columns:0", "columns:x"):
+        with pytest.raises(ValueError, match=f"scope '{scope}': 'columns:N' with N from 1"):
+            Magnitude(pattern, scope=scope)
+
+
+def test_configs_of_torch_pruning() -> None:
+    """Entries name a module, its name, or the tensor behind a dot; what is given twice agrees."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8)))
+    entries = [
+        {"tensor_fqn": ".0.weight", "module": model[0], "module_fqn": "0", "tensor_name": "weight"},
+        {"module": model[1][0], "pattern": "1:4"},
+    ]
+    pruner = Magnitude("2:4")
+    pruner.prepare(model, entries)
+    assert [(g["tensor_fqn"], g["pattern"]) for g in pruner.groups] == [
+        ("0.weight", "2:4"),
+        ("1.0.weight", "1:4"),
+    ]
+    other = Magnitude("2:4")
+    fresh = nn.Sequential(nn.Linear(8, 8))
+    other.prepare(fresh, [{"module_fqn": "0", "tensor_name": "weight"}])
+    assert other.groups[0]["module"] is fresh[0]
+    for entry, match in (
+        ({"tensor_fqn": "0.weight", "module": fresh}, "'0.weight' is given with the module"),
+        ({"tensor_fqn": "0.weight", "module_fqn": "1"}, "given with the module_fqn '1'"),
+        ({"module": nn.Linear(8, 8)}, "Linear is no module with parameters of this model"),
+        ({"module_fqn": "o"}, "no parameter 'o.weight'"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            Magnitude("2:4").prepare(nn.Sequential(nn.Linear(8, 8)), [entry])
+
+
+def test_taylor_keeps_what_the_loss_would_miss_most() -> None:
+    model = nn.Sequential(nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 4))
+    pruner = Taylor("unstructured:0.5")
+    pruner.prepare(model)
+    with pytest.raises(RuntimeError, match=r"'0\.weight' has no gradient; call loss.backward"):
+        pruner.step()
+    for _ in range(3):
+        model(torch.randn(16, 12)).square().sum().backward()
+    wanted = []
+    for group in pruner.groups:
+        weight = pruner.dense_weight(group)
+        scores = (weight * weight.grad).abs().detach()
+        wanted.append(
+            scores >= scores.flatten().sort(descending=True).values[scores.numel() // 2 - 1]
+        )
+    pruner.step()
+    for group, mask in zip(pruner.groups, wanted, strict=True):
+        assert torch.equal(pruner.mask(group), mask)
 
 
 def test_global_scope_competes_among_equal_patterns_only() -> None:

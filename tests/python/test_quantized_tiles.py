@@ -29,6 +29,7 @@ from gossamer import (
 )
 from gossamer._quantization import VALUE_DTYPES, quantize_rows, step
 from gossamer._quantized_check import discrepancy
+from gossamer._tune_cuda import Measured
 from gossamer._weight_facts import Facts
 from gossamer.weight import SparseWeight
 
@@ -59,7 +60,7 @@ class FakeGpu:
         monkeypatch.setenv("GOSSAMER_CACHE", "off")
         monkeypatch.setattr(_plan_cuda, "_measured", {})
         monkeypatch.setattr(_plan_cuda, "_key", lambda dense, bias: "layer")
-        monkeypatch.setattr(_plan_cuda, "_has_kernels", lambda: True)
+        monkeypatch.setattr(_plan_cuda, "no_kernels", lambda: None)
         monkeypatch.setattr(_plan_cuda, "_measure", self.measure)
         monkeypatch.setattr(_plan_cuda, "_kernel", self.kernel)
         monkeypatch.setattr(_plan_cuda, "_rows", self.rows)
@@ -67,11 +68,10 @@ class FakeGpu:
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: properties.name)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
 
-    def measure(self, wrap: Any, tiles: Tensor, dense: Tensor, bias: bool) -> list[list[float]]:
-        weight = wrap(tiles.clone())
+    def measure(self, weight: SparseWeight, dense: Tensor, bias: bool) -> Measured:
         self.measured.append(weight)
         assert F.linear(dense[:1], weight).shape == (1, dense.shape[0])
-        return self.times
+        return Measured(self.times, [""] * len(_plan_cuda.BUCKETS))
 
     def kernel(self, x: Tensor, out: int) -> str:
         return f"fake_{x.dtype}_{x.shape[0]}" if self.has_kernels else ""
@@ -92,13 +92,14 @@ class FakeGpu:
         dense: Tensor | None = None,
     ) -> Tensor:
         """What src/torch/ops_cuda_linear.cpp does, bit by bit of `layout`."""
-        inputs = layout >> 16 & (1 << 32) - 1
+        inputs = x.shape[-1]
         assert layout & 255 == TILES
-        assert inputs == x.shape[-1]
+        assert layout >> 15 & 1
+        assert layout >> 16 & 127 == inputs % 128
         tokens = x.numel() // inputs
         bucket = sum(tokens > end for end in (1, 8, 32, 128, 512, 2048))
         call = {"tokens": tokens, "dense": bool(layout >> 8 + bucket & 1) and dense is not None}
-        call["float8"], call["accurate"] = bool(layout >> 48 & 1), bool(layout >> 49 & 1)
+        call["float8"], call["accurate"] = bool(layout >> 23 & 1), bool(layout >> 24 & 1)
         self.calls.append(call)
         if call["dense"]:
             y = F.linear(x, dense, bias)  # type: ignore[arg-type]
@@ -261,7 +262,7 @@ def test_every_failure_leaves_the_layer_dense_with_a_sentence(
     layer = pruned_layer()
     gs.sparsify_(layer, CONFIGS["float8"])
     assert type(layer.weight) is nn.Parameter
-    what = "quantizing it failed: " if place == "pack" else "comparing it with dense failed: "
+    what = "packing it failed: " if place == "pack" else "comparing it with dense failed: "
     assert what + str(error).splitlines()[0] in report_of(layer).reason
 
 
@@ -520,6 +521,6 @@ def test_an_exported_program_holds_one_operator(kind: str, monkeypatch: pytest.M
     assert len(calls) == 1
     argument = calls[0].args[2]
     assert argument & 255 == TILES
-    assert argument >> 16 & (1 << 32) - 1 == 132
+    assert argument >> 15 & 255 == 1 | 132 % 128 << 1
     assert bool(argument >> _ops.FLOAT8_BIT & 1) == (kind != "int8")
     assert bool(argument >> _ops.ACCURATE_BIT & 1) == (kind == "float8-accurate")

@@ -88,6 +88,7 @@ def test_products(layout: str) -> None:
         ("gelu", F.gelu),
         ("gelu_tanh", lambda y: F.gelu(y, approximate="tanh")),
         ("silu", F.silu),
+        ("relu2", lambda y: F.relu(y).square()),
     ):
         y = linear(x, weight, b, activation=name, residual=residual)
         torch.testing.assert_close(y, act(linear(x, weight, b, residual=residual)))
@@ -144,6 +145,28 @@ def test_gradients_of_input_and_bias() -> None:
     assert_product(x.grad, g, w)
     assert torch.allclose(layer.bias.grad, g.sum((0, 1)), atol=1e-5)
     assert layer.weight.grad is None
+
+
+def test_gradient_through_squared_relu() -> None:
+    w = sparse_matrix(24, 40)
+    weight = SparseWeight.from_dense(w)
+    x = torch.randn(5, 40, requires_grad=True)
+    residual = torch.randn(5, 24, requires_grad=True)
+    y = linear(x, weight, activation="relu2", residual=residual)
+    g = torch.randn(5, 24)
+    got = torch.autograd.grad(y, (x, residual), g)
+    want = torch.autograd.grad(F.relu(F.linear(x, w) + residual).square(), (x, residual), g)
+    torch.testing.assert_close(got, want)
+
+
+def test_another_output_dtype_is_a_gpus() -> None:
+    weight = SparseWeight.from_dense(sparse_matrix(24, 40))
+    x = torch.randn(5, 40)
+    assert torch.equal(linear(x, weight, output_dtype=torch.float32), linear(x, weight))
+    with pytest.raises(
+        ValueError, match=r"output_dtype torch\.bfloat16 of x torch\.float32 on cpu"
+    ):
+        linear(x, weight, output_dtype=torch.bfloat16)
 
 
 def test_the_weight_itself_has_no_gradient() -> None:
@@ -280,6 +303,38 @@ def test_saved_and_loaded(pattern: str, transposed: bool) -> None:
     assert (loaded.dense is None) == (weight.dense is None)
     assert loaded.transposed == transposed
     assert loaded.plan == weight.plan
+
+
+def test_a_shared_weight_is_written_once() -> None:
+    w = sparse_matrix(128, 256)
+    model = nn.ModuleDict({name: nn.Linear(256, 128) for name in ("a", "b", "c")})
+    shared = nn.Parameter(SparseWeight.from_dense(w), requires_grad=False)
+    for name in ("a", "b"):
+        model[name].weight = shared
+    model["c"].weight = nn.Parameter(SparseWeight.from_dense(2 * w), requires_grad=False)
+    sizes = {}
+    for names in ("a", "ab", "ac"):
+        buffer = io.BytesIO()
+        state = {f"{name}.weight": model.state_dict()[f"{name}.weight"] for name in names}
+        torch.save(state, buffer)
+        sizes[names] = buffer.tell()
+        buffer.seek(0)
+        for name, value in torch.load(buffer, weights_only=True).items():
+            assert torch.equal(value.to_dense(), w if name < "c" else 2 * w), name
+    # A second name costs the entries of the archive and no values.
+    own = shared.packed_bytes
+    assert sizes["ab"] - sizes["a"] < 0.1 * own
+    assert sizes["ac"] - sizes["a"] > 0.9 * own
+
+
+def test_a_weight_that_changed_is_not_taken_for_the_one_that_was_written() -> None:
+    w = sparse_matrix(16, 32)
+    weight = SparseWeight.from_dense(w)
+    _, (_, arrays, *_) = weight.__reduce_ex__(2)
+    torch.ops.gossamer.pack_(weight.packed, 3 * w, None)
+    rebuild, state = weight.__reduce_ex__(2)
+    assert torch.equal(rebuild(*state).to_dense(), 3 * w)
+    assert arrays is not state[1]
 
 
 def test_a_whole_module_is_pickled() -> None:

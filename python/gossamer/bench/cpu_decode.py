@@ -29,7 +29,7 @@ from gossamer.bench.subject import (
     int8_calls,
     make_subject,
 )
-from gossamer.bench.suite import Options, measured, named
+from gossamer.bench.suite import DTYPES, Options, measured, named
 
 __all__ = ["SHAPES", "Case", "cases", "rotation", "run"]
 
@@ -72,7 +72,7 @@ class Case:
 
 
 def cases(extent: str, dtype: str | None = None) -> list[Case]:
-    """The cases of one of `gossamer.bench.suite.EXTENTS`, of one dtype or of both plain ones."""
+    """The cases of one of `gossamer.bench.suite.EXTENTS`, of one dtype or of all."""
     if extent == "quick":
         return [Case("bert-base.up", 3072, 768, dtype or "float32", (0.5, 0.7), (1, 8))]
     names = ("llama-8b.query", "bert-base.up") if extent == "normal" else tuple(SHAPES)
@@ -80,7 +80,7 @@ def cases(extent: str, dtype: str | None = None) -> list[Case]:
     return [
         Case(name, *SHAPES[name], one, SPARSITIES, tokens)
         for name in names
-        for one in ((dtype,) if dtype else ("float32", "bfloat16"))
+        for one in ((dtype,) if dtype else DTYPES)
     ]
 
 

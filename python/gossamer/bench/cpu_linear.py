@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Suite `cpu-linear`: layers of well-known networks, on the CPU, in float32 or another dtype.
 
-`--dtype bfloat16` is beside torch's dense product in bfloat16: with AMX where the machine has it,
-without where the environment says `ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16`. `--dtype int8` quantizes
-float32 layers; torch's dense layer of eight bits (`quantize_dynamic`) takes part.
+Without `--dtype` all dtypes are measured, each for its share of the time (with `--quick` float32
+alone). bfloat16 is beside
+torch's dense product in bfloat16: with AMX where the machine has it, without where the environment
+says `ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16`. int8 quantizes float32 layers; torch's dense layer of
+eight bits (`quantize_dynamic`) takes part, and ONNX Runtime's where it is installed.
 
 With a data folder the sparsity patterns of networks that others pruned take part too: files of the
 Deep Learning Matrix Collection (Gale, Zaharia, Young, Elsen, "Sparse GPU kernels for deep
@@ -12,6 +14,8 @@ learning", SC20), whose layout `gossamer.bench.dlmc` reads.
 
 from __future__ import annotations
 
+import dataclasses
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,17 +25,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gossamer.bench import dlmc
-from gossamer.bench.engines import engines
+from gossamer.bench.engines import engines, int8_engines
 from gossamer.bench.race import Entry, Track, race
 from gossamer.bench.record import Record
 from gossamer.bench.subject import (
     Subject,
     check,
+    check_int8,
     csr_calls,
     int8_calls,
     make_subject,
 )
-from gossamer.bench.suite import Options, measured, named
+from gossamer.bench.suite import DTYPES, Options, measured, named
 
 __all__ = ["SHAPES", "Case", "cases", "run"]
 
@@ -59,6 +64,10 @@ QUICK_PATTERNS = ("unstructured:0.9", "2:4")
 QUICK_TOKENS = (1, 32, 256)
 NORMAL_SHAPES = tuple(SHAPES)[:8]
 NORMAL_TOKENS = (128,)
+OTHER_SHAPES = ("bert-base.up", "bert-base.query", "minilm.up")
+"""Of dtypes other than float32 in a normal run."""
+SHARES = {"float32": 0.5, "bfloat16": 0.75, "int8": 1.0}
+"""The part of a run's time that is over when a dtype's turn ends, in a run of all."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +99,11 @@ def cases(extent: str, dtype: str = "float32") -> list[Case]:
     """The cases of one of `gossamer.bench.suite.EXTENTS`, without those of a data folder."""
     names, patterns, tokens = {
         "quick": (QUICK_SHAPES, QUICK_PATTERNS, QUICK_TOKENS),
-        "normal": (NORMAL_SHAPES, PATTERNS, NORMAL_TOKENS),
+        "normal": (
+            NORMAL_SHAPES if dtype == "float32" else OTHER_SHAPES,
+            PATTERNS,
+            NORMAL_TOKENS,
+        ),
         "full": (tuple(SHAPES), PATTERNS, TOKENS),
     }[extent]
     if block := BLOCKS[dtype]:
@@ -106,6 +119,12 @@ def run(options: Options, chosen: Sequence[Case] | None = None) -> Iterator[Reco
         options: of the command.
         chosen: other cases than those of the command.
     """
+    if options.dtype is None and chosen is None and not options.quick:
+        begin = time.monotonic()
+        for one in DTYPES:
+            share = begin + (options.deadline - begin) * SHARES[one]
+            yield from run(dataclasses.replace(options, dtype=one, deadline=share))
+        return
     dtype = options.dtype or "float32"
     kept: dict[tuple[str, tuple[str, ...]], list[Subject]] = {}
     for case in measured(options, partial(cases, dtype=dtype), chosen):
@@ -179,13 +198,20 @@ def _dense_peers(
     weight: Tensor, x: Tensor, options: Options, dtype: str
 ) -> dict[str, Callable[[], object]]:
     check("torch_dense", lambda x: F.linear(x, weight), x, weight)
-    if dtype != "float32":
-        more = int8_calls(weight, x) if dtype == "int8" else {}
-        return {"torch_dense": lambda: F.linear(x, weight), **more}
-    module = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    dense: dict[str, Callable[[], object]] = {"torch_dense": lambda: F.linear(x, weight)}
+    if dtype == "bfloat16":
+        return dense
+    module = nn.Linear(weight.shape[1], weight.shape[0], bias=False).eval()
     with torch.no_grad():
         module.weight.copy_(weight)
-    return {
-        "torch_dense": lambda: F.linear(x, weight),
-        **engines(module.eval(), x, options.note),
-    }
+    if dtype == "float32":
+        return {**dense, **engines(module, x, options.note)}
+    others = int8_engines(module, x, options.note)
+    for name, call in others.items():
+        check_int8(name, partial(_without_input, call), x, weight, coarse=True)
+    return {**dense, **int8_calls(weight, x), **others}
+
+
+def _without_input(call: Callable[[], Tensor], x: Tensor) -> Tensor:
+    """An engine holds its input."""
+    return call()

@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Other inference engines as peers: ONNX Runtime and OpenVINO, where they are installed."""
+"""Other inference engines as peers: ONNX Runtime and OpenVINO, where they are installed.
+
+`onnxruntime_int8` is ONNX Runtime's own dynamic quantization of a linear layer:
+DynamicQuantizeLinear rounds the whole input at one scale in every call, MatMulInteger multiplies,
+weights have a scale an output.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +13,18 @@ import importlib.metadata
 import importlib.util
 import io
 import logging
+import tempfile
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ENGINES", "describe", "engines"]
+import gossamer as gs
+
+__all__ = ["ENGINES", "INT8", "describe", "engines", "int8_engines"]
 
 _WORST = 2.0**-10
 """Of the largest result. Float32 with Winograd's transform errs by about 1e-5 of it, arithmetic in
@@ -51,9 +60,38 @@ def engines(module: nn.Module, x: Tensor, note: Callable[[str], None]) -> dict[s
     return found
 
 
+INT8 = "_int8"
+"""Behind an engine's name where it computes in eight bits."""
+
+
+def int8_engines(
+    module: nn.Linear, x: Tensor, note: Callable[[str], None]
+) -> dict[str, Callable[[], Tensor]]:
+    """ONNX Runtime's dynamically quantized layer, where it is installed.
+
+    Args:
+        module: dense, float32, without a bias; the caller checks what the calls compute.
+        x: float32 [tokens, in]; its values are read anew at every call.
+        note: told why an engine that is installed does not take part.
+
+    Returns:
+        `onnxruntime_int8` to a function without arguments; empty where it is not installed.
+    """
+    if any(importlib.util.find_spec(one) is None for one in ("onnx", "onnxruntime")):
+        return {}
+    try:
+        call = _quiet(_onnxruntime_int8, module, x)
+    except Exception as error:  # its exceptions share no class
+        lines = str(error).strip().splitlines() or [""]
+        note(f"onnxruntime_int8 does not take part: {type(error).__name__}: {lines[0][:200]}")
+        return {}
+    return {"onnxruntime" + INT8: lambda: torch.from_numpy(call())}
+
+
 def describe(name: str) -> str:
     """A peer's name with its version."""
-    package = name if name in ENGINES else "torch"
+    package = name.removesuffix(INT8)
+    package = package if package in ENGINES else "torch"
     return f"{name}, {package} {importlib.metadata.version(package)}"
 
 
@@ -73,17 +111,45 @@ def _error(found: Any, wanted: Tensor) -> float:
     return float((result - wanted).abs().max() / wanted.abs().max())
 
 
-def _onnxruntime(module: nn.Module, x: Tensor) -> Callable[[], Any]:
-    runtime = importlib.import_module("onnxruntime")
+def _exported(module: nn.Module, x: Tensor) -> bytes:
     model = io.BytesIO()
     export: Any = torch.onnx.export  # its annotation knows no stream, its older exporter takes one
     export(module, (x,), model, dynamo=False)
+    return model.getvalue()
+
+
+def _onnxruntime(module: nn.Module, x: Tensor) -> Callable[[], Any]:
+    return _session(_exported(module, x), x)
+
+
+def _onnxruntime_int8(module: nn.Module, x: Tensor) -> Callable[[], Any]:
+    onnx = importlib.import_module("onnx")
+    quantization = importlib.import_module("onnxruntime.quantization")
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "int8.onnx"
+        quantization.quantize_dynamic(
+            onnx.load_model_from_string(_exported(module, x)),
+            target,
+            weight_type=quantization.QuantType.QInt8,
+            per_channel=True,
+            # Without VNNI two products of eight bits are added in sixteen and may not fit.
+            reduce_range=not {"avx512_vnni", "avx_vnni"} & set(gs.machine().isa_detected),
+        )
+        model = target.read_bytes()
+    nodes = {node.op_type for node in onnx.load_model_from_string(model).graph.node}
+    if "MatMulInteger" not in nodes:
+        raise RuntimeError(f"no MatMulInteger in the quantized graph, but {sorted(nodes)}")
+    return _session(model, x)
+
+
+def _session(model: bytes, x: Tensor) -> Callable[[], Any]:
+    runtime = importlib.import_module("onnxruntime")
     wishes = runtime.SessionOptions()
     wishes.intra_op_num_threads = torch.get_num_threads()
     wishes.log_severity_level = 3
     # Its threads spin while it runs, but not on into its neighbour's turn.
     wishes.add_session_config_entry("session.force_spinning_stop", "1")
-    session = runtime.InferenceSession(model.getvalue(), wishes, providers=["CPUExecutionProvider"])
+    session = runtime.InferenceSession(model, wishes, providers=["CPUExecutionProvider"])
     feed = {session.get_inputs()[0].name: x.numpy()}
     return lambda: session.run(None, feed)[0]
 

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Suite `gpu-24`: 2:4 weights on a GPU beside cuBLAS and cuSPARSELt, its lines in bfloat16.
 
+Layers are planned as `sparsify_` plans them, with a dense copy beside the packed weight: where the
+plan runs dense, so does the line, and its kernel is `dense`.
+
 Every contestant's calls are captured into a CUDA graph; the graphs are replayed in turn, and the
 median of the rounds counts. Weights rotate through copies larger than L2, so that few tokens read
 them from memory. cuSPARSELt runs the best of its own algorithms, searched for each shape.
@@ -16,12 +19,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import gossamer as gs
+from gossamer import _plan_cuda
 from gossamer._cuda_timing import contest
 from gossamer.bench.record import Record
 from gossamer.bench.suite import Options, now
+from gossamer.config import Config
+from gossamer.explanation import LayerReport
 from gossamer.weight import SparseWeight
 
 __all__ = [
@@ -32,6 +38,8 @@ __all__ = [
     "Ceilings",
     "gpu_name",
     "measured_ceilings",
+    "planned_kernel",
+    "planned_layer",
     "run",
 ]
 
@@ -112,7 +120,9 @@ class _Layer:
         self.copies = 1 + math.ceil(_L2_TIMES * l2 / (out * inputs * 9 / 8))
         torch.manual_seed(0)
         self.dense = [self._pruned() for _ in range(self.copies)]
-        self.packed = [SparseWeight.from_dense(w, "2:4", layout="nm24_tiles") for w in self.dense]
+        planned = [planned_layer(w, gs.SemiSparseWeightConfig()) for w in self.dense]
+        self.packed = [layer.weight for layer in planned]
+        self.plan = next(iter(gs.explain(planned[0])))
         self.compressed: Tensor | None = None
         if torch.backends.cusparselt.is_available():
             self.compressed = torch._cslt_compress(self.dense[0])
@@ -121,6 +131,23 @@ class _Layer:
         w = torch.randn(self.out, self.inputs, device="cuda", dtype=_DTYPE)
         packed = torch.ops.gossamer.prune_pack_24(w)
         return torch.ops.gossamer.unpack(packed, w.shape, _DTYPE)
+
+
+def planned_layer(w: Tensor, config: Config) -> nn.Linear:
+    """A layer as `sparsify_` makes it; a shape is measured once a process."""
+    layer = nn.Linear(1, 1, bias=False, device="meta")
+    layer.weight = nn.Parameter(w, requires_grad=False)
+    layer.out_features, layer.in_features = w.shape
+    gs.sparsify_(layer, config, memory="speed")
+    return layer
+
+
+def planned_kernel(report: LayerReport, tokens: int) -> str:
+    """What the plan runs at so many tokens."""
+    if not report.plan or not report.packed:
+        return "dense"
+    ends = _plan_cuda.BUCKET_ENDS
+    return report.plan[sum(tokens > end for end in ends)].kernel
 
 
 def _measure(
@@ -142,11 +169,11 @@ def _measure(
             rivals["cusparselt"] = [lambda: torch._cslt_sparse_mm(compressed, x.t(), alg_id=best)]
     times = contest(rivals, options.rounds)
     ms, dense_ms = times.pop("gossamer"), times["cublas"]
-    kernel = torch.ops.gossamer.cuda_kernel(x, layer.out)
-    packed_bytes = layer.packed[0].packed_bytes
+    first = layer.packed[0]
+    packed_bytes = first.packed_bytes if isinstance(first, SparseWeight) else first.nbytes
     return Record(
         suite="gpu-24",
-        kernel=kernel,
+        kernel=planned_kernel(layer.plan, tokens),
         machine=gpu_name(),
         device="cuda",
         threads=torch.get_num_threads(),

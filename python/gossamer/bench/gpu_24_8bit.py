@@ -29,9 +29,12 @@ from gossamer.bench.gpu_24 import (
     Ceilings,
     gpu_name,
     measured_ceilings,
+    planned_kernel,
+    planned_layer,
 )
 from gossamer.bench.record import Record
 from gossamer.bench.suite import Options, now
+from gossamer.config import Config
 from gossamer.weight import SparseWeight
 
 __all__ = ["DENSE_PEERS", "record", "run"]
@@ -39,6 +42,10 @@ __all__ = ["DENSE_PEERS", "record", "run"]
 DENSE_PEERS = {"float8": ("scaled_mm_rows", "scaled_mm_tensor"), "int8": ("int_mm",)}
 """Dense products of the same type; the quickest is what a line is compared with."""
 
+_CONFIGS: dict[str, Config] = {
+    "float8": gs.Float8DynamicActivationSemiSparseWeightConfig(),
+    "int8": gs.Int8DynamicActivationSemiSparseWeightConfig(),
+}
 _L2_TIMES = 4
 _LEAST_INT_MM_TOKENS = 32
 _ROUNDS = 5
@@ -67,7 +74,7 @@ def run(options: Options) -> Iterator[Record]:
             for tokens in chosen:
                 options.progress(f"{name}, {kind}, {tokens} tokens")
                 times = contest(layer.rivals(tokens), options.rounds)
-                kernel = torch.ops.gossamer.cuda_kernel(layer.quantized(tokens)[0], layer.out)
+                kernel = layer.kernel(tokens)
                 yield record(layer.weight, kernel, tokens, times, ceilings, gpu_name())
 
 
@@ -82,6 +89,12 @@ class _Layer:
         w = torch.ops.gossamer.unpack(torch.ops.gossamer.prune_pack_24(w), w.shape, w.dtype)
         tiles, self.scale = pack_quantized(w, "2:4", dtype=self.dtype, layout="nm24_tiles")
         self.weight = SparseWeight.from_quantized(tiles, self.scale, torch.bfloat16)
+        # The rows that the plan found for calls which quantize X too; what it runs dense is
+        # multiplied here by the cost model's row.
+        planned = planned_layer(w, _CONFIGS[kind])
+        self.plan = next(iter(gs.explain(planned)))
+        if isinstance(planned.weight, SparseWeight):
+            self.weight = planned.weight
         wrong = discrepancy(self.weight, w)
         if wrong is not None:
             raise RuntimeError(f"{out}x{inputs} {kind}: {wrong}; nothing was timed")
@@ -91,6 +104,13 @@ class _Layer:
         values = quantize_rows(w, self.dtype)[0]
         self.dense = [values.clone() for _ in range(copies)]
         self.wide = [w.clone() for _ in range(copies)]
+
+    def kernel(self, tokens: int) -> str:
+        """The row that multiplies."""
+        name = planned_kernel(self.plan, tokens)
+        if name != "dense":
+            return name
+        return str(torch.ops.gossamer.cuda_kernel(self.quantized(tokens)[0], self.out))
 
     def quantized(self, tokens: int) -> tuple[Tensor, Tensor]:
         x = torch.randn(tokens, self.inputs, device="cuda", dtype=torch.bfloat16)

@@ -56,6 +56,11 @@ class BaseScheduler:
         """The levels that the last step set."""
         return self._last_sl
 
+    def print_sl(self, is_verbose: bool, group: int, sl: float, epoch: int | None = None) -> None:
+        """Logs a level (it was printed)."""
+        if is_verbose:
+            _log.info("epoch %s: sparsity level of group %d is %.4e", epoch, group, sl)
+
     def step(self, epoch: int | None = None) -> None:
         """Goes one epoch on and sets the levels."""
         self.last_epoch += 1
@@ -63,8 +68,7 @@ class BaseScheduler:
             zip(self.sparsifier.groups, self.get_sl(), strict=True)
         ):
             group["sparsity_level"] = level
-            if self.verbose:
-                _log.info("epoch %s: sparsity level of group %d is %.4e", epoch, index, level)
+            self.print_sl(self.verbose, index, level, epoch)
         self._last_sl = [group["sparsity_level"] for group in self.sparsifier.groups]
         self.sparsifier.enable_mask_update = True
 

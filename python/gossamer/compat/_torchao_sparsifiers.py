@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.utils.hooks import RemovableHandle
 
+from gossamer.compat._torchao_modules import module_contains_param, swap_module
 from gossamer.prune.groups import Group
 from gossamer.prune.mask import Mask
 from gossamer.prune.sparsifier import Sparsifier
@@ -18,26 +21,11 @@ from gossamer.prune.targets import Config
 
 __all__ = [
     "BaseSparsifier",
-    "FakeSparsity",
     "NearlyDiagonalSparsifier",
     "PerChannelNormObserver",
     "WandaSparsifier",
     "WeightNormSparsifier",
-    "fqn_to_module",
-    "get_arg_info_from_tensor_fqn",
-    "module_to_fqn",
 ]
-
-
-class FakeSparsity(Mask):
-    """The live mask, from a mask of any dtype (it was a float tensor; 0 drops).
-
-    Args:
-        mask: the weight's shape.
-    """
-
-    def __init__(self, mask: Tensor) -> None:
-        super().__init__(mask != 0)
 
 
 class BaseSparsifier(Sparsifier):
@@ -55,12 +43,71 @@ class BaseSparsifier(Sparsifier):
     def prepare(self, model: nn.Module, config: Config = None) -> nn.Module:
         """As `Sparsifier.prepare`; without a config it takes every `nn.Linear` (exactly that)."""
         if config is None and self._loaded is None:
-            config = [
-                {"tensor_fqn": f"{name}.weight" if name else "weight"}
-                for name, module in model.named_modules()
-                if type(module) is nn.Linear
-            ]
+            self.make_config_from_model(model)
+            config = self.config
         return super().prepare(model, config)
+
+    def make_config_from_model(
+        self, model: nn.Module, SUPPORTED_MODULES: Container[type] = frozenset((nn.Linear,))
+    ) -> None:
+        """Leaves the config that `prepare` takes for None in the attribute `config`.
+
+        Args:
+            model: is not changed.
+            SUPPORTED_MODULES: classes whose weights are listed; subclasses are not.
+        """
+        self.config = [
+            {"tensor_fqn": f"{name}.weight" if name else "weight"}
+            for name, module in model.named_modules()
+            if type_before_parametrizations(module) in SUPPORTED_MODULES
+        ]
+
+    def step(self, use_path: bool = True) -> None:
+        """As `Sparsifier.step`; the argument never had an effect."""
+        super().step()
+
+    def squash_mask(
+        self,
+        params_to_keep: Iterable[str] | None = None,
+        params_to_keep_per_layer: Mapping[str, Iterable[str]] | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        """As `Sparsifier.squash_mask`; further arguments never had an effect."""
+        super().squash_mask(params_to_keep, params_to_keep_per_layer)
+
+    def convert(
+        self,
+        module: nn.Module,
+        mapping: Mapping[type[nn.Module], type[nn.Module]] | None = None,
+        inplace: bool = False,
+        parameterization: type[nn.Module] = Mask,
+    ) -> nn.Module:
+        """Replaces masked modules below `module` with what `from_dense` of another class makes.
+
+        Args:
+            module: its children are replaced, at any depth.
+            mapping: class to class.
+            inplace: whether `module` is changed rather than a copy.
+            parameterization: what marks a module as masked.
+
+        Raises:
+            NotImplementedError: there is no mapping.
+        """
+        if mapping is None:
+            raise NotImplementedError(
+                "convert: mapping None; a dict of classes is accepted, e.g. {nn.Linear: MySparse}, "
+                "where MySparse has from_dense(module)"
+            )
+        if not inplace:
+            module = copy.deepcopy(module)
+        for name, child in list(module.named_children()):
+            masked = module_contains_param(child, parameterization)
+            if masked and type_before_parametrizations(child) in mapping:
+                setattr(module, name, swap_module(child, mapping))
+            else:
+                self.convert(child, mapping, inplace=True, parameterization=parameterization)
+        return module
 
 
 class WeightNormSparsifier(BaseSparsifier):
@@ -201,6 +248,16 @@ class PerChannelNormObserver(nn.Module):
         super().__init__()
         self.register_buffer("norm", torch.tensor([]))
 
+    def calculate_qparams(self) -> None:
+        """Not there: it observes for pruning alone.
+
+        Raises:
+            NotImplementedError: always, as it did.
+        """
+        raise NotImplementedError(
+            "PerChannelNormObserver stores norms of activations; it has no quantization parameters"
+        )
+
     def forward(self, x_orig: Tensor) -> Tensor:
         """Sees inputs [..., channels]."""
         if x_orig.numel():
@@ -256,9 +313,15 @@ class WandaSparsifier(BaseSparsifier):
             self._hooks.append(group["module"].register_forward_pre_hook(watch))
         return model
 
-    def squash_mask(self, *args: Any, **kwargs: Any) -> None:
+    def squash_mask(
+        self,
+        params_to_keep: Iterable[str] | None = None,
+        params_to_keep_per_layer: Mapping[str, Iterable[str]] | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
         """As `Sparsifier.squash_mask`; stops watching."""
-        super().squash_mask(*args, **kwargs)
+        super().squash_mask(params_to_keep, params_to_keep_per_layer)
         for hook in self._hooks:
             hook.remove()
         self._hooks, self._observers = [], {}
@@ -282,30 +345,3 @@ class WandaSparsifier(BaseSparsifier):
             if size is None
             else f"{size - size // 2}:{size}"
         )
-
-
-def module_to_fqn(model: nn.Module, module: nn.Module, prefix: str = "") -> str | None:
-    """The full name of a module in a model; None where it is not there."""
-    for name, other in model.named_modules(prefix=prefix):
-        if other is module:
-            return name
-    return None
-
-
-def fqn_to_module(model: nn.Module | None, path: str) -> nn.Module | None:
-    """The module (or parameter) at a path; None where there is none."""
-    found: Any = model
-    for part in path.split(".") if path else ():
-        found = getattr(found, part, None)
-    return found
-
-
-def get_arg_info_from_tensor_fqn(model: nn.Module, tensor_fqn: str) -> dict[str, Any]:
-    """The parts of a parameter's full name, with its module."""
-    module_fqn, _, tensor_name = tensor_fqn.rpartition(".")
-    return {
-        "module_fqn": module_fqn,
-        "module": fqn_to_module(model, module_fqn),
-        "tensor_name": tensor_name,
-        "tensor_fqn": tensor_fqn,
-    }

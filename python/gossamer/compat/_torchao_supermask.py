@@ -20,24 +20,30 @@ __all__ = [
 
 
 class _BlockMask(torch.autograd.Function):
-    """Weight times mask; scores get ∂L/∂W ⊙ W summed over their block (edge-popup)."""
+    """Weight times mask; scores get ∂L/∂W ⊙ W summed over their block (edge-popup).
+
+    With `plain` they get the sum of ∂L/∂W.
+    """
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, scores: Tensor, mask: Tensor, blocksize: int) -> Tensor:
+    def forward(
+        ctx: Any, weight: Tensor, scores: Tensor, mask: Tensor, blocksize: int, plain: bool
+    ) -> Tensor:
         ctx.save_for_backward(weight)
+        ctx.plain = plain
         ctx.shape, ctx.blocksize = scores.shape, blocksize
         return torch.where(mask, weight, 0)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,), (weight,) = grads, ctx.saved_tensors
-        moved = grad * weight
+        moved = grad if ctx.plain else grad * weight
         for dim, count in enumerate(ctx.shape):
             place = torch.arange(moved.shape[dim], device=moved.device) // ctx.blocksize
             size = list(moved.shape)
             size[dim] = count
             moved = moved.new_zeros(size).index_add_(dim, place, moved)
-        return grad, moved, None, None
+        return grad, moved, None, None, None
 
 
 class SupermaskLinear(nn.Linear):
@@ -54,6 +60,7 @@ class SupermaskLinear(nn.Linear):
         fixed_mask: whether scores are not trained.
         fixed_weight: whether weights are not trained.
         *args: of `nn.Linear`.
+        as_in_torchao: gives scores the gradient without the weight, as the old one did.
         **kwargs: of `nn.Linear`.
     """
 
@@ -64,9 +71,11 @@ class SupermaskLinear(nn.Linear):
         fixed_mask: bool,
         fixed_weight: bool,
         *args: Any,
+        as_in_torchao: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self.as_in_torchao = as_in_torchao
         sides = [max(1, math.ceil(side / blocksize)) for side in self.weight.shape]
         most = 1 - 1 / math.prod(sides)
         if sparsity_level > most:
@@ -93,7 +102,9 @@ class SupermaskLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """X·(mask ⊙ W)ᵀ + b."""
-        weight = _BlockMask.apply(self.weight, self.scores, self.get_mask(), self.blocksize)
+        weight = _BlockMask.apply(
+            self.weight, self.scores, self.get_mask(), self.blocksize, self.as_in_torchao
+        )
         return F.linear(x, weight, self.bias)
 
     @classmethod

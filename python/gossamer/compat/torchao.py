@@ -5,8 +5,9 @@
 
 What differs: `sparsify_` returns the model (it returned None); a weight that breaks its pattern is
 refused (it was compressed wrongly); layers that dense computes faster stay plain. Masks are bool.
-`WandaSparsifier` and `WeightNormSparsifier` do what their papers say; `as_in_torchao=True` brings
-back what the old ones did. Structured pruning (the pruner folder) is not here.
+`WandaSparsifier`, `WeightNormSparsifier` and `SupermaskLinear` do what their papers say;
+`as_in_torchao=True` brings back what the old ones did. Structured pruning (the pruner folder) is
+not here.
 """
 
 from __future__ import annotations
@@ -15,17 +16,21 @@ from collections.abc import Callable
 
 from torch import nn
 
+from gossamer.compat._torchao_modules import (
+    FakeSparsity,
+    fqn_to_module,
+    get_arg_info_from_tensor_fqn,
+    module_contains_param,
+    module_to_fqn,
+    swap_module,
+)
 from gossamer.compat._torchao_schedulers import BaseScheduler, CubicSL, LambdaSL
 from gossamer.compat._torchao_sparsifiers import (
     BaseSparsifier,
-    FakeSparsity,
     NearlyDiagonalSparsifier,
     PerChannelNormObserver,
     WandaSparsifier,
     WeightNormSparsifier,
-    fqn_to_module,
-    get_arg_info_from_tensor_fqn,
-    module_to_fqn,
 )
 from gossamer.compat._torchao_supermask import (
     SupermaskLinear,
@@ -57,9 +62,11 @@ __all__ = [
     "fqn_to_module",
     "get_arg_info_from_tensor_fqn",
     "mask_creator",
+    "module_contains_param",
     "module_to_fqn",
     "semi_sparse_weight",
     "sparsify_",
+    "swap_module",
 ]
 
 semi_sparse_weight = SemiSparseWeightConfig

@@ -20,12 +20,13 @@ from gossamer.prune.checkpoint import attach_masks
 from gossamer.prune.distribution import erk, lamp, owl, uniform
 from gossamer.prune.interop import from_torch_prune, to_torch_prune
 from gossamer.prune.mask import Mask, masked_parameters
-from gossamer.prune.methods import GradualMagnitude, Magnitude, Random
+from gossamer.prune.methods import GradualMagnitude, Magnitude, Random, Taylor
 from gossamer.prune.one_shot import ALPS, RIA, Best, OneShot, SparseGPT, Wanda
 from gossamer.prune.parts import (
     Admm,
     ByMagnitude,
     ByObs,
+    ByRandom,
     ByRIA,
     ByWanda,
     LeastSquares,
@@ -55,6 +56,7 @@ __all__ = [
     "ByMagnitude",
     "ByObs",
     "ByRIA",
+    "ByRandom",
     "ByWanda",
     "CalibrationReport",
     "CustomPattern",
@@ -78,6 +80,7 @@ __all__ = [
     "Sparsifier",
     "Supermask",
     "Swap",
+    "Taylor",
     "Transposable",
     "Wanda",
     "attach_masks",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from gossamer.prune.correction import Fold, joined
 from gossamer.prune.layer import LayerForm
 from gossamer.prune.mask import Mask
 from gossamer.prune.problem import LayerProblem
@@ -41,12 +42,51 @@ class CalibratedLayer:
 
 @dataclass
 class Sums:
-    """Gram matrices of a group's inputs, summed over tokens: [groups, in, in], float64."""
+    """What a group's inputs add up to: [groups, in, in], float64, sums over tokens.
 
-    gram: Tensor
-    cross: Tensor | None
+    Attributes:
+        folds: XᵀX and X₀ᵀX, in several parts where something is judged on one of them.
+        dense_gram: X₀ᵀX₀, where the dense model's outputs are the target.
+    """
+
+    folds: list[Fold]
     dense_gram: Tensor | None
-    tokens: int = 0
+
+    @classmethod
+    def zeros(cls, layer: CalibratedLayer, size: int, *, corrects: bool, folds: int) -> Sums:
+        """Nothing yet.
+
+        Args:
+            layer: of the group.
+            size: inputs of a row.
+            corrects: whether there are inputs of the dense model too.
+            folds: into how many parts batches are put, one after the other.
+        """
+
+        def matrix() -> Tensor:
+            shape = (layer.form.groups, size, size)
+            return torch.zeros(shape, dtype=torch.float64, device=layer.weight.device)
+
+        made = [Fold(matrix(), matrix() if corrects else None) for _ in range(folds)]
+        return cls(made, matrix() if corrects else None)
+
+    def add(self, layer: CalibratedLayer, x: Tensor, x0: Tensor | None, index: int) -> None:
+        """Adds rows of inputs [groups, tokens, in] of batch `index`, and the dense model's."""
+        fold = self.folds[index % len(self.folds)]
+        add_products(fold.gram, layer, x, x)
+        if x0 is not None and fold.cross is not None and self.dense_gram is not None:
+            add_products(fold.cross, layer, x0, x)
+            add_products(self.dense_gram, layer, x0, x0)
+        fold.tokens += x.shape[1]
+
+    @property
+    def tokens(self) -> int:
+        """How many there are."""
+        return sum(fold.tokens for fold in self.folds)
+
+    def total(self) -> Fold:
+        """The sums over all folds."""
+        return joined(self.folds)
 
 
 def add_products(gram: Tensor, layer: CalibratedLayer, x: Tensor, y: Tensor) -> None:

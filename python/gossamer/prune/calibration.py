@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.prune.batchnorm import recalibrate_batchnorm
-from gossamer.prune.calibrated_layer import CalibratedLayer, Sums, add_products
+from gossamer.prune.calibrated_layer import CalibratedLayer, Sums
 from gossamer.prune.calibration_report import BlockResult, CalibrationReport, LayerResult
 from gossamer.prune.capture import (
     Forward,
@@ -22,6 +22,7 @@ from gossamer.prune.capture import (
     evaluating,
     find_order,
 )
+from gossamer.prune.correction import FOLDS, held_out_damping, joined
 from gossamer.prune.journal import Journal
 from gossamer.prune.kept_calls import Kept
 from gossamer.prune.problem import LayerProblem
@@ -66,6 +67,7 @@ class Calibration:
         journal: keeps each step, and has those that were made before a crash.
         offload: keeps the inputs of blocks in the memory of the CPU.
         recalibrates: takes the statistics of BatchNorm anew at the end.
+        held_out: finds the damping of corrections on batches that are held out.
     """
 
     def __init__(
@@ -81,7 +83,11 @@ class Calibration:
         journal: Journal | None = None,
         offload: bool = False,
         recalibrates: bool = False,
+        held_out: bool = False,
     ) -> None:
+        self._held_out = held_out
+        self._tunes_half = reconstruction is not None and reconstruction.held_out
+        self._half: dict[str, Tensor] = {}  # Weights fitted to the first fold alone.
         self._left_dense = left_dense or {}
         self._journal = journal
         self._offload = offload
@@ -163,7 +169,7 @@ class Calibration:
         """Prunes layers that always get the same input."""
         layers = [self._layers[fqn] for fqn in group]
         sums = self._sums(layers[0], calls)
-        inputs = sums.gram.shape[-1]
+        inputs = sums.folds[0].gram.shape[-1]
         if not all(calls) and sums.tokens < inputs:
             # Of a layer that is called now and then, an expert say, so few inputs say nothing.
             why = f"some batches never reach it, and it saw {sums.tokens} inputs of {inputs}"
@@ -192,6 +198,7 @@ class Calibration:
                 entry[key] = [asdict(result) for result in found.get(key, ())]
             entry["weights"] = {fqn: self._layers[fqn].weight.data for fqn in changed}
             entry["masks"] = {fqn: self._layers[fqn].mask.mask for fqn in changed}
+            entry["halves"] = {fqn: self._half[fqn] for fqn in changed if fqn in self._half}
             self._journal.save(walk.steps, entry)
         walk.steps += 1
 
@@ -204,6 +211,8 @@ class Calibration:
             layer = self._layers[fqn]
             layer.weight.data = weight.to(layer.weight.device)
             layer.mask.mask.copy_(entry["masks"][fqn])
+            if fqn in entry["halves"]:
+                self._half[fqn] = entry["halves"][fqn].to(layer.weight.device)
         walk.report.layers += [LayerResult(**result) for result in entry["layers"]]
         walk.report.blocks += [BlockResult(**result) for result in entry["blocks"]]
         walk.report.left_dense.update(entry["left_dense"])
@@ -225,9 +234,13 @@ class Calibration:
             # What the mask drops would count as a kept weight's size.
             layer.weight.data = torch.where(layer.mask.mask, layer.weight.data, 0)
         weights = [cast(nn.Parameter, layer.weight) for layer in inside]
-        before, after = reconstruction.run(stage, weights, self._calls(stage, False), wanted)
+        half = None
+        if self._tunes_half:
+            half = [self._half.pop(layer.fqn, layer.weight.data) for layer in inside]
+        tuned = reconstruction.run(stage, weights, self._calls(stage, False), wanted, half)
         name = next(name for name, own in self._model.named_modules() if own is stage.module)
-        return BlockResult(name, before, after, time.perf_counter() - begin)
+        seconds = time.perf_counter() - begin
+        return BlockResult(name, tuned.before, tuned.after, seconds, tuned.part)
 
     def _memory(self, layer: CalibratedLayer) -> torch.device | None:
         """Where inputs of blocks have to be brought back to; None where they stay."""
@@ -236,9 +249,14 @@ class Calibration:
     def _solve(self, layer: CalibratedLayer, sums: Sums) -> LayerResult:
         tokens = max(sums.tokens, 1)
         dense = layer.form.matrices(self._dense[layer.fqn].float())
-        problem = layer.problem(dense, sums.gram / tokens)
+        total = sums.total()
+        problem = layer.problem(dense, total.gram / tokens)
         problem.tokens = sums.tokens
-        problem.cross = None if sums.cross is None else sums.cross / tokens
+        problem.cross = None if total.cross is None else total.cross / tokens
+        folds = sums.folds if all(fold.tokens for fold in sums.folds) else []
+        if len(folds) > 1 and self._held_out and total.cross is not None:
+            problem.correction = held_out_damping(dense, sums.folds)
+            problem.notes["correction"] = problem.correction
         if not float(problem.gram.diagonal(dim1=-2, dim2=-1).sum()) > 0:
             raise ValueError(
                 f"'{layer.fqn}': all of its {sums.tokens} inputs are zero, so that no weight "
@@ -256,6 +274,10 @@ class Calibration:
                 f"{problem.damping:g}"
             )
         self._write(layer, problem)
+        tunes = self._tunes_half and self._stages.get(layer.fqn) is not None
+        if len(folds) > 1 and tunes and problem.solution is not None:
+            half = problem.fitted_to(joined(folds[::2]))
+            self._half[layer.fqn] = layer.form.parameter(half).to(layer.weight.dtype)
         target_error = None
         if sums.dense_gram is not None:
             target_error = problem.target_error(sums.dense_gram / tokens)
@@ -284,26 +306,18 @@ class Calibration:
 
     def _sums(self, layer: CalibratedLayer, calls: Sequence[int]) -> Sums:
         size = layer.form.matrices(self._dense[layer.fqn]).shape[-1]
-        shape = (layer.form.groups, size, size)
-
-        def zeros() -> Tensor:
-            return torch.zeros(shape, dtype=torch.float64, device=layer.weight.device)
-
         corrects = self._target == "dense-target"
-        sums = Sums(zeros(), zeros() if corrects else None, zeros() if corrects else None)
+        judged = (self._held_out and corrects) or self._tunes_half
+        folds = min(FOLDS, len(self._batches)) if judged else 1
+        sums = Sums.zeros(layer, size, corrects=corrects, folds=folds)
         for index in range(len(self._batches)):
             inputs = self._inputs(layer, index, calls, self._target == "dense-inputs")
-            if sums.cross is None or sums.dense_gram is None:
-                for x in inputs:
-                    add_products(sums.gram, layer, x, x)
-            else:
-                dense = self._inputs(layer, index, calls, True)
-                for x, x0 in zip(inputs, dense, strict=True):
-                    add_products(sums.gram, layer, x, x)
-                    add_products(sums.cross, layer, x0, x)
-                    add_products(sums.dense_gram, layer, x0, x0)
-            sums.tokens += sum(x.shape[1] for x in inputs)
-            if not bool(sums.gram.diagonal(dim1=-2, dim2=-1).isfinite().all()):
+            dense = self._inputs(layer, index, calls, True) if corrects else [None] * len(inputs)
+            for x, x0 in zip(inputs, dense, strict=True):
+                sums.add(layer, x, x0, index)
+            if not all(
+                bool(fold.gram.diagonal(dim1=-2, dim2=-1).isfinite().all()) for fold in sums.folds
+            ):
                 raise ValueError(
                     f"'{layer.fqn}': its inputs hold NaN or infinity in batch {index}; look for "
                     "the layer before it that overflows, or calibrate in float32"

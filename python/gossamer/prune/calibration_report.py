@@ -56,15 +56,17 @@ class BlockResult:
 
     Attributes:
         name: the block's full name.
-        before: ‖B(X) − B₀(X₀)‖² / ‖B₀(X₀)‖² before, on the batches that judge.
+        before: ‖B(X) − B₀(X₀)‖² / ‖B₀(X₀)‖² before, over all batches.
         after: the same after.
         seconds: time of tuning it.
+        part: how much of the change was taken; 0 where held-out batches were better off without.
     """
 
     name: str
     before: float
     after: float
     seconds: float
+    part: float = 1.0
 
 
 @dataclass
@@ -103,6 +105,7 @@ class CalibrationReport:
         lines += [f"{fqn:<{width}}  dense: {why}" for fqn, why in self.left_dense.items()]
         lines += [
             f"{block.name:<{width}}  block error {block.before:.4f} -> {block.after:.4f}"
+            f" ({block.part:.0%} of the change)"
             for block in self.blocks
         ]
         return "\n".join([*lines, f"mean error {self.mean_error:.4f}, target {self.target}"])

@@ -3,15 +3,13 @@
 
 Registered as the CUDA kernels of `torch.ops.gossamer`. The C++ of `src/prune` and these follow the
 same formulas; the tests hold one against the other. Products are full float32, never TF32.
-`_C_cuda.so` has kernels that select groups and sweep columns. They have not run on hardware yet:
-torch operations do both unless `GOSSAMER_EXPERIMENTAL` names `cuda-prune`.
+On CUDA, kernels of `_C_cuda.so` select groups and sweep columns.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-import os
 from collections.abc import Iterator
 
 import torch
@@ -30,12 +28,8 @@ _LARGEST_RANKED = 16
 
 
 def _has_kernels(tensor: Tensor) -> bool:
-    """Whether kernels of `_C_cuda.so` take this tensor, and were asked for."""
-    return (
-        tensor.is_cuda
-        and hasattr(torch.ops.gossamer, "obs_sweep_block_")
-        and "cuda-prune" in os.environ.get("GOSSAMER_EXPERIMENTAL", "").split(",")
-    )
+    """Whether kernels of `_C_cuda.so` take this tensor."""
+    return tensor.is_cuda and hasattr(torch.ops.gossamer, "obs_sweep_block_")
 
 
 @contextlib.contextmanager
@@ -137,6 +131,7 @@ def obs_sweep(
 ) -> tuple[Tensor, Tensor]:
     """See obs_sweep of include/gossamer/solve.h."""
     weight, cols = weight.clone(memory_format=torch.contiguous_format), weight.shape[1]
+    factor = factor.contiguous()  # Cholesky factors come transposed
     kept = torch.zeros_like(weight, dtype=torch.bool)
     if mask is not None:
         kept.copy_(mask)

@@ -8,6 +8,7 @@ Each function returns a config for `Sparsifier.prepare`: full names of weights t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -22,18 +23,40 @@ from gossamer.prune.targets import Config, choose, find_targets
 __all__ = ["erk", "lamp", "owl", "uniform"]
 
 
-def uniform(model: nn.Module, pattern: str, config: Config = None) -> dict[str, str]:
+def uniform(
+    model: nn.Module, pattern: str, config: Config = None, *, rounding: str = "nearest"
+) -> dict[str, str]:
     """The same sparsity for each weight.
 
     Args:
         model: read only.
-        pattern: any pattern of the grammar.
+        pattern: any pattern of the grammar; `unstructured` or `fanin` with `rounding="down"`.
         config: which weights, as for `Sparsifier.prepare`; their own patterns are not read.
+        rounding: how many zeros a row of a linear layer or convolution gets. "nearest" rounds S·in
+            as all patterns do; "down" cuts it off, as the published codes of Wanda and magnitude
+            pruning by row do, so that 70 % of 144 inputs are 100 zeros and not 101. Meant for
+            scope "row": to compare with their figures.
 
     Raises:
-        ValueError: nothing is chosen.
+        ValueError: nothing is chosen, or there is no such rounding of the pattern.
     """
-    return dict.fromkeys(_chosen(model, config), pattern)
+    weights = _chosen(model, config)
+    if rounding == "nearest":
+        return dict.fromkeys(weights, pattern)
+    fields = parse_pattern(pattern)
+    if rounding != "down" or fields.kind not in ("unstructured", "fanin"):
+        raise ValueError(
+            f"rounding {rounding!r} of pattern '{pattern}': 'nearest' is accepted, and 'down' for "
+            "unstructured:S and fanin:S"
+        )
+    targets, found = find_targets(model), {}
+    for name, weight in weights.items():
+        form = LayerForm.of(targets[name].module, weight)
+        inputs = form.matrices(weight).shape[-1]
+        # What is meant by 0.7·10 is 7, whatever the product of the two floats.
+        zeros = math.floor(fields.sparsity * inputs * (1 + 1e-12))
+        found[name] = pattern_with(pattern, zeros / inputs)
+    return found
 
 
 def erk(model: nn.Module, pattern: str, config: Config = None) -> dict[str, str]:

@@ -3,19 +3,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from gossamer.prune.chance import random_scores
 from gossamer.prune.groups import Group
 from gossamer.prune.pattern import CustomPattern, parse_pattern, pattern_at
 from gossamer.prune.schedule import scheduled_sparsity
 from gossamer.prune.sparsifier import Sparsifier
 
-__all__ = ["GradualMagnitude", "Magnitude", "Random"]
+__all__ = ["GradualMagnitude", "Magnitude", "Random", "Taylor"]
 
 
 class Magnitude(Sparsifier):
@@ -48,11 +47,35 @@ class Random(Sparsifier):
 
     def score(self, weight: Tensor, group: Group) -> Tensor:
         """Uniform in [0, 1), float32."""
-        text = f"{group['seed']}/{group['tensor_fqn']}/{self.step_count}"
-        digest = hashlib.sha256(text.encode()).digest()
-        # 63 bits: a generator's seed is a signed 64-bit integer.
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-        return torch.rand(weight.shape, generator=generator)
+        return random_scores(group["tensor_fqn"], group["seed"], self.step_count, weight.shape)
+
+
+class Taylor(Sparsifier):
+    """Keeps weights without which the loss would change most: |w·∂L/∂w|, to the first order.
+
+    The gradients are those that `loss.backward()` left, summed over as many calls as there were
+    (Molchanov et al. 2019, arXiv:1906.10771, equation 8, whose order this is):
+
+        taylor.prepare(model)
+        for batch, wanted in batches:
+            loss(model(batch), wanted).backward()
+        taylor.step()
+
+    A weight that is dropped gets no gradient, so that it stays dropped in later steps.
+    """
+
+    def score(self, weight: Tensor, group: Group) -> Tensor:
+        """|w·∂L/∂w|.
+
+        Raises:
+            RuntimeError: there is no gradient.
+        """
+        if weight.grad is None:
+            raise RuntimeError(
+                f"step: '{group['tensor_fqn']}' has no gradient; call loss.backward() after "
+                "prepare(), and optimizer.zero_grad() only after step()"
+            )
+        return (weight.detach().float() * weight.grad.float()).abs()
 
 
 class GradualMagnitude(Magnitude):

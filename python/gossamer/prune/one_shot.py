@@ -58,6 +58,9 @@ class OneShot(Sparsifier):
             which makes up for the errors of the layers before it.
         damping: δ of H = G + δI, as a fraction of the mean of diag(G). Where H is not positive
             definite all the same, it is raised tenfold, up to 1, and the report says so.
+        held_out_correction: finds, for each layer, the damping of the correction to the dense
+            target by cross-validation over four parts of the batches, from `damping` to no
+            correction at all. Without it, and for a single batch, it is `damping`.
         reconstruction: tunes the kept weights of each block after its layers; None does not.
             Blocks are members of an `nn.ModuleList` or `nn.Sequential` that run once in a pass.
 
@@ -72,11 +75,13 @@ class OneShot(Sparsifier):
         scope: str = "tensor",
         target: str = "sparse-inputs",
         damping: float = 0.01,
+        held_out_correction: bool = False,
         reconstruction: Reconstruction | None = None,
     ) -> None:
         if target not in TARGETS:
             raise ValueError(f"target {target!r}: one of {list(TARGETS)} is accepted")
         self.reconstruction = reconstruction
+        self.held_out_correction = held_out_correction
         self.parts = parts
         self.target = target
         self.report: CalibrationReport | None = None
@@ -159,6 +164,7 @@ class OneShot(Sparsifier):
             None if resume is None else Journal(resume, self._run_of(held)),
             offload,
             batchnorm,
+            self.held_out_correction,
         )
         self.report = walk.run()
         self._set_steps(self.step_count + 1)
@@ -173,6 +179,7 @@ class OneShot(Sparsifier):
             type(self).__qualname__,
             [_description(part) for part in self.parts],
             self.target,
+            self.held_out_correction,
             repr(self.reconstruction),
             settings,
         ]
@@ -372,5 +379,6 @@ class Best(OneShot):
             scope=scope,
             target="dense-target",
             damping=damping,
+            held_out_correction=True,
             reconstruction=reconstruction,
         )

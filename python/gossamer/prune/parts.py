@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from gossamer.prune import device_solvers  # noqa: F401  (registers the CUDA kernels)
+from gossamer.prune.chance import random_scores
+from gossamer.prune.pattern import column_block
 from gossamer.prune.problem import LayerProblem
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "ByMagnitude",
     "ByObs",
     "ByRIA",
+    "ByRandom",
     "ByWanda",
     "LeastSquares",
     "ObsSweep",
@@ -59,6 +62,23 @@ class ByMagnitude(Score):
     def score(self, problem: LayerProblem) -> Tensor:
         """|w|."""
         return problem.weight.abs()
+
+
+@dataclass(frozen=True)
+class ByRandom(Score):
+    """Chance: the same for a layer's name in each run. A floor that other scores have to beat.
+
+    Attributes:
+        seed: any integer.
+    """
+
+    seed: int = 0
+
+    def score(self, problem: LayerProblem) -> Tensor:
+        """Uniform in [0, 1)."""
+        return random_scores(problem.fqn, self.seed, 0, problem.weight.shape).to(
+            problem.weight.device
+        )
 
 
 @dataclass(frozen=True)
@@ -144,7 +164,7 @@ class ObsSweep:
 
     Corrects the weights right of each one that is dropped. Where no part before it selected a mask,
     it selects one on its way, with the weights as they are by then: over all rows of `block`
-    columns with scope "tensor", in each row of them with scope "row".
+    columns with scope "tensor" (of N with "columns:N"), in each row of them with scope "row".
 
     Attributes:
         block: columns that are selected together.
@@ -169,7 +189,7 @@ class ObsSweep:
                 factor[group],
                 mask,
                 "" if mask is not None else pattern,
-                self.block,
+                column_block(problem.scope) or self.block,
                 problem.segment,
             )
             return result
@@ -197,6 +217,10 @@ class Admm:
             raise ValueError(
                 f"Admm, '{problem.fqn}': pattern {problem.pattern} is an object; the patterns of "
                 "the grammar are accepted: use a score and LeastSquares() for others"
+            )
+        if column_block(problem.scope):
+            raise ValueError(
+                f"Admm, '{problem.fqn}': scope {problem.scope!r}: 'row' or 'tensor' is accepted"
             )
         damped = problem.damped
         scale = damped.diagonal(dim1=-2, dim2=-1).rsqrt()[:, None]

@@ -17,6 +17,7 @@ from gossamer import _ops  # noqa: F401  (loads the operators)
 __all__ = [
     "CustomPattern",
     "PatternFields",
+    "column_block",
     "is_grouped",
     "parse_pattern",
     "pattern_at",
@@ -126,3 +127,19 @@ def pattern_at(pattern: str, sparsity: float) -> str:
     if kept > _VNM_LIVE_COLUMNS:
         return f"unstructured:{sparsity}"
     return f"vnm:{fields.v}:{kept}:{fields.m}"
+
+
+def column_block(scope: str) -> int:
+    """How many columns compete together with scope "columns:N"; 0 with any other scope.
+
+    Raises:
+        ValueError: N is no positive number.
+    """
+    kind, separator, count = str(scope).partition(":")
+    if kind != "columns":
+        return 0
+    if not separator or not count.isdecimal() or int(count) < 1:
+        raise ValueError(
+            f"scope {scope!r}: 'columns:N' with N from 1 is accepted, e.g. columns:128"
+        )
+    return int(count)

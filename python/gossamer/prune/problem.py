@@ -3,15 +3,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from gossamer.prune import device_solvers
-from gossamer.prune.pattern import CustomPattern, PatternFields, is_grouped, parse_pattern
+from gossamer.prune.correction import Fold
+from gossamer.prune.pattern import (
+    CustomPattern,
+    PatternFields,
+    column_block,
+    is_grouped,
+    parse_pattern,
+)
 
 __all__ = ["LayerProblem"]
 
@@ -34,13 +42,14 @@ class LayerProblem:
         gram: G = XᵀX / tokens, float64.
         cross: C = X₀ᵀX / tokens, float64; None where T is W·X.
         pattern: a pattern's text, or an object with `select`.
-        scope: "row" or "tensor".
+        scope: "row", "tensor" or "columns:N".
         segment: patterns that group neighbouring inputs start anew after so many.
         tokens: how many rows the means are over.
         weight: what is to be reproduced on X: W, or what `correct` made of it; float32.
         mask: bool, what is kept; None until a part selected it.
         solution: the weight that a part corrected, zero where dropped; None until one did.
         damping: δ as a fraction of the mean of diag(G); parts that factor G may have raised it.
+        correction: the same for `correct`, infinite for none; None takes δ.
         notes: what parts report, such as {"swaps": 17}.
     """
 
@@ -53,6 +62,7 @@ class LayerProblem:
     cross: Tensor | None = None
     tokens: int = 0
     damping: float = 0.01
+    correction: float | None = None
     mask: Tensor | None = None
     solution: Tensor | None = None
     notes: dict[str, float] = field(default_factory=dict)
@@ -87,6 +97,8 @@ class LayerProblem:
 
     def target(self) -> Tensor:
         """T·Xᵀ with the damping that makes it W·H for T = W·X: [groups, out, in], float64."""
+        if self.cross is not None and self.correction is not None:
+            return self.weight.double() @ self.damped
         against = self.gram if self.cross is None else self.cross
         return self.dense.double() @ (against + self._ridge())
 
@@ -98,19 +110,27 @@ class LayerProblem:
         """
         pattern = self.pattern if pattern is None else pattern
         grouped = is_grouped(pattern)
+        width = 0 if grouped else column_block(self.scope)
+        if width and isinstance(pattern, str):
+            parts = scores.split(width, dim=-1)
+            return torch.cat([self._select(part, pattern, "tensor") for part in parts], dim=-1)
+        return self._select(scores, pattern, "tensor" if column_block(self.scope) else self.scope)
+
+    def _select(self, scores: Tensor, pattern: str | CustomPattern, scope: str) -> Tensor:
+        grouped = is_grouped(pattern)
         groups, rows, cols = scores.shape
         if isinstance(pattern, str) and not scores.is_cpu and parse_pattern(pattern).kind != "vnm":
             check_scores(self.fqn, scores)
             flat = scores.detach().reshape(-1, cols)
             segment = self.segment if grouped else 0
-            return device_solvers.select(flat, pattern, self.scope, segment).view(scores.shape)
+            return device_solvers.select(flat, pattern, scope, segment).view(scores.shape)
         flat = scores.detach()
         if grouped:  # One matrix for each segment, so that no group crosses from one to the next.
             flat = flat.reshape(groups, rows, -1, self.segment).transpose(1, 2).flatten(0, 1)
         device = scores.device if getattr(pattern, "any_device", False) else "cpu"
         flat = flat.to(device, torch.float64 if scores.dtype == torch.float64 else torch.float32)
         if isinstance(pattern, str):
-            mask = torch.ops.gossamer.select_masks([flat.contiguous()], pattern, self.scope)[0]
+            mask = torch.ops.gossamer.select_masks([flat.contiguous()], pattern, scope)[0]
         else:
             mask = pattern.select(flat if len(flat) > 1 else flat[0]).view(flat.shape)
         if grouped:
@@ -120,6 +140,36 @@ class LayerProblem:
     def each(self, solve: Callable[[int], _T]) -> list[_T]:
         """Calls a solver for each of the layer's matrices."""
         return [solve(group) for group in range(len(self.dense))]
+
+    def fitted_to(self, fold: Fold) -> Tensor:
+        """Least squares on this problem's mask with the inputs of one fold: [groups, out, in].
+
+        Whatever made the solution, it is what it would be near without the other inputs.
+        """
+        assert self.mask is not None
+        mask = self.mask
+        ratio = self.tokens / fold.tokens
+        half = replace(
+            self,
+            gram=fold.gram / fold.tokens,
+            cross=None if fold.cross is None else fold.cross / fold.tokens,
+            correction=None if self.correction is None else self.correction * ratio,
+            tokens=fold.tokens,
+            mask=None,
+            solution=None,
+            notes={},
+        )
+        half.correct()
+        start = torch.where(mask, half.weight, 0)
+        gram, target = half.damped.float(), half.target().float()
+
+        def fit(group: int) -> Tensor:
+            found: Tensor = torch.ops.gossamer.refit(
+                start[group], gram[group], target[group], mask[group], 50, 1e-4
+            )[0]
+            return found
+
+        return torch.stack(self.each(fit))
 
     # --- Factors of H -----------------------------------------------------------------------------
 
@@ -136,11 +186,15 @@ class LayerProblem:
 
     def correct(self) -> None:
         """Replaces the weight by the dense one that gives T best on X: W·(C + δI)·(G + δI)⁻¹."""
-        if self.cross is None:
+        if self.cross is None or self.correction == math.inf:
             return
+        asked = self.damping
+        self.damping = asked if self.correction is None else max(asked, self.correction)
         lower = self._cholesky(flipped=False)
-        solved = torch.cholesky_solve(self.target().mT, lower).mT
-        self.weight = solved.float()
+        against = self.dense.double() @ (self.cross + self._ridge())
+        self.weight = torch.cholesky_solve(against.mT, lower).mT.float()
+        if self.correction is not None:
+            self.damping = asked
 
     def _ridge(self) -> Tensor:
         mean = self.gram.diagonal(dim1=-2, dim2=-1).mean(dim=-1)

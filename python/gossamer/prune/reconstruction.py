@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from gossamer.prune.stages import Call, Stage, output_of
 
-__all__ = ["Reconstruction"]
+__all__ = ["Reconstruction", "Tuned"]
 
 _BETAS = (0.9, 0.99)
 _SMALL = 1e-12
+_PARTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True)
@@ -26,20 +27,31 @@ class Reconstruction:
     gets in the pruned model and B₀(X₀) what the dense one gives. It sees what least squares on one
     layer cannot: nonlinearities, normalisation, and what a residual connection carries past.
 
-    What comes out is the epoch with the lowest loss, which is the start where tuning does not help.
+    A block has as many weights as a small calibration set has outputs, so that the loss on what it
+    is tuned on says little. With `held_out` a first run decides how much of it is worth having: it
+    starts from weights that were fitted to one half of the batches, is tuned on that half, and the
+    other half chooses how far to go from the one to the other. The second run starts from weights
+    that were fitted to all batches, is tuned on all, and goes as far; it is left out where the
+    first one said not at all.
 
     Attributes:
         epochs: passes over the batches.
         rate: the first step's length, as a fraction of the root mean square of a layer's kept
             weights; it falls to 0 on a cosine.
-        held_out: the fraction of the batches, the last ones, that are not trained on and judge the
-            epochs instead; 0 judges on all. Layers were fitted to these batches before, so that
-            they favour the start.
+        held_out: whether batches that are held out decide. Without it, and for a single batch,
+            the epoch with the lowest loss is taken, the start included.
     """
 
     epochs: int = 20
     rate: float = 0.02
-    held_out: float = 0.0
+    held_out: bool = True
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or not self.rate > 0:
+            raise ValueError(
+                f"Reconstruction: epochs={self.epochs}, rate={self.rate}: numbers above 0 are "
+                "accepted; reconstruction=None tunes nothing"
+            )
 
     def run(
         self,
@@ -47,7 +59,8 @@ class Reconstruction:
         weights: Sequence[nn.Parameter],
         calls: Sequence[Call],
         wanted: Sequence[Tensor],
-    ) -> tuple[float, float]:
+        half: Sequence[Tensor] | None = None,
+    ) -> Tuned:
         """Changes the weights in place.
 
         Args:
@@ -55,45 +68,56 @@ class Reconstruction:
             weights: the dense parameters under its live masks.
             calls: the block's arguments for each batch.
             wanted: what it is to give for each.
-
-        Returns:
-            The loss before and after on the batches that judge, as a fraction of ‖B₀(X₀)‖².
+            half: the weights as fitted to the batches 0, 2, 4, … alone; None takes the best epoch.
         """
-        seen = max(1, len(calls) - round(len(calls) * self.held_out))
-        judge = range(seen, len(calls)) if seen < len(calls) else range(len(calls))
         frozen = [weight for weight in weights if not weight.requires_grad]
         for weight in frozen:
             weight.requires_grad_(True)
         try:
-            before, after = self._descend(stage, weights, calls, wanted, seen, judge)
+            return self._tune(_Block(stage, weights, calls, wanted), half)
         finally:
             for weight in frozen:
                 weight.requires_grad_(False)
-        return before, after
 
-    def _descend(
-        self,
-        stage: Stage,
-        weights: Sequence[nn.Parameter],
-        calls: Sequence[Call],
-        goals: Sequence[Tensor],
-        seen: int,
-        judge: range,
-    ) -> tuple[float, float]:
+    def _tune(self, block: _Block, half: Sequence[Tensor] | None) -> Tuned:
+        everything = range(len(block.calls))
+        before = block.loss(everything)
+        start = block.values()
+        if half is None or len(everything) < 2:
+            return self._best_epoch(block, before)
+        block.write(half)
+        self._descend(block, everything[::2])
+        part = _best_part(block, half, block.values(), everything[1::2])
+        block.write(start)
+        if part == 0:
+            return Tuned(before, before, part)
+        self._descend(block, everything)
+        block.write(_between(start, block.values(), part))
+        return Tuned(before, block.loss(everything), part)
+
+    def _best_epoch(self, block: _Block, before: float) -> Tuned:
+        everything, best, after = range(len(block.calls)), block.values(), before
+        for _ in self._epochs(block, everything):
+            now = block.loss(everything)
+            if now < after:
+                after, best = now, block.values()
+        block.write(best)
+        return Tuned(before, after, 1.0)
+
+    def _descend(self, block: _Block, seen: Sequence[int]) -> None:
+        for _ in self._epochs(block, seen):
+            pass
+
+    def _epochs(self, block: _Block, seen: Sequence[int]) -> Iterator[None]:
+        """Yields after each epoch."""
+        weights = block.weights
         masters = [weight.detach().float().clone() for weight in weights]
         lengths = [self.rate * float(_root_mean_square(master)) for master in masters]
         first = [torch.zeros_like(master) for master in masters]
         second = [torch.zeros_like(master) for master in masters]
-        best = [weight.detach().clone() for weight in weights]
-        before = after = self._loss(stage, calls, goals, judge)
-        steps = self.epochs * seen
+        steps = self.epochs * len(seen)
         for step in range(steps):
-            call, wanted = calls[step % seen], goals[step % seen]
-            with torch.enable_grad():
-                missed = output_of(stage, call).float() - wanted.float()
-                loss = missed.square().sum() / wanted.float().square().sum().clamp(min=_SMALL)
-            # A batch may pass by some of the weights, or all: an expert, say.
-            grads = _gradients(loss, weights)
+            grads = block.gradients(seen[step % len(seen)])
             decay = (1 + math.cos(math.pi * step / steps)) / 2
             fixes = [1 - beta ** (step + 1) for beta in _BETAS]
             for i, grad in enumerate(grads):
@@ -102,23 +126,75 @@ class Reconstruction:
                 size = (second[i] / fixes[1]).sqrt() + _SMALL
                 masters[i] -= decay * lengths[i] * (first[i] / fixes[0]) / size
                 weights[i].data.copy_(masters[i])
-            if (step + 1) % seen:
-                continue
-            now = self._loss(stage, calls, goals, judge)
-            if now < after:
-                after, best = now, [weight.detach().clone() for weight in weights]
-        for weight, value in zip(weights, best, strict=True):
-            weight.data.copy_(value)
-        return before, after
+            if (step + 1) % len(seen) == 0:
+                yield
 
-    @staticmethod
-    def _loss(stage: Stage, calls: Sequence[Call], goals: Sequence[Tensor], judge: range) -> float:
+
+@dataclass(frozen=True)
+class Tuned:
+    """What tuning did to a block.
+
+    Attributes:
+        before: the loss on all batches before, as a fraction of ‖B₀(X₀)‖².
+        after: the same after.
+        part: how far the weights went to where tuning led, from 0 to 1.
+    """
+
+    before: float
+    after: float
+    part: float
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A block, the weights that are tuned, its arguments, and what it is to give for each."""
+
+    stage: Stage
+    weights: Sequence[nn.Parameter]
+    calls: Sequence[Call]
+    goals: Sequence[Tensor]
+
+    def values(self) -> list[Tensor]:
+        return [weight.detach().clone() for weight in self.weights]
+
+    def write(self, values: Sequence[Tensor]) -> None:
+        for weight, value in zip(self.weights, values, strict=True):
+            weight.data.copy_(value)
+
+    def gradients(self, index: int) -> list[Tensor]:
+        """Of the loss of one batch."""
+        call, wanted = self.calls[index], self.goals[index]
+        with torch.enable_grad():
+            missed = output_of(self.stage, call).float() - wanted.float()
+            loss = missed.square().sum() / wanted.float().square().sum().clamp(min=_SMALL)
+        # A batch may pass by some of the weights, or all: an expert, say.
+        return _gradients(loss, self.weights)
+
+    def loss(self, judges: Iterable[int]) -> float:
         missed = whole = 0.0
-        for index in judge:
-            wanted = goals[index].double()
-            missed += float((output_of(stage, calls[index]).double() - wanted).square().sum())
+        for index in judges:
+            wanted = self.goals[index].double()
+            given = output_of(self.stage, self.calls[index]).double()
+            missed += float((given - wanted).square().sum())
             whole += float(wanted.square().sum())
         return missed / max(whole, _SMALL)
+
+
+def _between(start: Sequence[Tensor], end: Sequence[Tensor], part: float) -> list[Tensor]:
+    return [
+        torch.lerp(a.float(), b.float(), part).to(a.dtype) for a, b in zip(start, end, strict=True)
+    ]
+
+
+def _best_part(
+    block: _Block, start: Sequence[Tensor], end: Sequence[Tensor], judges: Sequence[int]
+) -> float:
+    """How far from start to end the loss of the judges is lowest."""
+    losses = {}
+    for part in _PARTS:
+        block.write(_between(start, end, part))
+        losses[part] = block.loss(judges)
+    return min(losses, key=lambda part: losses[part])
 
 
 def _gradients(loss: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from gossamer.prune.matrix import MatrixForm
-from gossamer.prune.pattern import CustomPattern, is_grouped
+from gossamer.prune.pattern import CustomPattern, column_block, is_grouped
 
 __all__ = ["Candidate", "Rival", "select", "select_all"]
 
@@ -74,12 +74,15 @@ def select(
     Args:
         candidates: weights that compete with each other where the scope is "global".
         pattern: a pattern's text, or an object with `select(scores)`.
-        scope: "row", "tensor" or "global".
+        scope: "row", "tensor", "columns:N" or "global".
 
     Raises:
         ValueError: a score is NaN, or a pattern's `select` returned something else than a mask.
     """
-    if isinstance(pattern, str):
+    width = column_block(scope)
+    if isinstance(pattern, str) and width:
+        masks = [_select_by_columns(candidate, pattern, width) for candidate in candidates]
+    elif isinstance(pattern, str):
         masks = _select_by_core(candidates, pattern, scope)
     else:
         masks = [_select_by_object(candidate, pattern) for candidate in candidates]
@@ -111,6 +114,15 @@ def select_all(rivals: Sequence[Rival]) -> list[Tensor]:
         found = select([rivals[index].candidate for index in members], shared, "global")
         masks.update(zip(members, found, strict=True))
     return [masks[index] for index in range(len(rivals))]
+
+
+def _select_by_columns(candidate: Candidate, pattern: str, width: int) -> Tensor:
+    if candidate.grouped:  # Groups of inputs compete in themselves.
+        return _select_by_core([candidate], pattern, "tensor")[0]
+    parts = [
+        replace(candidate, scores=part.contiguous()) for part in candidate.scores.split(width, -1)
+    ]
+    return torch.cat([_select_by_core([part], pattern, "tensor")[0] for part in parts], dim=-1)
 
 
 def _select_by_core(candidates: Sequence[Candidate], pattern: str, scope: str) -> list[Tensor]:

@@ -20,7 +20,7 @@ from gossamer.prune.groups import (
     sparse_params,
 )
 from gossamer.prune.mask import Mask, attach, detach, mask_of, masked_parameters, zeros_of
-from gossamer.prune.pattern import CustomPattern, parse_pattern
+from gossamer.prune.pattern import CustomPattern, column_block, parse_pattern
 from gossamer.prune.saved import pair, read_state, take, write_state
 from gossamer.prune.selection import Candidate, Rival, select_all
 from gossamer.prune.targets import Config, Target, choose, find_targets
@@ -56,7 +56,8 @@ class Sparsifier:
 
     Args:
         pattern: a pattern's text (docs/patterns.md), or an object with `select(scores)`.
-        scope: where scores compete: "row", "tensor" or "global".
+        scope: where scores compete: "row", "tensor", "columns:N" (all rows of N neighbouring
+            columns), or "global".
         **defaults: hyperparameters of a subclass; a config may set each of them for a weight.
 
     Raises:
@@ -107,8 +108,10 @@ class Sparsifier:
                 f"pattern {pattern!r}: a text such as '2:4' or 'unstructured:0.9', or an object "
                 "with select(scores) is accepted"
             )
-        if scope not in _SCOPES:
-            raise ValueError(f"scope {scope!r}: 'row', 'tensor' or 'global' is accepted")
+        if scope not in _SCOPES and not column_block(scope):
+            raise ValueError(
+                f"scope {scope!r}: 'row', 'tensor', 'columns:N' or 'global' is accepted"
+            )
 
     def update_mask(self, module: nn.Module, tensor_name: str, **group: Any) -> None:
         """Selects the mask of one weight by itself, whatever its scope.

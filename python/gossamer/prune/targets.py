@@ -154,15 +154,44 @@ def _defaults(targets: Mapping[str, Target]) -> list[Target]:
 def _by_entry(
     targets: Mapping[str, Target], entry: Mapping[str, Any]
 ) -> tuple[Target, Mapping[str, Any]]:
-    if not isinstance(entry, Mapping) or "tensor_fqn" not in entry:
+    """One dict of a list, as `torch.ao.pruning` takes them.
+
+    "tensor_fqn" may begin with a dot, or be left out beside "module" or "module_fqn" ("tensor_name"
+    is "weight" where it is not given); what is given twice has to agree.
+    """
+    if not isinstance(entry, Mapping) or not {"tensor_fqn", "module", "module_fqn"} & set(entry):
         raise ValueError(
             f"config entry {entry!r} names no parameter: a dict with 'tensor_fqn' is accepted, "
-            'e.g. {"tensor_fqn": "0.weight", "pattern": "2:4"}'
+            'e.g. {"tensor_fqn": "0.weight", "pattern": "2:4"}, or one with \'module\' or '
+            "'module_fqn' and 'tensor_name'"
         )
-    fqn = entry["tensor_fqn"]
+    fqn = str(entry["tensor_fqn"]).removeprefix(".") if "tensor_fqn" in entry else None
+    if fqn is None:
+        fqn = join(_module_of(targets, entry), entry.get("tensor_name", "weight"))
     if fqn not in targets:
         raise ValueError(f"config: the model has no parameter '{fqn}'{_nearest(fqn, targets)}")
-    return targets[fqn], {key: value for key, value in entry.items() if key != "tensor_fqn"}
+    target = targets[fqn]
+    for key in ("module", "module_fqn", "tensor_name"):
+        if key in entry and entry[key] is not getattr(target, key) != entry[key]:
+            raise ValueError(
+                f"config: '{fqn}' is given with the {key} {entry[key]!r}, but its own is "
+                f"{getattr(target, key)!r}; leave {key} out"
+            )
+    place = ("tensor_fqn", "module", "module_fqn", "tensor_name")
+    return target, {key: value for key, value in entry.items() if key not in place}
+
+
+def _module_of(targets: Mapping[str, Target], entry: Mapping[str, Any]) -> str:
+    """The name of the module that an entry without "tensor_fqn" means."""
+    if "module_fqn" in entry:
+        return str(entry["module_fqn"])
+    for target in targets.values():
+        if target.module is entry["module"]:
+            return target.module_fqn
+    raise ValueError(
+        f"config: {type(entry['module']).__name__} is no module with parameters of this model; "
+        "pass one of model.modules(), or its name as 'module_fqn'"
+    )
 
 
 def _by_glob(

@@ -43,6 +43,18 @@ inline __m256i first_lanes(std::int64_t count) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(limit), lane);
 }
 
+/// The nearest whole numbers of the first `count` lanes, which fit a byte.
+inline void store_bytes(std::int8_t* p, Vector v, std::int64_t count) {
+  const __m256i numbers = _mm256_cvtps_epi32(v);
+  const __m128i words =
+      _mm_packs_epi32(_mm256_castsi256_si128(numbers), _mm256_extracti128_si256(numbers, 1));
+  const __m128i bytes = _mm_packs_epi16(words, words);
+  if (count >= 8) return _mm_storel_epi64(reinterpret_cast<__m128i*>(p), bytes);
+  alignas(16) std::int8_t all[16];
+  _mm_store_si128(reinterpret_cast<__m128i*>(all), bytes);
+  for (std::int64_t i = 0; i < count; ++i) p[i] = all[i];
+}
+
 struct Float32 {
   using Type = float;
   static Vector load(const float* p) { return _mm256_loadu_ps(p); }

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cpu/conv_bands_task.h"
 #include "cpu/conv_task.h"
 #include "cpu/kcsr_task.h"
 
@@ -36,6 +37,8 @@ inline Vector add_second_pixels(Vector pixels, const float* x, std::uint32_t lan
 
 #include "cpu/conv2d.inl"
 //
+#include "cpu/conv_bands.inl"
+//
 #include "cpu/conv_quantize.inl"
 
 }  // namespace
@@ -43,6 +46,14 @@ inline Vector add_second_pixels(Vector pixels, const float* x, std::uint32_t lan
 namespace gossamer::cpu {
 
 constinit const ConvFunctions avx512_conv2d_f32 = conv_functions_for<Float32>();
+
+constinit const ConvBandsFunctions avx512_conv2d_bands = {
+    kLanes,
+    copy_bands,
+    store_bands,
+    {add_bands<1>, add_bands<2>, add_bands<3>, add_bands<4>, add_bands<5>, add_bands<6>,
+     add_bands<7>, add_bands<8>, add_bands<9>, add_bands<10>, add_bands<11>, add_bands<12>,
+     add_bands<13>, add_bands<14>, add_bands<15>, add_bands<16>}};
 
 constinit const ConvQuantizeFunctions avx512_conv2d_quads = {quantize_tile<4>, make_words<4>,
                                                              make_unsigned, dequantize_sums, 4};

@@ -41,6 +41,11 @@ inline __mmask16 first_lanes(std::int64_t count) {
                      : static_cast<__mmask16>((1u << static_cast<unsigned>(count)) - 1u);
 }
 
+/// The nearest whole numbers of the first `count` lanes, which fit a byte.
+inline void store_bytes(std::int8_t* p, Vector v, std::int64_t count) {
+  _mm512_mask_cvtsepi32_storeu_epi8(p, first_lanes(count), _mm512_cvtps_epi32(v));
+}
+
 struct Float32 {
   using Type = float;
   static Vector load(const float* p) { return _mm512_loadu_ps(p); }

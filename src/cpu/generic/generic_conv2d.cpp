@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "cpu/conv_bands_task.h"
 #include "cpu/conv_task.h"
 #include "cpu/finish_task.h"
 
@@ -41,11 +42,20 @@ inline Vector add_second_pixels(Vector pixels, const float* x, std::uint32_t lan
 }
 
 #include "cpu/conv2d.inl"
+//
+#include "cpu/conv_bands.inl"
 
 }  // namespace
 
 namespace gossamer::cpu {
 
 constinit const ConvFunctions generic_conv2d_f32 = conv_functions_for<Float32>();
+
+constinit const ConvBandsFunctions generic_conv2d_bands = {
+    kLanes,
+    copy_bands,
+    store_bands,
+    {add_bands<1>, add_bands<2>, add_bands<3>, add_bands<4>, add_bands<5>, add_bands<6>,
+     add_bands<7>, add_bands<8>}};
 
 }  // namespace gossamer::cpu

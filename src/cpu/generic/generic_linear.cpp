@@ -18,6 +18,7 @@
 #include "core/activation.h"
 #include "core/half.h"
 #include "core/layouts.h"
+#include "core/requantize.h"
 #include "core/row_source.h"
 #include "cpu/registration.h"
 #include "gossamer/linear.h"
@@ -97,8 +98,12 @@ void run_rows(const LinearArgs& args, const detail::PackedSource& source, Buffer
             batch * args.residual_batch_stride + (token + t) * args.residual_stride + row);
       }
       result = detail::activate(args.activation, result);
-      detail::store_as(dtype, static_cast<std::byte*>(args.y),
-                       batch * args.y_batch_stride + (token + t) * args.y_stride + row, result);
+      const std::int64_t at = batch * args.y_batch_stride + (token + t) * args.y_stride + row;
+      if (args.y_scale > 0.0f) {
+        static_cast<std::int8_t*>(args.y)[at] = detail::requantized(result, args.y_scale);
+      } else {
+        detail::store_as(dtype, static_cast<std::byte*>(args.y), at, result);
+      }
     }
   }
 }

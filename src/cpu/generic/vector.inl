@@ -39,6 +39,14 @@ inline Vector power_of_two(Vector a) {
 /// a < b ? x : y in every lane.
 inline Vector where_less(Vector a, Vector b, Vector x, Vector y) { return a < b ? x : y; }
 
+/// The nearest whole numbers of the first `count` lanes, which fit a byte.
+inline void store_bytes(std::int8_t* p, Vector v, std::int64_t count) {
+  const Vector numbers = nearest_integer(v);
+  for (std::int64_t i = 0; i < count && i < kLanes; ++i) {
+    p[i] = static_cast<std::int8_t>(numbers[i]);
+  }
+}
+
 struct Float32 {
   using Type = float;
   static Vector load(const float* p) {

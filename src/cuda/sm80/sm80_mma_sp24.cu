@@ -69,7 +69,7 @@ void run(const LinearSp24Kernel& row, const LinearSp24Args& args, const DeviceIn
   MmaParams<T> params{};
   params.tiles = reinterpret_cast<const unsigned char*>(args.tiles);
   params.x = static_cast<const T*>(args.x);
-  params.y = static_cast<std::uint16_t*>(args.y);
+  params.y = args.y;
   params.x_stride = args.x_stride;
   params.y_stride = args.y_stride;
   params.epilogue = epilogue_of<T>(args);

@@ -25,7 +25,7 @@ template <typename T>
 struct MmaParams {
   const unsigned char* tiles;
   const T* x;
-  std::uint16_t* y;
+  void* y;
   std::int64_t x_stride;
   std::int64_t y_stride;
   Epilogue<T> epilogue;
@@ -265,11 +265,12 @@ __global__ void __launch_bounds__(Shape::kThreads)
        t += Shape::kThreads / Shape::kRows) {
     const int token = first_token + t;
     if (token >= p.epilogue.tokens) return;
-    float y = static_cast<float>(sums[t * Shape::kSumStride + row]);
-    if constexpr (Epilogue<T>::kIsScaled) y *= scale * p.epilogue.x_scale_of(token);
-    y += bias;
-    if (p.epilogue.residual != nullptr) y += p.epilogue.residual_of(token, out_row);
-    p.y[token * p.y_stride + out_row] = p.epilogue.from_float(p.epilogue.activate(y));
+    float y[1] = {static_cast<float>(sums[t * Shape::kSumStride + row])};
+    if constexpr (Epilogue<T>::kIsScaled) y[0] *= scale * p.epilogue.x_scale_of(token);
+    y[0] += bias;
+    if (p.epilogue.residual != nullptr) y[0] += p.epilogue.residual_of(token, out_row);
+    p.epilogue.activate(y);
+    p.epilogue.store(p.y, token * p.y_stride + out_row, y[0]);
   }
 }
 

@@ -171,17 +171,21 @@ __device__ __forceinline__ void tensor_load_multicast(std::uint32_t to, const CU
       : "memory");
 }
 
-/// A box from shared memory to a matrix; what lies outside the matrix is not written.
+/// A box from shared memory to a matrix, in the group that the next commit ends; what lies outside
+/// the matrix is not written.
 __device__ __forceinline__ void tensor_store(const CUtensorMap* map, std::uint32_t from, int column,
                                              int row) {
   asm volatile(
       "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map),
       "r"(from), "r"(column), "r"(row)
       : "memory");
+}
+
+__device__ __forceinline__ void tensor_store_commit() {
   asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 }
 
-/// Waits until the sources of all but the last kPending stores of this thread may be written again.
+/// Waits until the sources of all but the last kPending groups of this thread may be written again.
 template <int kPending>
 __device__ __forceinline__ void tensor_store_wait_read() {
   asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");
@@ -213,6 +217,16 @@ __device__ __forceinline__ float4 load_shared_float4(std::uint32_t from) {
                : "r"(from)
                : "memory");
   return v;
+}
+
+__device__ __forceinline__ float2 load_shared_float2(std::uint32_t from) {
+  float2 v;
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(from) : "memory");
+  return v;
+}
+
+__device__ __forceinline__ void store_shared_float(std::uint32_t to, float value) {
+  asm volatile("st.shared.f32 [%0], %1;" ::"r"(to), "f"(value) : "memory");
 }
 
 __device__ __forceinline__ std::uint32_t load_shared_word(std::uint32_t from) {

@@ -33,7 +33,7 @@ template <typename T>
 struct DecodeParams {
   const unsigned char* tiles;
   const T* x;  // read where x_by_tma is false
-  std::uint16_t* y;
+  void* y;
   std::int64_t x_stride;
   std::int64_t y_stride;
   Epilogue<T> epilogue;
@@ -242,22 +242,30 @@ __global__ void __launch_bounds__(DecodeShape<T>::kThreads, 2)
       const int lane = entry % 32;
       const int row = tile_row + entry % 128 / 32 * 16 + lane / 4;
       const int token = entry / 128 * 8 + lane % 4 * 2;
-      const Sum values[2][2] = {{from_bits<Sum>(sum.x), from_bits<Sum>(sum.y)},
-                                {from_bits<Sum>(sum.z), from_bits<Sum>(sum.w)}};
+      const Sum sums_of_rows[4] = {from_bits<Sum>(sum.x), from_bits<Sum>(sum.y),
+                                   from_bits<Sum>(sum.z), from_bits<Sum>(sum.w)};
+      float values[4];  // two tokens of `row`, two of `row` + 8
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         const int r = row + 8 * h;
-        if (r >= p.epilogue.out) continue;
         const float bias = p.epilogue.bias_of(r);
         const float scale = p.epilogue.weight_scale_of(r);
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
-          if (token + c >= p.epilogue.tokens) continue;
-          float y = static_cast<float>(values[h][c]);
+          float& y = values[2 * h + c];
+          y = static_cast<float>(sums_of_rows[2 * h + c]);
           if constexpr (Epilogue<T>::kIsScaled) y *= scale * p.epilogue.x_scale_of(token + c);
           y += bias;
           if (p.epilogue.residual != nullptr) y += p.epilogue.residual_of(token + c, r);
-          p.y[(token + c) * p.y_stride + r] = p.epilogue.from_float(p.epilogue.activate(y));
+        }
+      }
+      p.epilogue.activate(values);
+#pragma unroll
+      for (int v = 0; v < 4; ++v) {
+        const int r = row + v / 2 * 8;
+        const int t = token + v % 2;
+        if (r < p.epilogue.out && t < p.epilogue.tokens) {
+          p.epilogue.store(p.y, t * p.y_stride + r, values[v]);
         }
       }
     }

@@ -6,6 +6,7 @@
 #include "cuda/common/epilogue.cuh"
 #include "cuda/sm90/element.cuh"
 #include "cuda/sm90/ptx.cuh"
+#include "cuda/sm90/sm90_gemm_epilogue.cuh"
 #include "cuda/sm90/tensor_map.h"
 #include "cuda/sm90/x_tile.cuh"
 
@@ -13,77 +14,96 @@
 //
 //                 tokens                     a block: kRows outputs × kTokens tokens, persistent;
 //            ┌──────────────┐                one warpgroup loads, two multiply, each half the rows
-//   kRows    │ block 0      │ ─┐ cluster:    stage: a tile of inputs: W by bulk copies, X by the
-//            ├──────────────┤  │ both load   copy engine, each block of the cluster a part of the
-//   kRows    │ block 1      │ ─┘ half of X   tokens, multicast to both
+//   kRows    │ block 0      │ ─┐
+//            ├──────────────┤  │ cluster:    stage: a tile of inputs, by the copy engine; blocks of
+//   kRows    │ block 1      │ ─┘ same X      a cluster each load a part of X, multicast to all
 //            └──────────────┘
 //
-// Bound: wgmma.sp with both operands in shared memory reaches 8/9 of the sparse peak at 256 tokens
-// (6/7 at 192), if data arrives: per stage 64 inputs, 32 KB of X and 9 KB of W for 2·128·256·64
-// dense-equivalent operations. The multicast halves what X costs of the L2's bandwidth.
+// Two bounds, in clocks a stage of 64 inputs of 16 bits, measured on an H200 (2026-11-30):
 //
-// Where there are fewer tiles than multiprocessors, the inputs are divided among `split` blocks of
-// the cluster too. Each block then has one tile; the partial sums are exchanged through shared
-// memory of the cluster, each block finishes its part of the tokens, in the order of ranks.
+//   outputs × tokens            128×256   256×192   192×256   128×128
+//   wgmma.sp, W and X shared        576       896       864       320      4 · (tokens / 2 + 16) ·
+//   row tiles of a warpgroup bytes that land, 64 a clock     656       672       728       400 the
+//   loop as it runs             716       975         -       468
+//
+// So a multiprocessor takes 64 bytes a clock, and small tiles wait for data however little of it
+// comes from L2; large tiles keep the tensor cores busy.
+//
+// Where there are fewer tiles than multiprocessors, the inputs can be divided among `split` blocks
+// of the cluster too. Each block then has one tile; the partial sums are exchanged through shared
+// memory of the cluster, each block finishes its part of the tokens, in the order of ranks. Where
+// the last round would leave more than half of the clusters idle, the two blocks of a cluster
+// divide the inputs of its tiles in the same way.
 namespace gossamer::cuda::sm90 {
 
 template <typename T>
 struct GemmParams {
-  const unsigned char* tiles;
   const T* x;  // read where the kernel does not use the copy engine for X
-  std::uint16_t* y;
+  void* y;
   std::int64_t x_stride;
   std::int64_t y_stride;
   Epilogue<T> epilogue;
   int in;
-  int w_row_tiles;  // of 64 rows
   int input_tiles;
-  int row_blocks;  // blocks along the rows, a multiple of kCluster
+  int row_blocks;  // blocks along the rows, a multiple of `shared_by`
   int token_blocks;
-  int split;
+  int shared_by;  // blocks of a cluster that need the same X
+  int split;      // parts of the inputs
+  bool splits_last_round;
   bool y_by_tma;
   bool weight_is_constant;  // may be read before the previous kernel has ended
 };
 
 /// The compile-time shape of a block.
-template <typename T, int kRowTiles_, int kTokens_, int kStages_, int kBuffers_, int kCluster_,
-          bool kXByTma_, bool kPromotes_ = false, bool kMapped_ = false>
+template <typename T, int kRowTiles_, int kTokens_, int kBuffers_, bool kXByTma_ = true,
+          bool kPromotes_ = false>
 struct GemmShape {
   static constexpr int kRowTiles = kRowTiles_;  // tiles of 64 rows a warpgroup
   static constexpr int kTokens = kTokens_;
-  static constexpr int kStages = kStages_;
   static constexpr int kBuffers = kBuffers_;  // pieces of results that wait to be written
-  static constexpr int kCluster = kCluster_;  // blocks that share X
   static constexpr bool kXByTma = kXByTma_;
   // fp8 products are summed in fewer bits than float32 has: two stages at a time, then in float32.
   static constexpr bool kPromotes = kPromotes_;
 
-  // The tiles of W of a stage come by one copy through a tensor map, behind those of X, and warps
-  // release stages one by one.
-  static constexpr bool kMapped = kMapped_;
-
   static constexpr int kWarpgroups = 2;
   static constexpr int kThreads = 128 * (1 + kWarpgroups);
-  static constexpr int kRows = 64 * kRowTiles * kWarpgroups;
+  // 192 sums a thread leave few registers for anything else.
+  static constexpr bool kIsFull = kRowTiles * kTokens / 2 >= 192;
+  static constexpr int kLoaderRegisters = kIsFull ? 24 : 40;
+  static constexpr int kRegisters = kIsFull ? 240 : 232;
+  static constexpr int kWTiles = kRowTiles * kWarpgroups;
+  static constexpr int kRows = 64 * kWTiles;
   static constexpr int kTile = Element<T>::Tile::kBytes;
-  static constexpr int kWBytes = kTile * kRowTiles * kWarpgroups;
+  static constexpr int kWBytes = kTile * kWTiles;
   static constexpr int kXBytes = kTokens * 128;
-  // A warpgroup turns its result around in pieces of 64 rows by kPiece tokens.
+  // A warpgroup turns its result around in pieces of 64 rows by kPiece tokens, half of its buffers
+  // at a time.
   static constexpr int kPiece = kTokens >= 192 ? 32 : 16;
   static constexpr int kPieces = kTokens / kPiece;
   static constexpr int kPieceBytes = kPiece * 128;
-  static constexpr int kSharedBytes =
-      1024 + kStages * (kXBytes + kWBytes) + kBuffers * kWarpgroups * kPieceBytes + 2 * kStages * 8;
-  static_assert(kSharedBytes <= 232448 && kBuffers >= 2);
-  static_assert(kTokens % kPiece == 0 && kTokens % (8 * kCluster) == 0);
-  static_assert(kXByTma || !kMapped);
+  static constexpr int kScaleBytes = Epilogue<T>::kIsScaled ? kTokens * 4 : 0;  // of a warpgroup
+
+  // As many stages as fit.
+  static constexpr int kMostShared = 232448;
+  static constexpr int kFixedBytes = 1024 + kWarpgroups * (kBuffers * kPieceBytes + kScaleBytes);
+  static constexpr int kFitting = (kMostShared - kFixedBytes) / (kXBytes + kWBytes + 2 * 8);
+  static constexpr int kStages = kFitting < 14 ? kFitting : 14;
+  static constexpr int kSharedBytes = kFixedBytes + kStages * (kXBytes + kWBytes + 2 * 8);
+  static_assert(kStages >= 4 && kBuffers % 2 == 0 && kTokens % kPiece == 0);
+
+  /// Whether the sums of `split` parts of the inputs fit where the stages were.
+  static constexpr bool can_split(int split) {
+    return split == 1 ||
+           split * ((kPieces + split - 1) / split) * kPiece * kRows * 4 <=
+               kStages * (kXBytes + kWBytes);
+  }
 };
 
 /// Walks the tiles in groups of kGroup token blocks, all row blocks inside, so that the X of a
 /// group and the W that streams past stay in L2 together.
 struct TileCursor {
   static constexpr int kGroup = 8;
-  int row_block;
+  int row_cluster;
   int token_block;
 
   __device__ __forceinline__ TileCursor(int tile, int row_clusters, int token_blocks) {
@@ -93,20 +113,64 @@ struct TileCursor {
     const int width = min(kGroup, token_blocks - first);
     const int inside = tile - group * per_group;
     token_block = first + inside % width;
-    row_block = inside / width;
+    row_cluster = inside / width;
+  }
+};
+
+/// What a block does in one round, and the rounds there are.
+template <typename T>
+struct GemmRounds {
+  const GemmParams<T>& p;
+  int rank;      // in the cluster
+  int clusters;  // of the launch
+  int tiles;     // for the blocks that share X together
+  int whole;     // of them in rounds that keep all clusters busy, or all
+  int end;       // of the numbers that work_at() takes, in steps of `clusters`
+
+  struct Work {
+    int row_block;
+    int token_block;
+    bool is_alone;  // the blocks of the cluster divide its inputs
+    int part;
+    int split;
+    int first;  // tile of inputs
+    int steps;
+  };
+
+  __device__ __forceinline__ GemmRounds(const GemmParams<T>& params, int cluster_rank)
+      : p(params), rank(cluster_rank) {
+    clusters = static_cast<int>(gridDim.x) / (p.shared_by * p.split);
+    tiles = p.row_blocks / p.shared_by * p.token_blocks;
+    whole = p.splits_last_round ? tiles / clusters * clusters : tiles;
+    end = whole + (tiles - whole) * p.shared_by;
+  }
+
+  __device__ __forceinline__ Work work_at(int number) const {
+    Work work;
+    work.is_alone = number >= whole;
+    const int among = number - whole;
+    const int tile = work.is_alone ? whole + among / p.shared_by : number;
+    const TileCursor at(tile, p.row_blocks / p.shared_by, p.token_blocks);
+    work.token_block = at.token_block;
+    work.part = work.is_alone ? rank : rank / p.shared_by;
+    work.split = work.is_alone ? p.shared_by : p.split;
+    work.row_block =
+        at.row_cluster * p.shared_by + (work.is_alone ? among % p.shared_by : rank % p.shared_by);
+    const long long inputs = p.input_tiles;
+    work.first = static_cast<int>(inputs * work.part / work.split);
+    work.steps = static_cast<int>(inputs * (work.part + 1) / work.split) - work.first;
+    return work;
   }
 };
 
 template <typename T, typename Shape>
 __global__ void __launch_bounds__(Shape::kThreads, 1)
     gemm_sp24(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap y_map,
-              const __grid_constant__ GemmParams<T> p,
-              [[maybe_unused]] const __grid_constant__ CUtensorMap w_map) {
+              const __grid_constant__ GemmParams<T> p, const __grid_constant__ CUtensorMap w_map) {
   using Sum = typename Element<T>::Sum;
   constexpr int kInputs = Element<T>::kInputs;
   constexpr int kTokens = Shape::kTokens;
   constexpr int kStages = Shape::kStages;
-  constexpr int kCluster = Shape::kCluster;
   constexpr int kRowTiles = Shape::kRowTiles;
   constexpr int kWarpgroups = Shape::kWarpgroups;
   constexpr int kXBytes = Shape::kXBytes;
@@ -115,31 +179,26 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   extern __shared__ unsigned char raw[];
   unsigned char* const shared =
       reinterpret_cast<unsigned char*>((reinterpret_cast<std::uintptr_t>(raw) + 1023) & ~1023ull);
-  const std::uint32_t x_stages = shared_address(shared);
-  const std::uint32_t pieces = x_stages + kStages * kXBytes;
-  const std::uint32_t w_stages = pieces + Shape::kBuffers * kWarpgroups * Shape::kPieceBytes;
+  constexpr int kPiecesBytes = Shape::kBuffers * kWarpgroups * Shape::kPieceBytes;
+  const std::uint32_t pieces = shared_address(shared);
+  const std::uint32_t x_stages = pieces + kPiecesBytes;
+  const std::uint32_t w_stages = x_stages + kStages * kXBytes;
   const std::uint32_t full = w_stages + kStages * kWBytes;
   const std::uint32_t empty = full + kStages * 8;
 
-  // Blocks of a cluster: kCluster that share X, times `split` that share the tile.
+  // Blocks of a cluster: `shared_by` that need the same X, times `split` that share the tile.
   const int rank = cluster_rank();
-  const int part = rank / kCluster;
-  const int row_rank = rank % kCluster;
-  const int cluster_blocks = kCluster * p.split;
-  const int cluster = static_cast<int>(blockIdx.x) / cluster_blocks;
-  const int clusters = static_cast<int>(gridDim.x) / cluster_blocks;
-  const int row_clusters = p.row_blocks / kCluster;
-  const int tiles = row_clusters * p.token_blocks;
-  const int first = static_cast<int>(static_cast<long long>(p.input_tiles) * part / p.split);
-  const int steps =
-      static_cast<int>(static_cast<long long>(p.input_tiles) * (part + 1) / p.split) - first;
+  const int first_peer = rank / p.shared_by * p.shared_by;
+  const int row_rank = rank - first_peer;
+  const int cluster = static_cast<int>(blockIdx.x) / (p.shared_by * p.split);
+  const GemmRounds<T> rounds(p, rank);
 
   const int warpgroup = static_cast<int>(threadIdx.x) / 128;
   const int thread = static_cast<int>(threadIdx.x) % 128;
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; ++i) {
       barrier_init(full + i * 8, Shape::kXByTma ? 1 : 1 + 4);
-      barrier_init(empty + i * 8, (Shape::kMapped ? 4 : 1) * kWarpgroups * kCluster);
+      barrier_init(empty + i * 8, 4 * kWarpgroups * p.shared_by);
     }
     barrier_init_fence();
   }
@@ -150,42 +209,45 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
 
   if (warpgroup == 0) {
     // --- Loads ---
-    give_registers<40>();
+    give_registers<Shape::kLoaderRegisters>();
     int stage = 0;
     std::uint32_t parity = 1;
     const auto load_weights = [&](int s, int row_tile, int k) {
-      if constexpr (Shape::kMapped) {
-        constexpr int kLines = Shape::kTile / kTileLine;
-        tiles_load(w_stages + s * kWBytes, &w_map, k * kLines, row_tile, full + s * 8);
+      constexpr int kLines = Shape::kTile / kTileLine;
+      tiles_load(w_stages + s * kWBytes, &w_map, k * kLines, row_tile, full + s * 8);
+    };
+    const int x_share = kTokens / p.shared_by;
+    const auto x_blocks = static_cast<std::uint16_t>(((1 << p.shared_by) - 1) << first_peer);
+    const auto load_x = [&](int s, int token, int k, bool is_alone) {
+      const std::uint32_t to = x_stages + s * kXBytes;
+      const std::uint32_t barrier = full + s * 8;
+      if (p.shared_by > 1 && !is_alone) {
+        const int share = row_rank * x_share;
+        tensor_load_multicast(to + share * 128, &x_map, k * kInputs, token + share, barrier,
+                              x_blocks);
         return;
       }
-#pragma unroll
-      for (int i = 0; i < kRowTiles * kWarpgroups; ++i) {
-        // Rows past the last tile repeat it; their results are not written.
-        const long long w_tile = min(row_tile + i, p.w_row_tiles - 1);
-        bulk_load(w_stages + s * kWBytes + i * Shape::kTile,
-                  p.tiles + (w_tile * p.input_tiles + k) * Shape::kTile, Shape::kTile,
-                  full + s * 8);
+      for (int share = 0; share < kTokens; share += x_share) {
+        tensor_load(to + share * 128, &x_map, k * kInputs, token + share, barrier);
       }
     };
     constexpr int kExpected = kWBytes + (Shape::kXByTma ? kXBytes : 0);
     if (!Shape::kXByTma || thread == 0) {
       // The first weights travel while the previous kernel ends.
       int ahead = 0;
-      if (p.weight_is_constant && thread == 0 && cluster < tiles) {
-        const TileCursor at(cluster, row_clusters, p.token_blocks);
-        const int row_tile = (at.row_block * kCluster + row_rank) * kRowTiles * kWarpgroups;
-        for (ahead = 0; ahead < min(kStages, steps); ++ahead) {
+      if (p.weight_is_constant && thread == 0 && cluster < rounds.end) {
+        const auto work = rounds.work_at(cluster);
+        for (ahead = 0; ahead < min(kStages, work.steps); ++ahead) {
           barrier_arrive_expect(full + ahead * 8, kExpected);
-          load_weights(ahead, row_tile, first + ahead);
+          load_weights(ahead, work.row_block * Shape::kWTiles, work.first + ahead);
         }
       }
       wait_for_predecessors();
-      for (int tile = cluster; tile < tiles; tile += clusters) {
-        const TileCursor at(tile, row_clusters, p.token_blocks);
-        const int row_tile = (at.row_block * kCluster + row_rank) * kRowTiles * kWarpgroups;
-        const int token = at.token_block * kTokens;
-        for (int k = first; k < first + steps; ++k) {
+      for (int i = cluster; i < rounds.end; i += rounds.clusters) {
+        const auto work = rounds.work_at(i);
+        const int row_tile = work.row_block * Shape::kWTiles;
+        const int token = work.token_block * kTokens;
+        for (int k = work.first; k < work.first + work.steps; ++k) {
           barrier_wait(empty + stage * 8, parity);
           const std::uint32_t barrier = full + stage * 8;
           bool w_is_next = false;
@@ -194,29 +256,21 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
               --ahead;
             } else {
               barrier_arrive_expect(barrier, kExpected);
-              w_is_next = Shape::kMapped;
-              if (!w_is_next) load_weights(stage, row_tile, k);
+              w_is_next = true;
+              // X that threads copy takes long: W is asked for before it, otherwise behind it.
+              if (!Shape::kXByTma) load_weights(stage, row_tile, k);
             }
           }
           if constexpr (Shape::kXByTma) {
-            constexpr int kShare = kTokens / kCluster;
-            const std::uint32_t to = x_stages + stage * kXBytes + row_rank * kShare * 128;
-            if constexpr (kCluster == 1) {
-              tensor_load(to, &x_map, k * kInputs, token, barrier);
-            } else {
-              const auto blocks =
-                  static_cast<std::uint16_t>(((1 << kCluster) - 1) << (part * kCluster));
-              tensor_load_multicast(to, &x_map, k * kInputs, token + row_rank * kShare, barrier,
-                                    blocks);
-            }
+            load_x(stage, token, k, work.is_alone);
           } else {
-            fill_x_tile<T, kTokens>(shared + stage * kXBytes, p.x, p.x_stride, token, k * kInputs,
-                                    p.epilogue.tokens, p.in, thread, 128);
+            fill_x_tile<T, kTokens>(shared + kPiecesBytes + stage * kXBytes, p.x, p.x_stride, token,
+                                    k * kInputs, p.epilogue.tokens, p.in, thread, 128);
             fence_async_proxy();
             __syncwarp();
             if (thread % 32 == 0) barrier_arrive(barrier);
           }
-          if (w_is_next) load_weights(stage, row_tile, k);
+          if (Shape::kXByTma && w_is_next) load_weights(stage, row_tile, k);
           if (++stage == kStages) {
             stage = 0;
             parity ^= 1;
@@ -227,37 +281,42 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     __syncwarp();
   } else {
     // --- Products ---
-    take_registers<232>();
+    take_registers<Shape::kRegisters>();
     wait_for_predecessors();
     const int group = warpgroup - 1;
-    const int warp = thread / 32;
     const int lane = thread % 32;
     const bool elected = thread == 0;
     int stage = 0;
     std::uint32_t parity = 0;
     int buffer = 0;
+    // A stage goes back to all blocks that loaded a part of it.
+    const bool releases = lane < p.shared_by;
+    const std::uint32_t my_scales = empty + kStages * 8 + group * Shape::kScaleBytes;
     const std::uint32_t my_pieces = pieces + group * Shape::kBuffers * Shape::kPieceBytes;
 
-    for (int tile = cluster; tile < tiles; tile += clusters) {
-      const TileCursor at(tile, row_clusters, p.token_blocks);
-      const int first_row =
-          ((at.row_block * kCluster + row_rank) * kWarpgroups + group) * kRowTiles * 64;
-      const int first_token = at.token_block * kTokens;
+    for (int i = cluster; i < rounds.end; i += rounds.clusters) {
+      const auto work = rounds.work_at(i);
+      const int steps = work.steps;
+      // A block that works alone hands its stages back to itself, as often as they are counted.
+      const int released_rank = work.is_alone ? rank : first_peer + lane;
+      const GemmPlace place{.group = group,
+                            .thread = thread,
+                            .split = work.split,
+                            .part = work.part,
+                            .first_peer = work.is_alone ? 0 : row_rank,
+                            .peer_stride = work.is_alone ? 1 : p.shared_by,
+                            .first_row = (work.row_block * kWarpgroups + group) * kRowTiles * 64,
+                            .first_token = work.token_block * kTokens};
+      TileScales<T, Shape> scales;
+      if constexpr (!Shape::kIsFull) scales.load(p, place);
       Sum d[kRowTiles][kTokens / 2];
       [[maybe_unused]] Sum promoted[kRowTiles][Shape::kPromotes ? kTokens / 2 : 1] = {};
       int previous = -1;
       int accumulate = 0;
       const auto release = [&](int s) {
-        // Warp by warp, what each has read of the stage itself is ordered before its arrival.
-        if constexpr (Shape::kMapped) __syncwarp();
-        const int arriving = Shape::kMapped ? lane : thread;
-        if (arriving < kCluster) {
-          if constexpr (kCluster == 1) {
-            barrier_arrive(empty + s * 8);
-          } else {
-            barrier_arrive_peer(empty + s * 8, part * kCluster + arriving);
-          }
-        }
+        // Warp by warp, so that what each has read of the stage itself is ordered before it.
+        __syncwarp();
+        if (releases) barrier_arrive_peer(empty + s * 8, released_rank);
       };
       // The metadata registers belong to the instruction until it has ended, so consecutive steps
       // use different ones.
@@ -317,148 +376,15 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
         }
       }
 
-      // Which pieces of the tile this block finishes: all, or its share of them.
-      int first_piece = 0;
-      int end_piece = Shape::kPieces;
-      if (p.split > 1) {
-        const auto start_of = [&](int owner) {
-          return (owner * Shape::kPieces + p.split - 1) / p.split;
-        };
-        first_piece = start_of(part);
-        end_piece = start_of(part + 1);
-        // Everyone in the cluster has read its last stage: stages become buffers for sums,
-        // [source][tile][octet of tokens][thread of both warpgroups] of 16 bytes.
-        constexpr int kPieceOctets = Shape::kPiece / 8;
-        const int octets = (Shape::kPieces + p.split - 1) / p.split * kPieceOctets;
-        const auto place = [&](int source, int i, int octet) {
-          return x_stages +
-                 (((source * kRowTiles + i) * octets + octet) * 256 + group * 128 + thread) * 16;
-        };
-        cluster_arrive();
-        cluster_wait();
-#pragma unroll
-        for (int h = 0; h < Shape::kPieces; ++h) {
-          const int owner = h * p.split / Shape::kPieces;
-          const int peer = owner * kCluster + row_rank;
-          const int octet = (h - start_of(owner)) * kPieceOctets;
-#pragma unroll
-          for (int i = 0; i < kRowTiles; ++i) {
-#pragma unroll
-            for (int j = 0; j < kPieceOctets; ++j) {
-              const Sum* v = &d[i][(h * kPieceOctets + j) * 4];
-              store_peer(peer_address(place(part, i, octet + j), peer),
-                         make_float4(to_bits(v[0]), to_bits(v[1]), to_bits(v[2]), to_bits(v[3])));
-            }
-          }
-        }
-        cluster_arrive();
-        cluster_wait();
-#pragma unroll
-        for (int h = 0; h < Shape::kPieces; ++h) {
-          if (h < first_piece || h >= end_piece) continue;
-#pragma unroll
-          for (int i = 0; i < kRowTiles; ++i) {
-#pragma unroll
-            for (int j = 0; j < kPieceOctets; ++j) {
-              const int octet = (h - first_piece) * kPieceOctets + j;
-              float4 sum = load_shared_float4(place(0, i, octet));
-              for (int source = 1; source < p.split; ++source) {
-                sum = add_bits<Sum>(sum, load_shared_float4(place(source, i, octet)));
-              }
-              Sum* v = &d[i][(h * kPieceOctets + j) * 4];
-              v[0] = from_bits<Sum>(sum.x);
-              v[1] = from_bits<Sum>(sum.y);
-              v[2] = from_bits<Sum>(sum.z);
-              v[3] = from_bits<Sum>(sum.w);
-            }
-          }
-        }
-      }
-
-      // From here on the registers of sums hold float32, as bit patterns where sums are integers.
-      if constexpr (Epilogue<T>::kIsScaled) {
-#pragma unroll
-        for (int i = 0; i < kRowTiles; ++i) {
-          const int row = first_row + i * 64 + warp * 16 + lane / 4;
-          const float scales[2] = {p.epilogue.weight_scale_of(row),
-                                   p.epilogue.weight_scale_of(row + 8)};
-#pragma unroll
-          for (int j = 0; j < kTokens / 2; ++j) {
-            const int token = first_token + j / 4 * 8 + lane % 4 * 2 + j % 2;
-            d[i][j] = from_bits<Sum>(static_cast<float>(d[i][j]) *
-                                     (scales[j / 2 % 2] * p.epilogue.x_scale_of(token)));
-          }
-        }
-      }
-      if (p.epilogue.residual != nullptr) {
-#pragma unroll
-        for (int i = 0; i < kRowTiles; ++i) {
-#pragma unroll
-          for (int j = 0; j < kTokens / 2; ++j) {
-            const int token = first_token + j / 4 * 8 + lane % 4 * 2 + j % 2;
-            const int row = first_row + i * 64 + warp * 16 + lane / 4 + j / 2 % 2 * 8;
-            d[i][j] = from_bits<Sum>(to_bits(d[i][j]) + p.epilogue.residual_of(token, row));
-          }
-        }
-      }
-
-      // Results lie with outputs along the rows of the fragments, Y has them along its columns:
-      // turned around in shared memory, piece by piece, two buffers in turn.
-#pragma unroll
-      for (int i = 0; i < kRowTiles; ++i) {
-        const int tile_row = first_row + i * 64;
-        const int row = tile_row + warp * 16 + lane / 4;
-        const float bias[2] = {p.epilogue.bias_of(row), p.epilogue.bias_of(row + 8)};
-#pragma unroll
-        for (int h = 0; h < kTokens / Shape::kPiece; ++h) {
-          if (h < first_piece || h >= end_piece) continue;
-          const int piece_token = first_token + h * Shape::kPiece;
-          const std::uint32_t piece = my_pieces + buffer * Shape::kPieceBytes;
-          buffer = buffer + 1 == Shape::kBuffers ? 0 : buffer + 1;
-          if (elected) tensor_store_wait_read<Shape::kBuffers - 1>();
-          named_barrier(group + 1, 128);
-#pragma unroll
-          for (int j = 0; j < Shape::kPiece / 8; j += 2) {
-            std::uint32_t pairs[4];
-#pragma unroll
-            for (int m = 0; m < 4; ++m) {
-              const int octet = h * (Shape::kPiece / 8) + j + m / 2;
-              const int r = m % 2;
-              const Sum* v = &d[i][octet * 4 + r * 2];
-              pairs[m] = p.epilogue.pack_pair(p.epilogue.activate(to_bits(v[0]) + bias[r]),
-                                              p.epilogue.activate(to_bits(v[1]) + bias[r]));
-            }
-            const int matrix = lane / 8;
-            const int token_row = (j + matrix / 2) * 8 + lane % 8;
-            const int chunk = warp * 2 + matrix % 2;
-            store_matrices_transposed(piece + token_row * 128 + ((chunk ^ (token_row & 7)) * 16),
-                                      pairs[0], pairs[1], pairs[2], pairs[3]);
-          }
-          if (p.y_by_tma) {
-            fence_async_proxy();
-            named_barrier(group + 1, 128);
-            if (elected && tile_row < p.epilogue.out && piece_token < p.epilogue.tokens) {
-              tensor_store(&y_map, piece, tile_row, piece_token);
-            }
-          } else {
-            named_barrier(group + 1, 128);
-            const auto* from = reinterpret_cast<const unsigned short*>(shared + (piece - x_stages));
-            auto* to = reinterpret_cast<unsigned short*>(p.y);
-            for (int e = thread; e < Shape::kPiece * 64; e += 128) {
-              const int t = e / 64;
-              const int r = e % 64;
-              if (piece_token + t < p.epilogue.tokens && tile_row + r < p.epilogue.out) {
-                to[(piece_token + t) * p.y_stride + tile_row + r] =
-                    from[t * 64 + ((r / 8) ^ (t & 7)) * 8 + r % 8];
-              }
-            }
-          }
-        }
-      }
+      if constexpr (Shape::kIsFull) scales.load(p, place);
+      finish_tile<T, Shape>(d, p, &y_map, place, scales, shared, x_stages, my_pieces, my_scales,
+                            buffer);
     }
     if (elected) tensor_store_wait();
   }
-  if (p.split > 1 && warpgroup == 0) {
+  const bool exchanges =
+      p.split > 1 || (rounds.whole < rounds.end && rounds.whole + cluster < rounds.end);
+  if (exchanges && warpgroup == 0) {
     // The loading warps take part in the two exchanges of the others.
     cluster_arrive();
     cluster_wait();

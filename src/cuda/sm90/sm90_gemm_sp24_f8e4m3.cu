@@ -7,29 +7,34 @@ namespace gossamer::cuda::sm90 {
 void add_gemm_f8_rows(std::vector<LinearSp24Kernel>& rows) {
   using T = __nv_fp8_e4m3;
   constexpr DType kType = DType::kFloat8E4M3;
-  // Tiles of 64 rows a warpgroup, tokens, stages, buffers of results, blocks that share X, X by the
-  // copy engine, sums in
+  // Tiles of 64 rows a warpgroup, tokens, buffers of results; X by the copy engine; sums in
   // float32.
-  rows.push_back(GemmInstance<T, GemmShape<T, 1, 256, 4, 6, 2, true>>::row(
-      "sm90_gemm_sp24_f8e4m3_128x256", kType));
-  rows.push_back(GemmInstance<T, GemmShape<T, 1, 192, 5, 6, 2, true>>::row(
-      "sm90_gemm_sp24_f8e4m3_128x192", kType));
-  rows.push_back(GemmInstance<T, GemmShape<T, 1, 128, 7, 8, 2, true>>::row(
-      "sm90_gemm_sp24_f8e4m3_128x128", kType));
-  rows.push_back(GemmInstance<T, GemmShape<T, 1, 64, 10, 4, 2, true>>::row(
-      "sm90_gemm_sp24_f8e4m3_128x64", kType));
-  rows.push_back(GemmInstance<T, GemmShape<T, 1, 32, 14, 2, 2, true>>::row(
-      "sm90_gemm_sp24_f8e4m3_128x32", kType));
-  rows.push_back(GemmInstance<T, GemmShape<T, 1, 128, 4, 8, 1, false>>::row(
+  rows.push_back(
+      GemmInstance<T, GemmShape<T, 2, 192, 4>>::row("sm90_gemm_sp24_f8e4m3_256x192", kType));
+  rows.push_back(
+      GemmInstance<T, GemmShape<T, 1, 256, 6>>::row("sm90_gemm_sp24_f8e4m3_128x256", kType));
+  rows.push_back(
+      GemmInstance<T, GemmShape<T, 1, 192, 6>>::row("sm90_gemm_sp24_f8e4m3_128x192", kType));
+  rows.push_back(
+      GemmInstance<T, GemmShape<T, 2, 128, 6>>::row("sm90_gemm_sp24_f8e4m3_256x128", kType));
+  rows.push_back(
+      GemmInstance<T, GemmShape<T, 1, 160, 8>>::row("sm90_gemm_sp24_f8e4m3_128x160", kType));
+  rows.push_back(
+      GemmInstance<T, GemmShape<T, 1, 128, 8>>::row("sm90_gemm_sp24_f8e4m3_128x128", kType));
+  rows.push_back(
+      GemmInstance<T, GemmShape<T, 1, 96, 6>>::row("sm90_gemm_sp24_f8e4m3_128x96", kType));
+  rows.push_back(
+      GemmInstance<T, GemmShape<T, 1, 64, 4>>::row("sm90_gemm_sp24_f8e4m3_128x64", kType));
+  rows.push_back(
+      GemmInstance<T, GemmShape<T, 1, 32, 2>>::row("sm90_gemm_sp24_f8e4m3_128x32", kType));
+  rows.push_back(GemmInstance<T, GemmShape<T, 1, 128, 8, false>>::row(
       "sm90_gemm_sp24_f8e4m3_128x128_unaligned", kType));
-  rows.push_back(GemmInstance<T, GemmShape<T, 1, 128, 7, 8, 2, true, true>>::row(
+  rows.push_back(GemmInstance<T, GemmShape<T, 1, 128, 8, true, true>>::row(
       "sm90_gemm_sp24_f8e4m3_128x128_accurate", kType));
-  rows.push_back(GemmInstance<T, GemmShape<T, 1, 64, 10, 4, 2, true, true>>::row(
+  rows.push_back(GemmInstance<T, GemmShape<T, 1, 64, 4, true, true>>::row(
       "sm90_gemm_sp24_f8e4m3_128x64_accurate", kType));
-  rows.push_back(GemmInstance<T, GemmShape<T, 1, 128, 4, 8, 1, false, true>>::row(
+  rows.push_back(GemmInstance<T, GemmShape<T, 1, 128, 8, false, true>>::row(
       "sm90_gemm_sp24_f8e4m3_128x128_unaligned_accurate", kType));
-  rows.push_back(GemmInstance<T, GemmShape<T, 1, 256, 4, 6, 2, true, false, true>>::row(
-      "sm90_gemm_sp24_f8e4m3_128x256_mapped", kType));
 }
 
 }  // namespace gossamer::cuda::sm90

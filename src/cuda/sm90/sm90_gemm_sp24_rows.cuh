@@ -16,29 +16,34 @@ namespace gossamer::cuda::sm90 {
 
 /// One way to divide the work, and its predicted time.
 struct GemmCut {
-  int split = 1;
+  int shared_by = 1;  // blocks that need the same X
+  int split = 1;      // blocks among which the inputs are divided
   double seconds = std::numeric_limits<double>::infinity();
+
+  int blocks() const { return shared_by * split; }  // of a cluster
 };
 
 template <typename T, typename Shape>
 struct GemmInstance {
-  static constexpr int kMostSplit = Shape::kRowTiles == 1 && Shape::kTokens != 192 ? 4 : 1;
-  // Measured on an H100 under load: the clock that power allows, the bytes that all blocks together
-  // take from L2, and what a launch, the end of a tile and an exchange of sums cost.
-  static constexpr double kClock = 1.2e9;
-  static constexpr double kCoolClock = 1.65e9;  // with a quarter of the multiprocessors at work
+  static constexpr std::array kSides{1, 2, 4};
+  static constexpr int kMostBlocks = 8;  // of a cluster that every GPU can hold
+
+  // Measured on an H200 (2026-11-30). A stage costs what the tensor cores need, or what its bytes
+  // need to land in the multiprocessor, and a little beyond; in clocks.
   static constexpr double kMathClocks = 4.0 * Shape::kRowTiles * (Shape::kTokens / 2 + 16);
-  static constexpr double kFeedBytesPerSecond =
-      !Shape::kXByTma ? 1.5e12 : (Shape::kCluster == 1 ? 8.5e12 : 7e12);
-  static constexpr double kFeedBytes =
-      Shape::kWBytes + static_cast<double>(Shape::kXBytes) / Shape::kCluster;
-  static constexpr double kLaunchSeconds = 3e-6;
-  static constexpr double kTileSeconds = 1.5e-6;
-  static constexpr double kSplitSeconds = 8e-6;
-  // What one block takes of W, however few others there are.
-  static constexpr double kBlockBytesPerSecond = 42e9;
-  // A block of which half the tokens or more lie past the last one: its X is slow to fill.
+  static constexpr double kLandingClocks =
+      (Shape::kWBytes + Shape::kXBytes) / (Shape::kXByTma ? 64.0 : 12.0);
+  static constexpr double kStepClocks = Shape::kRowTiles == 2 && Shape::kTokens < 192 ? 155 : 65;
+  // Tiles of 192 sums a thread gain nothing where power sets the clock, as it does for them.
+  static constexpr double kPower = Shape::kIsFull ? 1.1 : 1.0;
+  static constexpr double kTileClocks = 1000 + 25.0 * Shape::kTokens * Shape::kRowTiles / 2;
+  static constexpr double kSplitClocks = 2000 + 22.0 * Shape::kTokens * Shape::kRowTiles;
+  static constexpr double kClock = 1.6e9;
+  static constexpr double kLaunchSeconds = 4e-6;
+  // Where most of the last block of tokens lies past the last token, its X is slow to fill.
   static constexpr double kMostlyOutside = 1.4;
+  // What all blocks together take from L2.
+  static constexpr double kFeedBytesPerSecond = 11e12;
 
   static int input_tiles(const LinearSp24Args& args) {
     return static_cast<int>(detail::nm24_input_tiles(args.in, dtype_bytes(args.dtype)));
@@ -46,46 +51,82 @@ struct GemmInstance {
   static double weight_bytes(const LinearSp24Args& args) {
     return static_cast<double>(detail::nm24_row_tiles(args.out)) * input_tiles(args) * Shape::kTile;
   }
-  static int row_blocks(const LinearSp24Args& args) {
-    const auto blocks = (args.out + Shape::kRows - 1) / Shape::kRows;
-    return static_cast<int>((blocks + Shape::kCluster - 1) / Shape::kCluster * Shape::kCluster);
+  static int round_up(std::int64_t count, int size, int multiple) {
+    const std::int64_t blocks = (count + size - 1) / size;
+    return static_cast<int>((blocks + multiple - 1) / multiple * multiple);
+  }
+  static int row_blocks(const LinearSp24Args& args, const GemmCut& cut) {
+    return round_up(args.out, Shape::kRows, cut.shared_by);
   }
   static int token_blocks(const LinearSp24Args& args) {
-    return static_cast<int>((args.tokens + Shape::kTokens - 1) / Shape::kTokens);
+    return round_up(args.tokens, Shape::kTokens, 1);
+  }
+  static int tiles(const LinearSp24Args& args, const GemmCut& cut) {
+    return row_blocks(args, cut) / cut.shared_by * token_blocks(args);
   }
 
-  /// Clusters that are on the machine at once when the inputs are divided `split` ways. Fewer than
-  /// the multiprocessors would hold: a cluster stays inside one of the processor's unequal parts.
-  static int most_clusters(int split, const DeviceInfo& device) {
+  /// Clusters that are on the machine at once. Fewer than the multiprocessors would hold: a cluster
+  /// stays inside one of the processor's unequal parts.
+  static int most_clusters(const GemmCut& cut, const DeviceInfo& device) {
     static PerDevice prepared;
-    static std::array<PerDevice, kMostSplit> found;
+    static std::array<PerDevice, kMostBlocks + 1> found;
     const auto kernel = gemm_sp24<T, Shape>;
-    return found[static_cast<std::size_t>(split - 1)].get(device.index, [&] {
+    return found[static_cast<std::size_t>(cut.blocks())].get(device.index, [&] {
       allow_shared_memory(kernel, prepared, device.index);
       return active_clusters(kernel, {.threads = Shape::kThreads,
                                       .shared_bytes = Shape::kSharedBytes,
-                                      .cluster = Shape::kCluster * split});
+                                      .cluster = cut.blocks()});
     });
   }
 
+  /// Whether the kernel can be cut so.
+  static bool fits(const GemmCut& cut, const LinearSp24Args& args) {
+    return cut.blocks() <= kMostBlocks && cut.split <= input_tiles(args) &&
+           Shape::can_split(cut.split) && Shape::kTokens % (8 * cut.shared_by) == 0 &&
+           (Shape::kXByTma || cut.shared_by == 1);
+  }
+
+  /// Whether the blocks of a cluster divide the inputs of the tiles of the last round.
+  static bool splits_last_round(const GemmCut& cut, int count, int clusters) {
+    const int left = count % clusters;
+    return cut.split == 1 && cut.shared_by == 2 && count > clusters && left > 0 &&
+           left * cut.shared_by <= clusters && Shape::can_split(cut.shared_by);
+  }
+
+  static double predict(const GemmCut& cut, const LinearSp24Args& args, const DeviceInfo& device) {
+    const int clusters = most_clusters(cut, device);
+    const int count = tiles(args, cut);
+    if (cut.split > 1 && count > clusters) return std::numeric_limits<double>::infinity();
+    const bool splits = splits_last_round(cut, count, clusters);
+    const int whole = count / clusters;
+    const double rounds = splits ? whole + 0.5 : whole + (count % clusters > 0 ? 1 : 0);
+    const int steps = (input_tiles(args) + cut.split - 1) / cut.split;
+    const double blocks = std::min(count, clusters) * cut.blocks();
+    const double feed = Shape::kWBytes + static_cast<double>(Shape::kXBytes) / cut.shared_by;
+    const double step =
+        std::max((std::max(kMathClocks, kLandingClocks) + kStepClocks) * kPower / kClock,
+                 feed * blocks / kFeedBytesPerSecond);
+    const double memory = weight_bytes(args) / device.memory_bytes_per_second;
+    const int blocks_of_tokens = token_blocks(args);
+    const bool mostly_outside =
+        blocks_of_tokens <= 2 &&
+        (blocks_of_tokens * Shape::kTokens - args.tokens) * 2 >= Shape::kTokens;
+    const double ends =
+        std::ceil(rounds) * kTileClocks + (splits || cut.split > 1 ? kSplitClocks : 0.0);
+    return kLaunchSeconds +
+           std::max(rounds * steps * step, memory) * (mostly_outside ? kMostlyOutside : 1.0) +
+           ends / kClock;
+  }
+
   static GemmCut best_cut(const LinearSp24Args& args, const DeviceInfo& device) {
-    const int tiles = row_blocks(args) / Shape::kCluster * token_blocks(args);
     GemmCut best;
-    for (int split = 1; split <= kMostSplit; ++split) {
-      const int clusters = most_clusters(split, device);
-      if (split > input_tiles(args) || (split > 1 && tiles > clusters)) break;
-      const double rounds = std::ceil(static_cast<double>(tiles) / clusters);
-      const int steps = (input_tiles(args) + split - 1) / split;
-      const double blocks = std::min(tiles, clusters) * Shape::kCluster * split;
-      const double clock = blocks * 4 <= device.multiprocessors ? kCoolClock : kClock;
-      const double step = std::max({kMathClocks / clock, kFeedBytes * blocks / kFeedBytesPerSecond,
-                                    Shape::kWBytes / kBlockBytesPerSecond});
-      const double memory = weight_bytes(args) / device.memory_bytes_per_second;
-      const double work = std::max(rounds * steps * step, memory) *
-                          (args.tokens * 2 <= Shape::kTokens ? kMostlyOutside : 1.0);
-      const double seconds =
-          kLaunchSeconds + work + rounds * kTileSeconds + (split > 1 ? kSplitSeconds : 0.0);
-      if (seconds < best.seconds) best = {split, seconds};
+    for (const int split : kSides) {
+      for (const int shared_by : kSides) {
+        GemmCut cut{shared_by, split};
+        if (!fits(cut, args)) continue;
+        cut.seconds = predict(cut, args, device);
+        if (cut.seconds < best.seconds) best = cut;
+      }
     }
     return best;
   }
@@ -93,9 +134,6 @@ struct GemmInstance {
   static std::string refuses(const LinearSp24Kernel&, const LinearSp24Args& args,
                              const DeviceInfo& device) {
     if (std::string why = refuse_device(device); !why.empty()) return why;
-    if (Shape::kMapped) {
-      if (std::string why = refuse_experiment("sm90-mapped"); !why.empty()) return why;
-    }
     if (Shape::kXByTma && !tma_can_reach(args.x, args.dtype, args.in, args.x_stride)) {
       return "needs X with base and rows aligned to 16 bytes; the stride is " +
              std::to_string(args.x_stride) + " elements";
@@ -110,24 +148,28 @@ struct GemmInstance {
 
   static void run(const LinearSp24Kernel& row, const LinearSp24Args& args,
                   const DeviceInfo& device) {
-    const auto kernel = gemm_sp24<T, Shape>;
-    const GemmCut cut = best_cut(args, device);
+    run_cut(row, args, device, best_cut(args, device));
+  }
 
+  static void run_cut(const LinearSp24Kernel& row, const LinearSp24Args& args,
+                      const DeviceInfo& device, const GemmCut& cut) {
+    const auto kernel = gemm_sp24<T, Shape>;
     GemmParams<T> params{};
-    params.tiles = reinterpret_cast<const unsigned char*>(args.tiles);
     params.x = static_cast<const T*>(args.x);
-    params.y = static_cast<std::uint16_t*>(args.y);
+    params.y = args.y;
     params.x_stride = args.x_stride;
     params.y_stride = args.y_stride;
     params.epilogue = epilogue_of<T>(args);
     params.in = static_cast<int>(args.in);
-    params.w_row_tiles = static_cast<int>(detail::nm24_row_tiles(args.out));
     params.input_tiles = input_tiles(args);
-    params.row_blocks = row_blocks(args);
+    params.row_blocks = row_blocks(args, cut);
     params.token_blocks = token_blocks(args);
+    params.shared_by = cut.shared_by;
     params.split = cut.split;
+    params.splits_last_round = splits_last_round(cut, tiles(args, cut), most_clusters(cut, device));
     params.weight_is_constant = args.weight_is_constant;
-    params.y_by_tma = tma_can_reach(args.y, args.y_dtype, args.out, args.y_stride);
+    params.y_by_tma = args.y_dtype != DType::kFloat32 &&
+                      tma_can_reach(args.y, args.y_dtype, args.out, args.y_stride);
 
     CUtensorMap x_map{};
     if constexpr (Shape::kXByTma) {
@@ -136,16 +178,14 @@ struct GemmInstance {
                                .columns = args.in,
                                .rows = args.tokens,
                                .stride = args.x_stride,
-                               .box_rows = Shape::kTokens / Shape::kCluster});
+                               .box_rows = Shape::kTokens / cut.shared_by});
     }
-    CUtensorMap w_map{};
-    if constexpr (Shape::kMapped) {
-      w_map = make_tiles_map({.tiles = args.tiles,
-                              .tile_bytes = Shape::kTile,
-                              .row_tiles = params.w_row_tiles,
-                              .input_tiles = params.input_tiles,
-                              .box_row_tiles = Shape::kRowTiles * Shape::kWarpgroups});
-    }
+    const CUtensorMap w_map =
+        make_tiles_map({.tiles = args.tiles,
+                        .tile_bytes = Shape::kTile,
+                        .row_tiles = static_cast<int>(detail::nm24_row_tiles(args.out)),
+                        .input_tiles = params.input_tiles,
+                        .box_row_tiles = Shape::kWTiles});
     CUtensorMap y_map{};
     if (params.y_by_tma) {
       y_map = make_tensor_map({.data = args.y,
@@ -157,11 +197,10 @@ struct GemmInstance {
     }
     LaunchShape shape{.threads = Shape::kThreads,
                       .shared_bytes = Shape::kSharedBytes,
-                      .cluster = Shape::kCluster * cut.split,
+                      .cluster = cut.blocks(),
                       .overlaps_predecessor = true,
                       .stream = static_cast<cudaStream_t>(args.stream)};
-    const int tiles = params.row_blocks / Shape::kCluster * params.token_blocks;
-    shape.blocks = std::min(tiles, most_clusters(cut.split, device)) * shape.cluster;
+    shape.blocks = std::min(tiles(args, cut), most_clusters(cut, device)) * shape.cluster;
     launch(kernel, shape, row.name, x_map, y_map, params, w_map);
   }
 
@@ -170,8 +209,7 @@ struct GemmInstance {
             .dtype = dtype,
             .tile = {.rows = Shape::kRows,
                      .tokens = Shape::kTokens,
-                     .cluster_rows = Shape::kCluster,
-                     .split = kMostSplit == 1 ? 1 : 0,
+                     .split = 0,
                      .needs_tma_x = Shape::kXByTma,
                      .accurate_sums = Shape::kPromotes || !__is_same(T, __nv_fp8_e4m3)},
             .refuses = refuses,

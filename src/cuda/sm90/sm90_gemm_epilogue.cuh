@@ -1,0 +1,392 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/common/epilogue.cuh"
+#include "cuda/sm90/element.cuh"
+#include "cuda/sm90/ptx.cuh"
+
+// The end of a tile of sm90_gemm_sp24.cuh: sums of a divided product are exchanged, scales, bias,
+// residual and activation applied, and the result is turned around on its way to Y. Everything is
+// inlined into the kernel: the sums stay in the registers that the tensor core left them in.
+namespace gossamer::cuda::sm90 {
+
+template <typename T>
+struct GemmParams;  // sm90_gemm_sp24.cuh
+
+/// Where a thread of a multiplying warpgroup stands.
+struct GemmPlace {
+  int group;        // which of the warpgroups
+  int thread;       // of its 128
+  int split;        // parts of the inputs
+  int part;         // this block's
+  int first_peer;   // rank in the cluster of the block that has part 0
+  int peer_stride;  // and how far from one part's block to the next
+  int first_row;
+  int first_token;
+
+  __device__ __forceinline__ int warp() const { return thread / 32; }
+  __device__ __forceinline__ int lane() const { return thread % 32; }
+};
+
+/// Pieces of the tile that this block finishes.
+struct PieceRange {
+  int first;
+  int end;
+};
+
+/// Adds the sums of all parts of the inputs; returns which pieces of the tile this block finishes:
+/// all, or its share of them.
+template <typename T, typename Shape>
+__device__ __forceinline__ PieceRange
+exchange_sums(typename Element<T>::Sum (&d)[Shape::kRowTiles][Shape::kTokens / 2],
+              const GemmPlace& at, std::uint32_t stages) {
+  using Sum = typename Element<T>::Sum;
+  PieceRange mine{0, Shape::kPieces};
+  if (at.split > 1) {
+    const auto start_of = [&](int owner) {
+      return (owner * Shape::kPieces + at.split - 1) / at.split;
+    };
+    mine.first = start_of(at.part);
+    mine.end = start_of(at.part + 1);
+    // Everyone in the cluster has read its last stage: stages become buffers for sums,
+    // [source][tile][octet of tokens][thread of all warpgroups] of 16 bytes.
+    constexpr int kPieceOctets = Shape::kPiece / 8;
+    const int octets = (Shape::kPieces + at.split - 1) / at.split * kPieceOctets;
+    const auto place = [&](int source, int i, int octet) {
+      return stages +
+             (((source * Shape::kRowTiles + i) * octets + octet) * (Shape::kWarpgroups * 128) +
+              at.group * 128 + at.thread) *
+                 16;
+    };
+    cluster_arrive();
+    cluster_wait();
+#pragma unroll
+    for (int h = 0; h < Shape::kPieces; ++h) {
+      const int owner = h * at.split / Shape::kPieces;
+      const int peer = at.first_peer + owner * at.peer_stride;
+      const int octet = (h - start_of(owner)) * kPieceOctets;
+#pragma unroll
+      for (int i = 0; i < Shape::kRowTiles; ++i) {
+#pragma unroll
+        for (int j = 0; j < kPieceOctets; ++j) {
+          const Sum* v = &d[i][(h * kPieceOctets + j) * 4];
+          store_peer(peer_address(place(at.part, i, octet + j), peer),
+                     make_float4(to_bits(v[0]), to_bits(v[1]), to_bits(v[2]), to_bits(v[3])));
+        }
+      }
+    }
+    cluster_arrive();
+    cluster_wait();
+#pragma unroll
+    for (int h = 0; h < Shape::kPieces; ++h) {
+      if (h < mine.first || h >= mine.end) continue;
+#pragma unroll
+      for (int i = 0; i < Shape::kRowTiles; ++i) {
+#pragma unroll
+        for (int j = 0; j < kPieceOctets; ++j) {
+          const int octet = (h - mine.first) * kPieceOctets + j;
+          float4 sum = load_shared_float4(place(0, i, octet));
+          for (int source = 1; source < at.split; ++source) {
+            sum = add_bits<Sum>(sum, load_shared_float4(place(source, i, octet)));
+          }
+          Sum* v = &d[i][(h * kPieceOctets + j) * 4];
+          v[0] = from_bits<Sum>(sum.x);
+          v[1] = from_bits<Sum>(sum.y);
+          v[2] = from_bits<Sum>(sum.z);
+          v[3] = from_bits<Sum>(sum.w);
+        }
+      }
+    }
+  }
+
+  return mine;
+}
+
+/// The scales that a thread will need, or will hand to its warpgroup: asked for before the
+/// products, so that they are there when those have ended.
+template <typename T, typename Shape>
+struct TileScales {
+  static constexpr int kRows = Epilogue<T>::kIsScaled ? 2 * Shape::kRowTiles : 1;
+  static constexpr int kTokens = Epilogue<T>::kIsScaled ? (Shape::kTokens + 127) / 128 : 1;
+  float rows[kRows];
+  float tokens[kTokens];
+
+  __device__ __forceinline__ void load(const GemmParams<T>& p, const GemmPlace& at) {
+    if constexpr (Epilogue<T>::kIsScaled) {
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+        rows[i] = p.epilogue.weight_scale_of(at.first_row + i / 2 * 64 + at.warp() * 16 +
+                                             at.lane() / 4 + i % 2 * 8);
+      }
+#pragma unroll
+      for (int i = 0; i < kTokens; ++i) {
+        tokens[i] = p.epilogue.x_scale_of(at.first_token + i * 128 + at.thread);
+      }
+    }
+  }
+};
+
+/// Multiplies by the scales of tokens and outputs; those of tokens pass through the warpgroup's
+/// shared memory. From here on the registers of sums hold float32, as bit patterns where sums are
+/// integers.
+template <typename T, typename Shape>
+__device__ __forceinline__ void apply_scales(
+    typename Element<T>::Sum (&d)[Shape::kRowTiles][Shape::kTokens / 2],
+    const TileScales<T, Shape>& scales, const GemmPlace& at, std::uint32_t shared_scales) {
+  using Sum = typename Element<T>::Sum;
+#pragma unroll
+  for (int i = 0; i < TileScales<T, Shape>::kTokens; ++i) {
+    const int token = i * 128 + at.thread;
+    if (token < Shape::kTokens) store_shared_float(shared_scales + token * 4, scales.tokens[i]);
+  }
+  named_barrier(at.group + 1, 128);
+#pragma unroll
+  for (int j = 0; j < Shape::kTokens / 8; ++j) {
+    const float2 token = load_shared_float2(shared_scales + (j * 8 + at.lane() % 4 * 2) * 4);
+#pragma unroll
+    for (int i = 0; i < Shape::kRowTiles; ++i) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        Sum& sum = d[i][j * 4 + e];
+        sum = from_bits<Sum>(static_cast<float>(sum) *
+                             (scales.rows[2 * i + e / 2] * (e % 2 == 0 ? token.x : token.y)));
+      }
+    }
+  }
+}
+
+/// Adds the residual of a plain result.
+template <typename T, typename Shape>
+__device__ __forceinline__ void add_residual(
+    typename Element<T>::Sum (&d)[Shape::kRowTiles][Shape::kTokens / 2], const GemmParams<T>& p,
+    const GemmPlace& at) {
+  using Sum = typename Element<T>::Sum;
+#pragma unroll
+  for (int i = 0; i < Shape::kRowTiles; ++i) {
+#pragma unroll
+    for (int j = 0; j < Shape::kTokens / 2; ++j) {
+      const int token = at.first_token + j / 4 * 8 + at.lane() % 4 * 2 + j % 2;
+      const int row = at.first_row + i * 64 + at.warp() * 16 + at.lane() / 4 + j / 2 % 2 * 8;
+      d[i][j] = from_bits<Sum>(to_bits(d[i][j]) + p.epilogue.plain_residual_of(token, row));
+    }
+  }
+}
+
+/// What a warpgroup writes through: results lie with outputs along the rows of the fragments, Y has
+/// them along its columns, so they are turned around in shared memory, buffers in turn.
+template <typename T, typename Shape>
+struct PieceWriter {
+  const GemmParams<T>& p;
+  const CUtensorMap* y_map;
+  const GemmPlace& at;
+  const unsigned char* shared;
+  std::uint32_t pieces;  // of this warpgroup
+  int& buffer;           // the next one
+  std::uint32_t piece;   // the one being filled
+
+  /// Waits until the next `kCount` buffers may be written again; as many are sent with each
+  /// commit(), and kBuffers is a multiple of it.
+  template <int kCount>
+  __device__ __forceinline__ void begin() const {
+    if (at.thread == 0) tensor_store_wait_read<Shape::kBuffers / kCount - 1>();
+    named_barrier(at.group + 1, 128);
+  }
+  /// Turns to the next buffer.
+  __device__ __forceinline__ void next() {
+    piece = pieces + buffer * Shape::kPieceBytes;
+    buffer = buffer + 1 == Shape::kBuffers ? 0 : buffer + 1;
+  }
+  /// 16 tokens from octet `j` of the piece on.
+  __device__ __forceinline__ void put(int j, const std::uint32_t (&pairs)[4]) const {
+    const int matrix = at.lane() / 8;
+    const int token_row = (j + matrix / 2) * 8 + at.lane() % 8;
+    const int chunk = at.warp() * 2 + matrix % 2;
+    store_matrices_transposed(piece + token_row * 128 + ((chunk ^ (token_row & 7)) * 16), pairs[0],
+                              pairs[1], pairs[2], pairs[3]);
+  }
+  /// What was put is complete; sends follow.
+  __device__ __forceinline__ void end() const {
+    if (p.y_by_tma) fence_async_proxy();
+    named_barrier(at.group + 1, 128);
+  }
+  /// Ends a group of sends; also one that had nothing to send, since begin() counts them.
+  __device__ __forceinline__ void commit() const {
+    if (at.thread == 0) tensor_store_commit();
+  }
+  /// Sends a piece, whose first result is (first_row, first_token), to Y.
+  __device__ __forceinline__ void send(std::uint32_t from_piece, int first_row,
+                                       int first_token) const {
+    if (p.y_by_tma) {
+      if (at.thread == 0 && first_row < p.epilogue.out && first_token < p.epilogue.tokens) {
+        tensor_store(y_map, from_piece, first_row, first_token);
+      }
+      return;
+    }
+    const auto* from =
+        reinterpret_cast<const unsigned short*>(shared + (from_piece - shared_address(shared)));
+    auto* to = static_cast<unsigned short*>(p.y);
+    for (int e = at.thread; e < Shape::kPiece * 64; e += 128) {
+      const int t = e / 64;
+      const int r = e % 64;
+      if (first_token + t < p.epilogue.tokens && first_row + r < p.epilogue.out) {
+        to[(first_token + t) * p.y_stride + first_row + r] =
+            from[t * 64 + ((r / 8) ^ (t & 7)) * 8 + r % 8];
+      }
+    }
+  }
+};
+
+/// Plain results: the bias, perhaps ReLU, and out; unrolled over the sums. Half of the buffers are
+/// filled between two barriers.
+template <typename T, typename Shape>
+__device__ __forceinline__ void write_plain(
+    typename Element<T>::Sum (&d)[Shape::kRowTiles][Shape::kTokens / 2], const GemmParams<T>& p,
+    const GemmPlace& at, const PieceRange& mine, PieceWriter<T, Shape>& writer) {
+  using Sum = typename Element<T>::Sum;
+  constexpr int kBatch = Shape::kBuffers / 2;
+#pragma unroll
+  for (int i = 0; i < Shape::kRowTiles; ++i) {
+    const int tile_row = at.first_row + i * 64;
+    const int row = tile_row + at.warp() * 16 + at.lane() / 4;
+    const float bias[2] = {p.epilogue.bias_of(row), p.epilogue.bias_of(row + 8)};
+#pragma unroll
+    for (int first = 0; first < Shape::kPieces; first += kBatch) {
+      if (first + kBatch <= mine.first || first >= mine.end) continue;
+      writer.template begin<kBatch>();
+      std::uint32_t filled[kBatch];
+#pragma unroll
+      for (int b = 0; b < kBatch; ++b) {
+        // A batch takes all of its buffers, also where it has fewer pieces.
+        writer.next();
+        filled[b] = writer.piece;
+        const int h = first + b;
+        if (h >= Shape::kPieces) continue;
+        if (h < mine.first || h >= mine.end) continue;
+#pragma unroll
+        for (int j = 0; j < Shape::kPiece / 8; j += 2) {
+          std::uint32_t pairs[4];
+#pragma unroll
+          for (int m = 0; m < 4; ++m) {
+            const int octet = h * (Shape::kPiece / 8) + j + m / 2;
+            const int r = m % 2;
+            const Sum* v = &d[i][octet * 4 + r * 2];
+            pairs[m] =
+                p.epilogue.pack_plain_pair(p.epilogue.plain_activate(to_bits(v[0]) + bias[r]),
+                                           p.epilogue.plain_activate(to_bits(v[1]) + bias[r]));
+          }
+          writer.put(j, pairs);
+        }
+      }
+      writer.end();
+#pragma unroll
+      for (int b = 0; b < kBatch; ++b) {
+        const int h = first + b;
+        if (h < mine.first || h >= mine.end) continue;
+        writer.send(filled[b], tile_row, at.first_token + h * Shape::kPiece);
+      }
+      writer.commit();
+    }
+  }
+}
+
+/// v = sums of group `group` of eight. Registers have no index: a tree of branches over
+/// [kBegin, kEnd) finds the group's own moves, which are volatile so that no compiler executes them
+/// all and selects.
+template <int kBegin, int kEnd, typename Sum, int kRowTiles, int kSums>
+__device__ __forceinline__ void pick_group(float (&v)[8], const Sum (&d)[kRowTiles][kSums],
+                                           int group) {
+  if constexpr (kEnd - kBegin == 1) {
+    constexpr int kGroups = kSums / 8;
+#pragma unroll
+    for (int e = 0; e < 8; ++e) {
+      asm volatile("mov.b32 %0, %1;"
+                   : "=f"(v[e])
+                   : "f"(to_bits(d[kBegin / kGroups][kBegin % kGroups * 8 + e])));
+    }
+  } else {
+    constexpr int kMiddle = (kBegin + kEnd) / 2;
+    if (group < kMiddle) {
+      pick_group<kBegin, kMiddle>(v, d, group);
+    } else {
+      pick_group<kMiddle, kEnd>(v, d, group);
+    }
+  }
+}
+
+/// Results of any type under any activation: eight sums of a thread at a time, which cover 16
+/// tokens of 64 rows. Unrolled like write_plain this would be tens of thousands of instructions.
+/// Float32 results go to Y as they lie: eight lanes fill the 32 bytes that memory is written in.
+template <typename T, typename Shape>
+__device__ __forceinline__ void write_any(
+    typename Element<T>::Sum (&d)[Shape::kRowTiles][Shape::kTokens / 2], const GemmParams<T>& p,
+    const GemmPlace& at, const PieceRange& mine, PieceWriter<T, Shape>& writer) {
+  constexpr int kGroups = Shape::kTokens / 16;
+  constexpr int kGroupsOfPiece = Shape::kPiece / 16;
+  const Epilogue<T>& epilogue = p.epilogue;
+#pragma unroll 1
+  for (int i = 0; i < Shape::kRowTiles; ++i) {
+    const int tile_row = at.first_row + i * 64;
+    const int row = tile_row + at.warp() * 16 + at.lane() / 4;
+    const float bias[2] = {epilogue.bias_of(row), epilogue.bias_of(row + 8)};
+#pragma unroll 1
+    for (int g = mine.first * kGroupsOfPiece; g < mine.end * kGroupsOfPiece; ++g) {
+      float v[8];  // octet of tokens, row or row + 8, token
+      pick_group<0, Shape::kRowTiles * kGroups>(v, d, i * kGroups + g);
+      const int token = at.first_token + g * 16 + at.lane() % 4 * 2;
+      const auto token_of = [&](int e) { return token + e / 4 * 8 + e % 2; };
+      const auto row_of = [&](int e) { return row + e / 2 % 2 * 8; };
+#pragma unroll
+      for (int e = 0; e < 8; ++e) v[e] += bias[e / 2 % 2];
+      if (epilogue.residual != nullptr) {
+#pragma unroll
+        for (int e = 0; e < 8; ++e) v[e] += epilogue.residual_of(token_of(e), row_of(e));
+      }
+      epilogue.activate(v);
+      if (epilogue.writes_float()) {
+#pragma unroll
+        for (int e = 0; e < 8; ++e) {
+          if (token_of(e) < epilogue.tokens && row_of(e) < epilogue.out) {
+            static_cast<float*>(p.y)[token_of(e) * p.y_stride + row_of(e)] = v[e];
+          }
+        }
+        continue;
+      }
+      const int j = g % kGroupsOfPiece;
+      if (j == 0) {
+        writer.template begin<1>();
+        writer.next();
+      }
+      const std::uint32_t pairs[4] = {
+          epilogue.pack_pair(v[0], v[1]), epilogue.pack_pair(v[2], v[3]),
+          epilogue.pack_pair(v[4], v[5]), epilogue.pack_pair(v[6], v[7])};
+      writer.put(j * 2, pairs);
+      if (j + 1 == kGroupsOfPiece) {
+        writer.end();
+        writer.send(writer.piece, tile_row, at.first_token + g / kGroupsOfPiece * Shape::kPiece);
+        writer.commit();
+      }
+    }
+  }
+}
+
+/// All of the above, in this order.
+template <typename T, typename Shape>
+__device__ __forceinline__ void finish_tile(
+    typename Element<T>::Sum (&d)[Shape::kRowTiles][Shape::kTokens / 2], const GemmParams<T>& p,
+    const CUtensorMap* y_map, const GemmPlace& at, const TileScales<T, Shape>& scales,
+    const unsigned char* shared, std::uint32_t stages, std::uint32_t pieces,
+    std::uint32_t shared_scales, int& buffer) {
+  const PieceRange mine = exchange_sums<T, Shape>(d, at, stages);
+  if constexpr (Epilogue<T>::kIsScaled) apply_scales<T, Shape>(d, scales, at, shared_scales);
+  PieceWriter<T, Shape> writer{p, y_map, at, shared, pieces, buffer, 0};
+  if (p.epilogue.is_plain) {
+    if (p.epilogue.residual != nullptr) add_residual<T, Shape>(d, p, at);
+    write_plain<T, Shape>(d, p, at, mine, writer);
+  } else {
+    write_any<T, Shape>(d, p, at, mine, writer);
+  }
+}
+
+}  // namespace gossamer::cuda::sm90
