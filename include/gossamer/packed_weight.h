@@ -33,6 +33,9 @@ enum class Layout : std::int32_t {
   kKcsr128 = 17,  ///< the same, blocks of 128
   kKcsr256 = 18,  ///< the same, blocks of 256
 
+  kRowPairs64 = 24,   ///< K-blocked, rows in pairs that share columns, blocks of 64 inputs
+  kRowPairs128 = 25,  ///< the same, blocks of 128
+
   kNm24Pairs = 32,  ///< 2:4 in row pairs: the kept values of two rows interleaved, a byte a group
   kNm24Tiles = 33,  ///< 2:4 in tiles of 64 rows, as the tensor cores of sm_90 read them
 };
@@ -221,7 +224,7 @@ PackedWeight from_format_arrays(const FormatInfo& info, std::span<const PackedAr
                                 const PackedAllocator& allocator = {});
 
 /// Bytes that `pack` will need for `kept` positions (of all batches), before packing.
-/// For `bsr`, `kept` counts whole blocks' elements.
+/// For `bsr`, `kept` counts whole blocks' elements. Row pairs need less where rows share columns.
 std::int64_t packed_size_bytes(Layout layout, const Pattern& pattern, DType dtype,
                                std::int64_t batch, std::int64_t out, std::int64_t in,
                                std::int64_t kept);

@@ -29,8 +29,8 @@ std::shared_ptr<std::byte> allocate(std::int64_t bytes, const PackedAllocator& a
 }  // namespace
 
 PackedBuffer::PackedBuffer(const FormatInfo& info, std::int64_t kept,
-                           const PackedAllocator& allocator)
-    : spec_(layout_spec(info, kept)), data_(allocate(spec_.total_bytes, allocator)) {
+                           const PackedAllocator& allocator, std::int64_t columns)
+    : spec_(layout_spec(info, kept, columns)), data_(allocate(spec_.total_bytes, allocator)) {
   const PackedHeader header = make_header(info, spec_);
   std::memcpy(data_.get(), &header, sizeof(header));
   for (int i = 0; i < spec_.count; ++i) {
@@ -59,6 +59,9 @@ PackedWeight encode(const RowSource& source, const FormatInfo& info,
     case Layout::kKcsr128:
     case Layout::kKcsr256:
       return encode_kcsr(source, info, allocator);
+    case Layout::kRowPairs64:
+    case Layout::kRowPairs128:
+      return encode_row_pairs(source, info, allocator);
     case Layout::kNm24Pairs:
       return encode_nm24(source, info, allocator);
     case Layout::kNm24Tiles:

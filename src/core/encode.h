@@ -15,7 +15,8 @@ namespace gossamer::detail {
 /// filled.
 class PackedBuffer {
  public:
-  PackedBuffer(const FormatInfo& info, std::int64_t kept, const PackedAllocator& allocator);
+  PackedBuffer(const FormatInfo& info, std::int64_t kept, const PackedAllocator& allocator,
+               std::int64_t columns = -1);
 
   const LayoutSpec& spec() const { return spec_; }
   template <typename T>
@@ -39,6 +40,7 @@ PackedWeight encode_bitmask(const RowSource&, const FormatInfo&, const PackedAll
 PackedWeight encode_bsr(const RowSource&, const FormatInfo&, const PackedAllocator&);
 PackedWeight encode_fan_in(const RowSource&, const FormatInfo&, const PackedAllocator&);
 PackedWeight encode_kcsr(const RowSource&, const FormatInfo&, const PackedAllocator&);
+PackedWeight encode_row_pairs(const RowSource&, const FormatInfo&, const PackedAllocator&);
 PackedWeight encode_nm24(const RowSource&, const FormatInfo&, const PackedAllocator&);
 PackedWeight encode_nm24_tiles(const RowSource&, const FormatInfo&, const PackedAllocator&);
 

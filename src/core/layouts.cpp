@@ -12,7 +12,7 @@
 namespace gossamer {
 namespace {
 
-constexpr std::array<std::pair<Layout, std::string_view>, 9> kNames{
+constexpr std::array<std::pair<Layout, std::string_view>, 11> kNames{
     {{Layout::kNm, "nm"},
      {Layout::kBitmask, "bitmask"},
      {Layout::kBsr, "bsr"},
@@ -20,6 +20,8 @@ constexpr std::array<std::pair<Layout, std::string_view>, 9> kNames{
      {Layout::kKcsr64, "kcsr64"},
      {Layout::kKcsr128, "kcsr128"},
      {Layout::kKcsr256, "kcsr256"},
+     {Layout::kRowPairs64, "rowpairs64"},
+     {Layout::kRowPairs128, "rowpairs128"},
      {Layout::kNm24Pairs, "nm24_pairs"},
      {Layout::kNm24Tiles, "nm24_tiles"}}};
 
@@ -208,6 +210,24 @@ LayoutSpec kcsr_spec(const FormatInfo& info, std::int64_t kept) {
   return b.finish(kept);
 }
 
+LayoutSpec row_pairs_spec(const FormatInfo& info, std::int64_t kept, std::int64_t columns) {
+  check_kept(kept, checked_mul(info.batch, info.out * info.in));
+  if (columns < 0) columns = kept;
+  if (columns > kept || columns < kept - columns) {
+    fail(ErrorCode::kInvalidArgument, "{} columns of {} kept positions in pairs of rows", columns,
+         kept);
+  }
+  const std::int64_t blocks = ceil_div(info.in, row_pairs_block(info.format));
+  SpecBuilder b(info.batch);
+  b.over_all("values", info.dtype, {kept});
+  b.over_all("cols", DType::kUInt8, {columns});
+  b.per_batch("rows", DType::kUInt8, {checked_mul(blocks, info.out)});
+  b.per_batch("counts", DType::kUInt8, {checked_mul(blocks, info.out)});
+  b.per_batch("segments", DType::kInt64,
+              {ceil_div(info.out, kRowPairsPanel), blocks, RowPairsSegment::kCount});
+  return b.finish(kept);
+}
+
 LayoutSpec nm24_spec(const FormatInfo& info) {
   const std::int64_t pairs = ceil_div(info.out, 2);
   const std::int64_t groups = nm24_groups(info.in);
@@ -268,6 +288,10 @@ void check_kernel(const FormatInfo& info) {
 }
 
 LayoutSpec layout_spec(const FormatInfo& info, std::int64_t kept) {
+  return layout_spec(info, kept, -1);
+}
+
+LayoutSpec layout_spec(const FormatInfo& info, std::int64_t kept, std::int64_t columns) {
   check_dims(info, kept);
   const std::string fault = pattern_fault(info.pattern);
   if (!fault.empty()) fail(ErrorCode::kInvalidArgument, "pattern: {}", fault);
@@ -287,6 +311,9 @@ LayoutSpec layout_spec(const FormatInfo& info, std::int64_t kept) {
     case Layout::kKcsr128:
     case Layout::kKcsr256:
       return kcsr_spec(info, kept);
+    case Layout::kRowPairs64:
+    case Layout::kRowPairs128:
+      return row_pairs_spec(info, kept, columns);
     case Layout::kNm24Pairs:
       return nm24_spec(info);
     case Layout::kNm24Tiles:

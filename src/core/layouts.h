@@ -35,6 +35,21 @@
 //            Of a convolution input c·taps + t is tap t of channel c: a block then sees few
 //            channels, whose pixels stay in L1 while all taps read them. Everywhere else it is
 //            t·channels + c.
+//   rowpairsKC values     dtype  kept                    by batch, panel of 256 rows, block of KC
+//   inputs,
+//                                                       place
+//            cols        u8     columns                 in the same order, inside the block
+//            rows        u8     [batch,] blocks·out     by panel, block, place: rows of the panel
+//            counts      u8     [batch,] blocks·out     of those places
+//            segments    i64    [batch,] panels, blocks, 3  where a panel's block begins in values
+//                                                       and in cols, and how many pairs it has
+//            The places of a panel's block are those of its pairs, two each, then those of rows
+//            without a partner. Rows of a pair keep equally many inputs of the block. The counts of
+//            a pair are the shared columns, which are stored once, and those that each row has
+//            alone. Of each shared column two values, the first row's and the second's; then in
+//            turns a column and value that the first has alone and one of the second's. A row
+//            without a partner has its count, its columns and values. All columns of a kind ascend
+//            in a row. `columns` is what cols holds: kept less the shared ones.
 //   nm24_pairs values   dtype  [batch,] ceil(out/2), G·4   rows 2p and 2p + 1 share a line: of each
 //                                                       group the first row's two values, then the
 //                                                       second's; G = ceil(in/4) rounded up to 8
@@ -67,6 +82,16 @@ struct FanInArrays {
 };
 struct KcsrArrays {
   static constexpr int kValues = 0, kCols = 1, kSegmentOffsets = 2, kBlockOffsets = 3;
+};
+
+struct RowPairsArrays {
+  static constexpr int kValues = 0, kCols = 1, kRows = 2, kCounts = 3, kSegments = 4;
+};
+/// Rows of a panel of row pairs; a byte numbers them.
+inline constexpr std::int64_t kRowPairsPanel = 256;
+/// Numbers of a panel's block in `segments`.
+struct RowPairsSegment {
+  static constexpr int kValue = 0, kCol = 1, kPairs = 2, kCount = 3;
 };
 
 struct Nm24Arrays {
@@ -130,6 +155,12 @@ inline std::int64_t kcsr_block(Layout layout) {
   }
 }
 
+/// The inputs of one block of a layout of row pairs; 0 for other layouts.
+inline std::int64_t row_pairs_block(Layout layout) {
+  if (layout == Layout::kRowPairs64) return 64;
+  return layout == Layout::kRowPairs128 ? 128 : 0;
+}
+
 /// Where a convolution's input lies when they are taken channel by channel, and back.
 struct ChannelMajor {
   std::int64_t taps = 1;
@@ -167,6 +198,9 @@ struct LayoutSpec {
 /// For `bsr` it counts whole blocks. Throws Error(kInvalidArgument) where dimensions or `kept`
 /// cannot be, the layout cannot hold the pattern, and Error(kUnsupported) where a size overflows.
 LayoutSpec layout_spec(const FormatInfo& info, std::int64_t kept);
+
+/// The same of row pairs that store `columns` columns, kept / 2 to kept; negative: the most.
+LayoutSpec layout_spec(const FormatInfo& info, std::int64_t kept, std::int64_t columns);
 
 /// Why `layout` cannot hold the pattern, naming what can; empty where it does.
 std::string layout_fault(Layout layout, const Pattern& pattern);

@@ -49,6 +49,14 @@ struct KcsrAddTask {
   const std::uint8_t* bits;
   std::int64_t row_bytes;
   std::int64_t in;
+
+  // Row pairs only, whose begins and ends are null: `values` and `cols` are the whole arrays, these
+  // begin at the rows' first panel of kRowPairsRows; the rows end with a panel.
+  const std::int64_t* pair_segments;  ///< [panels][blocks][3]
+  const std::uint8_t* pair_rows;      ///< [panels][blocks][rows of the panel]
+  const std::uint8_t* pair_counts;    ///< likewise
+  std::int64_t block_index;
+  std::int64_t block_count;
 };
 
 /// `out.y` from sums[row][t]: `out.sums` is not read.
@@ -82,6 +90,11 @@ struct KcsrFunctions {
 };
 
 extern const KcsrFunctions generic_spmm_f32;
+/// For layouts of row pairs, whose panels have kRowPairsRows rows.
+inline constexpr std::int64_t kRowPairsRows = 256;
+extern const KcsrFunctions generic_spmm_rowpairs_f32;
+extern const KcsrFunctions avx2_spmm_rowpairs_f32;
+extern const KcsrFunctions avx512_spmm_rowpairs_f32;
 extern const KcsrFunctions avx2_spmm_f32;
 extern const KcsrFunctions avx2_spmm_bf16;
 extern const KcsrFunctions avx2_spmm_f16;

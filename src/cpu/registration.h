@@ -6,6 +6,7 @@ namespace gossamer::cpu {
 // Each driver adds its rows to the kernel table.
 void register_generic_linear();
 void register_spmm_kcsr();
+void register_spmm_rowpairs();
 void register_spmm_bitmask();
 void register_spmm_blocks();
 void register_linear_nm24();

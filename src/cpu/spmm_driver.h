@@ -26,6 +26,7 @@
 //   scratch_bytes(row, rows)   what that takes
 //   index(row, rows, scratch)  prepares them
 //   add_task(k)                where block k of those rows lies; the driver fills in the rest
+//   kRowStep                   where rows can only be cut at its multiples; others have none
 //   corrections                of those rows, in quantized calls; other sources have none
 namespace gossamer::cpu {
 
@@ -291,13 +292,17 @@ void run_spmm(const KcsrFunctions& functions, int vectors, const LinearArgs& arg
   }
   SpmmSplit split{1, threads, 0, false};
   if (vectors > 0) {
-    split = best_split({.tokens = args.tokens,
-                        .in = args.weight.in(),
-                        .kept = args.weight.kept(),
-                        .lanes = functions.vector_lanes,
-                        .widest = vectors,
-                        .threads = threads},
-                       cost);
+    SplitShape shape{.tokens = args.tokens,
+                     .in = args.weight.in(),
+                     .kept = args.weight.kept(),
+                     .lanes = functions.vector_lanes,
+                     .widest = vectors,
+                     .threads = threads};
+    using Source = decltype(make_source(batch));
+    if constexpr (requires { Source::kRowStep; }) {
+      shape.row_panels = detail::ceil_div(args.weight.out(), Source::kRowStep);
+    }
+    split = best_split(shape, cost);
   }
   for (std::int64_t b = 0; b < batch; ++b) run_split(functions, split, args, b, make_source);
 }

@@ -29,6 +29,7 @@ struct SplitShape {
   std::int64_t lanes = 1;
   int widest = 1;
   std::int64_t threads = 1;
+  std::int64_t row_panels = 0;  ///< where rows can only be cut between panels; 0: anywhere
 };
 
 /// token_parts · row_parts parts, never more than threads. With `shared`, all panels have the
@@ -54,8 +55,13 @@ inline double split_cycles(const SplitShape& shape, const SplitCost& cost, const
   const std::int64_t panels = detail::ceil_div(shape.tokens, lanes);
   const auto own = static_cast<double>(detail::ceil_div(panels, split.token_parts));
   const double tile = static_cast<double>(shape.in) * static_cast<double>(lanes);
-  const double product = static_cast<double>(shape.kept) / static_cast<double>(split.row_parts) *
-                         own * (cost.per_value + cost.per_vector * split.vectors);
+  const double rows =
+      shape.row_panels == 0
+          ? 1.0 / static_cast<double>(split.row_parts)
+          : static_cast<double>(detail::ceil_div(shape.row_panels, split.row_parts)) /
+                static_cast<double>(shape.row_panels);
+  const double product = static_cast<double>(shape.kept) * rows * own *
+                         (cost.per_value + cost.per_vector * split.vectors);
   if (!split.shared) return product + own * tile * kPerTransposed;
   const double once = static_cast<double>(panels) * tile * kPerTransposed;
   return product + own * tile * kPerCopied + once / static_cast<double>(shape.threads) + kRound;

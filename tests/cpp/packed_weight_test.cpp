@@ -204,8 +204,7 @@ TEST(PackTest, EveryArrayIsAlignedAndFollowedByZeros) {
         EXPECT_EQ(packed.data()[at], std::byte{0}) << layout_name(layout) << " array " << i;
       }
     }
-    EXPECT_EQ(packed.size_bytes(),
-              packed_size_bytes(layout, pattern, DType::kFloat16, 1, 13, 37, packed.view().kept()));
+    EXPECT_TRUE(test::size_is_foretold(packed)) << layout_name(layout);
   }
 }
 

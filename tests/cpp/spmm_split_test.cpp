@@ -56,6 +56,19 @@ TEST(SpmmSplit, TakesNoMoreThreadsThanThereAreAndTheBestGrid) {
   }
 }
 
+TEST(SpmmSplit, ThreePanelsOfRowsTakeTwoThreadsTwoRounds) {
+  SplitShape shape = shape_of(2, 4, 64, 2000000);
+  const SpmmSplit rows{1, 2, 4, false};
+  const double anywhere = split_cycles(shape, kCost, rows);
+  shape.row_panels = 4;
+  EXPECT_DOUBLE_EQ(split_cycles(shape, kCost, rows), anywhere);
+  shape.row_panels = 3;
+  EXPECT_GT(split_cycles(shape, kCost, rows), 1.3 * anywhere);
+  const SpmmSplit split = best_split(shape, kCost);
+  EXPECT_EQ(split.token_parts, 2);
+  EXPECT_EQ(split.row_parts, 1);
+}
+
 TEST(SpmmSplit, PartsCoverEveryPanelOnce) {
   for (std::int64_t parts = 1; parts <= 64; ++parts) {
     for (std::int64_t panels = parts; panels <= 130; ++panels) {

@@ -132,6 +132,14 @@ inline PackedWeight pack_matrix(const Matrix& values, const Pattern& pattern, La
   return pack(values.const_view(), nullptr, pattern, layout);
 }
 
+/// Whether packed_size_bytes says what a weight takes; of row pairs it says the most they may take.
+inline bool size_is_foretold(const PackedView& p) {
+  const std::int64_t foretold =
+      packed_size_bytes(p.layout(), p.pattern(), p.dtype(), p.batch(), p.out(), p.in(), p.kept());
+  const bool most = p.layout() == Layout::kRowPairs64 || p.layout() == Layout::kRowPairs128;
+  return most ? p.size_bytes() <= foretold : p.size_bytes() == foretold;
+}
+
 /// The dense values of a packed weight.
 inline Matrix unpack_values(const PackedView& packed) {
   Matrix values = zeros(packed.dtype(), packed.out(), packed.in(), packed.batch());
@@ -192,9 +200,10 @@ inline const std::vector<DType>& weight_dtypes() {
 }
 
 inline const std::vector<Layout>& all_layouts() {
-  static const std::vector<Layout> all{Layout::kNm,      Layout::kBitmask,  Layout::kBsr,
-                                       Layout::kFanIn,   Layout::kKcsr64,   Layout::kKcsr128,
-                                       Layout::kKcsr256, Layout::kNm24Pairs};
+  static const std::vector<Layout> all{Layout::kNm,       Layout::kBitmask,    Layout::kBsr,
+                                       Layout::kFanIn,    Layout::kKcsr64,     Layout::kKcsr128,
+                                       Layout::kKcsr256,  Layout::kRowPairs64, Layout::kRowPairs128,
+                                       Layout::kNm24Pairs};
   return all;
 }
 

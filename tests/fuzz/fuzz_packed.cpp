@@ -32,7 +32,10 @@ void use(const PackedView& view) {
                                     view.in(), view.batch()));
   if (!dense.empty() && std::memcmp(dense.data(), again.data(), dense.size()) != 0) std::abort();
   validate(slice_rows(canonical, 0, view.out()));
-  if (view.dtype() == DType::kFloat32) validate(convert(view, Layout::kKcsr64));
+  if (view.dtype() == DType::kFloat32) {
+    validate(convert(view, Layout::kKcsr64));
+    validate(convert(view, Layout::kRowPairs64));
+  }
 }
 
 }  // namespace

@@ -38,7 +38,7 @@ def assert_linear(y: Tensor, x: Tensor, w: Tensor, *added: Tensor) -> None:
     assert bool(((y.double() - exact).abs() <= bound).all())
 
 
-LAYOUTS = ["bitmask", "kcsr64", "kcsr128", "kcsr256"]
+LAYOUTS = ["bitmask", "kcsr64", "kcsr128", "kcsr256", "rowpairs64", "rowpairs128"]
 SHAPES = [(1, 1), (7, 13), (16, 16), (33, 130), (64, 257), (128, 96)]
 X_SHAPES = [(), (1,), (5,), (0,), (2, 3), (2, 0), (2, 1, 3)]
 

@@ -7,6 +7,11 @@ constexpr std::int64_t kLanes = 8;
 
 inline Vector zero() { return _mm256_setzero_ps(); }
 inline Vector load(const float* p) { return _mm256_loadu_ps(p); }
+/// Loaded once, however often it is used: a compiler may put a load into each instruction.
+inline Vector in_register(Vector v) {
+  asm("" : "+x"(v));
+  return v;
+}
 inline void store(float* p, Vector v) { _mm256_storeu_ps(p, v); }
 inline Vector broadcast(const float* p) { return _mm256_broadcast_ss(p); }
 inline Vector repeat(float value) { return _mm256_set1_ps(value); }

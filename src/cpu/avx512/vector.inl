@@ -7,6 +7,11 @@ constexpr std::int64_t kLanes = 16;
 
 inline Vector zero() { return _mm512_setzero_ps(); }
 inline Vector load(const float* p) { return _mm512_loadu_ps(p); }
+/// Loaded once, however often it is used: a compiler may put a load into each instruction.
+inline Vector in_register(Vector v) {
+  asm("" : "+v"(v));
+  return v;
+}
 inline void store(float* p, Vector v) { _mm512_storeu_ps(p, v); }
 inline Vector broadcast(const float* p) { return _mm512_set1_ps(*p); }
 inline Vector repeat(float value) { return _mm512_set1_ps(value); }

@@ -14,6 +14,9 @@ namespace {
 #include "cpu/epilogue.inl"
 #include "cpu/spmm_kcsr.inl"
 
+constexpr int kRegisters = 16;
+#include "cpu/spmm_rowpairs.inl"
+
 bool pack_tile(const gossamer::cpu::KcsrPackTask& task) {
   const auto* x = static_cast<const float*>(task.x);
   for (std::int64_t k = 0; k < task.columns; ++k) {
@@ -84,5 +87,8 @@ constinit const KcsrFunctions generic_spmm_f32 = {
     add_one_token,
     store_one_token,
     {}};
+
+constinit const KcsrFunctions generic_spmm_rowpairs_f32 =
+    with_row_pairs<ElementUnit<Float32>>(generic_spmm_f32);
 
 }  // namespace gossamer::cpu

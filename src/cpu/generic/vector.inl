@@ -12,6 +12,7 @@ inline Vector load(const float* p) {
   std::memcpy(&v, p, sizeof(v));
   return v;
 }
+inline Vector in_register(Vector v) { return v; }
 inline void store(float* p, Vector v) { std::memcpy(p, &v, sizeof(v)); }
 inline Vector repeat(float value) { return Vector{value, value, value, value}; }
 inline Vector broadcast(const float* p) { return repeat(*p); }
