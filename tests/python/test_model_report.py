@@ -214,17 +214,20 @@ def test_a_browser_shows_every_part(tmp_path: Path) -> None:
 
 @needs_browser
 def test_nothing_is_wider_than_its_window(tmp_path: Path) -> None:
-    inside = html.escape(whole_page(), quote=True)
+    page = whole_page()
+    too_wide = page.replace("<main>", '<main><div style="width:1000px">wide</div>')
     frames = "".join(
-        f'<iframe srcdoc="{inside}" style="width:{width}px;height:600px;border:0"></iframe>'
-        for width in WIDTHS
+        f'<iframe srcdoc="{html.escape(text)}" style="width:{width}px;height:600px"></iframe>'
+        for text, width in [*((page, width) for width in WIDTHS), (too_wide, WIDTHS[0])]
     )
     script = (
-        "onload=()=>{document.body.dataset.widths=[...document.querySelectorAll('iframe')].map("
-        "f=>f.contentDocument.documentElement.scrollWidth)}"
+        "onload=()=>{document.body.dataset.over=[...document.querySelectorAll('iframe')].map("
+        "f=>f.contentDocument.documentElement).map(e=>e.scrollWidth-e.clientWidth)}"
     )
     file = tmp_path / "frames.html"
     file.write_text(f"<!doctype html><body>{frames}<script>{script}</script>", encoding="utf-8")
-    found = re.search(r'data-widths="([\d,]+)"', in_browser(file, tmp_path))
+    found = re.search(r'data-over="([\d,]+)"', in_browser(file, tmp_path))
     assert found is not None
-    assert [int(width) for width in found[1].split(",")] == WIDTHS
+    *over, control = (int(pixels) for pixels in found[1].split(","))
+    assert over == [0] * len(WIDTHS)
+    assert control > 0
