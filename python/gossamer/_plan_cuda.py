@@ -6,7 +6,7 @@ A quantized weight is compared as a whole call, the quantization of the activati
 the unquantized dense layer that it replaces.
 
 The same rule as on a CPU: packed must win by 5 % at some token count and lose nowhere by more than
-the 3 % that timing can tell apart; with `memory="speed"` it may lose where a dense copy, kept
+the 3 % that timing can tell apart; but with `memory="low"` it may lose where a dense copy, kept
 beside it, runs instead. Times depend on the shape, not on the values, so that one measurement
 serves all layers of a shape, in this process and, by a file, in later ones.
 """
@@ -160,7 +160,7 @@ def plan_24(
         dense: [out, in], bfloat16 or float16, on the GPU.
         bias: the layer adds one.
         mode: "measure" or "model".
-        memory: "default" or "speed".
+        memory: "low" keeps no dense copy: a layer that needs one stays dense.
 
     Returns:
         The plan; where comparing fails, packed everywhere, with the failure as the reason. A
@@ -221,12 +221,12 @@ def decide(times: list[list[float]], kernels: list[str], memory: str, dense_byte
     size = f"{dense_bytes / 1e6:.3g} MB"
     if not wins:
         return CudaPlan(False, _all_dense(choices), "plain: no token count gains 5 % packed")
-    if losses and memory != "speed":
+    if losses and memory == "low":
         return CudaPlan(
             False,
             _all_dense(choices),
-            f'plain: dense is faster at {", ".join(losses)}; memory="speed" keeps a dense copy '
-            f"({size}) for those and is packed elsewhere",
+            f'plain: dense is faster at {", ".join(losses)}, and memory="low" keeps no dense copy '
+            f"({size}) for those",
         )
     if losses:
         return CudaPlan(

@@ -342,4 +342,7 @@ def _density(weight: Tensor | None) -> float | None:
         return None
     if type(weight) not in (nn.Parameter, Tensor) or weight.layout is not torch.strided:
         return None
-    return count_nonzeros(weight) / weight.numel()
+    try:
+        return count_nonzeros(weight) / weight.numel()
+    except torch.OutOfMemoryError:  # a report is no reason to fail
+        return None

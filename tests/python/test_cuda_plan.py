@@ -39,17 +39,18 @@ def test_faster_everywhere_is_packed() -> None:
     assert plan.dense_buckets == [None] * 7
 
 
-def test_slower_somewhere_is_plain_by_default() -> None:
-    plan = _plan_cuda.decide(times(t128=(1.0, 0.9)), KERNELS, "default", 33_600_000)
+def test_slower_somewhere_is_plain_where_memory_is_short() -> None:
+    plan = _plan_cuda.decide(times(t128=(1.0, 0.9)), KERNELS, "low", 33_600_000)
     assert not plan.sparse
     assert "128 tokens (0.90x)" in plan.reason
     assert "33.6 MB" in plan.reason
     assert {choice["kernel"] for choice in plan.choices} == {"dense"}
 
 
-def test_slower_somewhere_runs_dense_there_where_memory_is_given() -> None:
+@pytest.mark.parametrize("memory", ["default", "speed"])
+def test_slower_somewhere_runs_dense_there(memory: str) -> None:
     slow = times(t129=(1.0, 0.5), t512=(1.0, 1.2), t1=(1.0, 0.96))
-    plan = _plan_cuda.decide(slow, KERNELS, "speed", 33_600_000)
+    plan = _plan_cuda.decide(slow, KERNELS, memory, 33_600_000)
     assert plan.sparse
     assert plan.dense_buckets == ["dense", None, None, None, "dense", None, None]
     assert "33.6 MB" in plan.reason
@@ -207,22 +208,23 @@ def test_a_comparison_that_fails_leaves_the_layer_packed_with_a_sentence(
 def test_a_plan_reaches_the_weight_and_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = FakeGpu(times(t129=(1.0, 0.5)), monkeypatch)
     layer = cpu_layer()
-    plain = gpu.decide(layer)
+    plain = gpu.decide(layer, "low")
     assert plain.weight is None
     assert "129 tokens (0.50x)" in plain.report["reason"]
-    kept = gpu.decide(layer, "speed")
+    kept = gpu.decide(layer)
     assert kept.weight is not None
     assert kept.weight._facts.dense_buckets == 1 << 4
     assert kept.weight.dense is not None
     assert torch.equal(kept.weight.dense, layer.weight)
     assert [bucket["kernel"] for bucket in kept.report["plan"]] == [
-        "sm90_1", "sm90_8", "sm90_32", "sm90_128", "dense", "sm90_2048", "sm90_8192",
+        "sm90_1", "sm90_8", "sm90_32", "sm90_64", "sm90_128", "dense", "sm90_512", "sm90_1024",
+        "sm90_2048", "sm90_8192",
     ]  # fmt: skip
-    assert [bucket["tokens"] for bucket in kept.report["plan"]][4] == "129–512"
+    assert [bucket["tokens"] for bucket in kept.report["plan"]][5] == "129–256"
     layer.weight = nn.Parameter(kept.weight, requires_grad=False)
     layer.gossamer_report = kept.report | {"trainable": False}  # type: ignore[assignment]
     report = next(iter(gs.explain(layer)))
-    assert [bucket.kernel for bucket in report.plan][4] == "dense"
+    assert [bucket.kernel for bucket in report.plan][5] == "dense"
     assert report.packed_bytes == kept.weight.packed_bytes + layer.weight.numel() * 2
     assert "129 tokens" in report.reason
 
