@@ -21,19 +21,17 @@
 //
 // Two bounds, in clocks a stage of 64 inputs of 16 bits, measured on an H200 (2026-11-30):
 //
-//   outputs × tokens            128×256   256×192   192×256   128×128
-//   wgmma.sp, W and X shared        576       896       864       320      4 · (tokens / 2 + 16) ·
-//   row tiles of a warpgroup bytes that land, 64 a clock     656       672       728       400 the
-//   loop as it runs             716       975         -       468
+//   outputs × tokens                              128×256   256×192   128×128
+//   wgmma.sp, 4 · (tokens / 2 + 16) · kRowTiles       576       896       320
+//   bytes that land, 64 a clock                       656       672       400
+//   the loop as it runs                               716       975       468
 //
-// So a multiprocessor takes 64 bytes a clock, and small tiles wait for data however little of it
-// comes from L2; large tiles keep the tensor cores busy.
+// So tiles of 128 outputs wait for their bytes, wherever these come from; those of 256 do not.
 //
 // Where there are fewer tiles than multiprocessors, the inputs can be divided among `split` blocks
 // of the cluster too. Each block then has one tile; the partial sums are exchanged through shared
-// memory of the cluster, each block finishes its part of the tokens, in the order of ranks. Where
-// the last round would leave more than half of the clusters idle, the two blocks of a cluster
-// divide the inputs of its tiles in the same way.
+// memory of the cluster, each block finishes its part of the tokens, in the order of ranks. Pairs
+// of blocks do so too where their last round would leave at least half of the clusters idle.
 namespace gossamer::cuda::sm90 {
 
 template <typename T>
@@ -76,8 +74,7 @@ struct GemmShape {
   static constexpr int kTile = Element<T>::Tile::kBytes;
   static constexpr int kWBytes = kTile * kWTiles;
   static constexpr int kXBytes = kTokens * 128;
-  // A warpgroup turns its result around in pieces of 64 rows by kPiece tokens, half of its buffers
-  // at a time.
+  // A warpgroup turns its result around in pieces of 64 rows by kPiece tokens.
   static constexpr int kPiece = kTokens >= 192 ? 32 : 16;
   static constexpr int kPieces = kTokens / kPiece;
   static constexpr int kPieceBytes = kPiece * 128;
@@ -321,19 +318,18 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
         __syncwarp();
         if (releases) barrier_arrive_peer(empty + s * 8, released_rank);
       };
-      // The metadata registers belong to the instruction until it has ended, so consecutive steps
-      // use different ones.
+      // The metadata registers are the instruction's until it has ended: two sets take turns.
       const auto step = [&](Metadata<T>(&meta)[kRowTiles]) {
         barrier_wait(full + stage * 8, parity);
         const std::uint32_t w = w_stages + stage * kWBytes + group * kRowTiles * Shape::kTile;
 #pragma unroll
-        for (int i = 0; i < kRowTiles; ++i)
-          meta[i] = load_metadata<T>(w + i * Shape::kTile, thread);
+        for (int r = 0; r < kRowTiles; ++r)
+          meta[r] = load_metadata<T>(w + r * Shape::kTile, thread);
         const std::uint64_t b = b_descriptor(x_stages + stage * kXBytes);
         wgmma_fence();
 #pragma unroll
-        for (int i = 0; i < kRowTiles; ++i) {
-          multiply_tile<T>(d[i], a_descriptor(w + i * Shape::kTile), b, meta[i], accumulate);
+        for (int r = 0; r < kRowTiles; ++r) {
+          multiply_tile<T>(d[r], a_descriptor(w + r * Shape::kTile), b, meta[r], accumulate);
         }
         wgmma_commit();
         accumulate = 1;
@@ -350,10 +346,10 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
           wgmma_wait<0>();
           accumulate = 0;
 #pragma unroll
-          for (int i = 0; i < kRowTiles; ++i) {
-            settle(d[i]);
+          for (int r = 0; r < kRowTiles; ++r) {
+            settle(d[r]);
 #pragma unroll
-            for (int j = 0; j < kTokens / 2; ++j) promoted[i][j] += d[i][j];
+            for (int j = 0; j < kTokens / 2; ++j) promoted[r][j] += d[r][j];
           }
         }
       };
@@ -373,9 +369,9 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
       release(previous);
       if constexpr (Shape::kPromotes) {
 #pragma unroll
-        for (int i = 0; i < kRowTiles; ++i) {
+        for (int r = 0; r < kRowTiles; ++r) {
 #pragma unroll
-          for (int j = 0; j < kTokens / 2; ++j) d[i][j] = promoted[i][j];
+          for (int j = 0; j < kTokens / 2; ++j) d[r][j] = promoted[r][j];
         }
       }
 
