@@ -5,8 +5,8 @@
 
 #include "gossamer/dtype.h"
 
-// What pruning does on a GPU; compiled, not yet run on hardware. Every pointer is device memory,
-// rows are contiguous, every call only enqueues on `stream`.
+// What pruning does on a GPU. Every pointer is device memory, rows are contiguous, every call only
+// enqueues on `stream`.
 namespace gossamer::cuda {
 
 /// Scores of which N of every M neighbours are kept.

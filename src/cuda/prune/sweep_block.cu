@@ -6,7 +6,7 @@
 //                                            w_i −= e · U_ji     columns i > j over the lanes
 //
 // Products and differences are rounded one by one, as the core's are: inside a block both give the
-// same bits. Bound: the latency of `width` dependent steps. Not yet run on hardware.
+// same bits. Bound: the latency of `width` dependent steps.
 #include <cuda_runtime.h>
 
 #include <algorithm>

@@ -105,7 +105,8 @@ exchange_sums(typename Element<T>::Sum (&d)[Shape::kRowTiles][Shape::kTokens / 2
 }
 
 /// The scales that a thread will need, or will hand to its warpgroup: asked for before the
-/// products, so that they are there when those have ended.
+/// products, so that they are there when those have ended; behind them where Shape::kIsFull, which
+/// leaves no registers to keep them in.
 template <typename T, typename Shape>
 struct TileScales {
   static constexpr int kRows = Epilogue<T>::kIsScaled ? 2 * Shape::kRowTiles : 1;
