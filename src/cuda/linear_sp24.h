@@ -46,12 +46,9 @@ struct LinearSp24Args {
   bool weight_is_constant = false;
 };
 
-/// How one row of the table cuts the product.
+/// What the choice of a row needs to know of its block.
 struct Sp24Tile {
-  int rows = 64;            ///< outputs of a block
-  int tokens = 8;           ///< tokens of a block
-  int split = 1;            ///< blocks among which the inputs are divided; 0: chosen at launch
-  bool needs_tma_x = true;  ///< X must be aligned to 16 bytes, rows too
+  int tokens = 8;  ///< of a block
   /// Sums of at most 256 inputs are left to the tensor core; the rest is added in float32. Only
   /// float8 makes the difference.
   bool accurate_sums = true;

@@ -89,7 +89,7 @@ LinearSp24Kernel mma_row(std::string_view name, DType dtype) {
   using Shape = MmaShape<T, kTokens, kAligned>;
   return {.name = name,
           .dtype = dtype,
-          .tile = {.rows = Shape::kRows, .tokens = kTokens, .needs_tma_x = kAligned},
+          .tile = {.tokens = kTokens},
           .refuses = refuses<Shape>,
           .seconds = seconds<Shape>,
           .launch = run<T, Shape>};

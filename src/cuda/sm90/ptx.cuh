@@ -123,15 +123,6 @@ __device__ __forceinline__ std::uint64_t evict_first_policy() {
 
 /// `bytes` (a multiple of 16) from global to shared memory; completes on `barrier`.
 __device__ __forceinline__ void bulk_load(std::uint32_t to, const void* from, int bytes,
-                                          std::uint32_t barrier) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
-          "r"(to),
-      "l"(from), "r"(bytes), "r"(barrier)
-      : "memory");
-}
-
-__device__ __forceinline__ void bulk_load(std::uint32_t to, const void* from, int bytes,
                                           std::uint32_t barrier, std::uint64_t policy) {
   asm volatile(
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "

@@ -23,13 +23,14 @@ constexpr int kWholeShared = 227 * 1024;
 constexpr int kMostStages = 10;
 constexpr int kLeastStages = 5;
 
-// Measured on an H100: a launch, a row tile, a box of X, bytes of one block and of all from L2.
+// Measured on an H100, and kept for an H200: a launch, a row tile, a box of X, bytes of one block
+// and of all from L2.
 constexpr double kLaunchSeconds = 3e-6;
 constexpr double kTileSeconds = 0.15e-6;
 constexpr double kXBoxSeconds = 0.02e-6;
 constexpr double kBlockBytesPerSecond = 35e9;
 constexpr double kL2BytesPerSecond = 7e12;
-// Clusters of four and eight leave multiprocessors idle or share them: 15 % slower, measured.
+// Clusters of four and eight leave multiprocessors idle or share them: 15 % slower there.
 constexpr double kLargeCluster = 1.15;
 
 /// How a product is cut.
@@ -181,7 +182,7 @@ template <typename T, int kTokens>
 LinearSp24Kernel decode_row(std::string_view name, DType dtype) {
   return {.name = name,
           .dtype = dtype,
-          .tile = {.rows = 64, .tokens = kTokens, .split = 0, .needs_tma_x = false},
+          .tile = {.tokens = kTokens},
           .refuses = refuses,
           .seconds = seconds<T, kTokens>,
           .launch = launch_decode<T, kTokens>};

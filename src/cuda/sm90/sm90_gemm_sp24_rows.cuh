@@ -207,10 +207,7 @@ struct GemmInstance {
   static LinearSp24Kernel row(std::string_view name, DType dtype) {
     return {.name = name,
             .dtype = dtype,
-            .tile = {.rows = Shape::kRows,
-                     .tokens = Shape::kTokens,
-                     .split = 0,
-                     .needs_tma_x = Shape::kXByTma,
+            .tile = {.tokens = Shape::kTokens,
                      .accurate_sums = Shape::kPromotes || !__is_same(T, __nv_fp8_e4m3)},
             .refuses = refuses,
             .seconds = seconds,
