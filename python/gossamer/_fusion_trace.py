@@ -218,7 +218,8 @@ def does_nothing(node: fx.Node, module: nn.Module | None, last: fx.Node, sequent
     if node.op != "call_function" or node.target is not nn.functional.dropout:
         return False
     training = node.args[2] if len(node.args) > 2 else node.kwargs.get("training", True)
-    return training is False and node.args[0] is last
+    given = node.args[0] if node.args else node.kwargs.get("input")
+    return training is False and given is last
 
 
 def is_activation_function(target: Any, kwargs: dict[str, Any]) -> str | None:

@@ -136,6 +136,18 @@ def test_a_state_from_before_is_not_taken_for_one_of_now() -> None:
     model.load_state_dict(model.state_dict())
 
 
+class NamesInput(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(F.dropout(input=self.linear(x), p=0.5, training=False))
+
+
+def test_a_dropout_whose_input_is_named() -> None:
+    plain, model = fused(NamesInput())
+    x = torch.randn(2, 8)
+    torch.testing.assert_close(model(x), plain(x))
+    assert reason(model, "linear") == "fused: relu"
+
+
 class ChangesInput(nn.Module):
     def __init__(self) -> None:
         super().__init__()
