@@ -86,6 +86,35 @@ def test_a_correction_that_was_held_out_is_worth_it_on_fresh_inputs() -> None:
     assert errors["held out"] < 1.1 * errors["target"] < errors["inputs"]
 
 
+def test_a_dead_group_is_left_as_it_is_and_the_others_are_corrected() -> None:
+    torch.manual_seed(4)
+    model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=2))
+    with torch.no_grad():
+        model[0].weight[:4] = 0
+        model[0].bias[:4] = 0
+    batches = [torch.randn(8, 4, 8, 8) for _ in range(4)]
+    dense = model[2].weight.detach().clone()
+    method = OneShot("2:4", ByMagnitude(), LeastSquares(), **SETTINGS["held out"])
+    method.prepare(model)
+    report = method.calibrate(batches)
+    assert 0 < report.layers[1].notes["correction"] < math.inf
+    kept = method.mask(method.groups[1])
+    torch.testing.assert_close(model[2].weight[:4], torch.where(kept, dense, 0)[:4])
+    assert not torch.allclose(model[2].weight[4:], torch.where(kept, dense, 0)[4:], rtol=0.01)
+
+
+def test_a_dead_group_does_not_change_the_damping() -> None:
+    torch.manual_seed(5)
+    x = torch.randn(200, 24)
+    found = folds(x, x @ (torch.eye(24) + 0.1 * torch.randn(24, 24)))
+    weight = torch.randn(1, 6, 24)
+    both = [
+        Fold(*(torch.cat([sums, torch.zeros_like(sums)]) for sums in (f.gram, f.cross)), f.tokens)
+        for f in found
+    ]
+    assert held_out_damping(weight.repeat(2, 1, 1), both) == held_out_damping(weight, found)
+
+
 def test_one_batch_has_no_halves() -> None:
     model = nn.Sequential(nn.Linear(16, 8))
     method = OneShot("2:4", ByMagnitude(), target="dense-target", held_out_correction=True)

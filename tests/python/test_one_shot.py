@@ -33,6 +33,7 @@ from gossamer.prune import (
     Wanda,
 )
 from gossamer.prune.layer import LayerForm
+from prune_helpers import Stripes
 
 ops = torch.ops.gossamer
 
@@ -312,6 +313,8 @@ def test_a_sweep_takes_its_blocks_from_the_scope() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*masks, strict=True))
     method = ALPS("unstructured:0.5", scope="columns:8")
     fails(net(), method, data(), "Admm, '0.weight': scope 'columns:8': 'row' or 'tensor'")
+    method = OneShot(Stripes(), ByWanda(), scope="columns:8")
+    fails(net(), method, data(), "'0.weight': scope 'columns:8': pattern stripes is an object")
 
 
 def test_swap_lowers_the_error_of_wanda_by_more_than_half() -> None:

@@ -100,6 +100,10 @@ def test_blocks_of_columns_compete_in_themselves(pattern: str) -> None:
     for scope in ("columns", "columns:0", "columns:x"):
         with pytest.raises(ValueError, match=f"scope '{scope}': 'columns:N' with N from 1"):
             Magnitude(pattern, scope=scope)
+    whole = Magnitude(Stripes(), scope="columns:8")
+    whole.prepare(nn.Linear(20, 6))
+    with pytest.raises(ValueError, match="'weight': scope 'columns:8': pattern stripes is an obj"):
+        whole.step()
 
 
 def test_configs_of_torch_pruning() -> None:

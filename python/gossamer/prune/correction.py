@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["FOLDS", "Fold", "held_out_damping", "joined"]
+__all__ = ["FOLDS", "Fold", "held_out_damping", "joined", "mean_diagonal"]
 
 FOLDS = 4
 """Into how many parts batches are put. More would fit to more of them, and take more memory."""
@@ -45,6 +45,17 @@ def joined(folds: Sequence[Fold]) -> Fold:
     )
 
 
+def mean_diagonal(gram: Tensor) -> Tensor:
+    """What dampings are fractions of: the mean of diag(G) of each group, [groups], above 0.
+
+    A group whose inputs are all zero, which an earlier layer may have left dead, takes the mean of
+    all groups: its H is then δI, and its weights stay as they are.
+    """
+    mean = gram.diagonal(dim1=-2, dim2=-1).mean(dim=-1)
+    mean = torch.where(mean > 0, mean, mean.mean())
+    return torch.where(mean > 0, mean, 1.0)
+
+
 def held_out_damping(dense: Tensor, folds: Sequence[Fold]) -> float:
     """The damping of the correction that predicts best what it has not seen.
 
@@ -74,11 +85,11 @@ def _lost(dense: Tensor, fitted: Fold, judge: Fold) -> Tensor:
     values, vectors = torch.linalg.eigh(gram)
     assert fitted.cross is not None
     assert judge.cross is not None
+    mean = mean_diagonal(gram)[:, None]
     pull = dense @ (fitted.cross / fitted.tokens - gram) @ vectors
     wish = dense @ (judge.cross - judge.gram) @ vectors
     bend = (vectors.mT @ judge.gram @ vectors) * (pull.mT @ pull)
     along = (pull * wish).sum(dim=-2)
-    mean = gram.diagonal(dim1=-2, dim2=-1).mean(dim=-1, keepdim=True)
     lost = []
     for damping in _DAMPINGS:
         step = 1 / (values.clamp(min=0) + damping * mean).clamp(min=torch.finfo(torch.float64).tiny)

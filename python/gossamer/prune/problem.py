@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gossamer.prune import device_solvers
-from gossamer.prune.correction import Fold
+from gossamer.prune.correction import Fold, mean_diagonal
 from gossamer.prune.pattern import (
     CustomPattern,
     PatternFields,
@@ -111,7 +111,12 @@ class LayerProblem:
         pattern = self.pattern if pattern is None else pattern
         grouped = is_grouped(pattern)
         width = 0 if grouped else column_block(self.scope)
-        if width and isinstance(pattern, str):
+        if width and not isinstance(pattern, str):
+            raise ValueError(
+                f"'{self.fqn}': scope {self.scope!r}: pattern {pattern} is an object, which "
+                "selects from the whole weight; 'row' or 'tensor' is accepted"
+            )
+        if width:
             parts = scores.split(width, dim=-1)
             return torch.cat([self._select(part, pattern, "tensor") for part in parts], dim=-1)
         return self._select(scores, pattern, "tensor" if column_block(self.scope) else self.scope)
@@ -197,10 +202,9 @@ class LayerProblem:
             self.damping = asked
 
     def _ridge(self) -> Tensor:
-        mean = self.gram.diagonal(dim1=-2, dim2=-1).mean(dim=-1)
         size = self.gram.shape[-1]
         identity = torch.eye(size, dtype=self.gram.dtype, device=self.gram.device)
-        return self.damping * mean[:, None, None] * identity
+        return self.damping * mean_diagonal(self.gram)[:, None, None] * identity
 
     def _cholesky(self, *, flipped: bool) -> Tensor:
         """The lower Cholesky factor of H, or of H with rows and columns in reverse."""

@@ -77,9 +77,15 @@ def select(
         scope: "row", "tensor", "columns:N" or "global".
 
     Raises:
-        ValueError: a score is NaN, or a pattern's `select` returned something else than a mask.
+        ValueError: a score is NaN, a pattern's `select` returned something else than a mask, or an
+            object is asked to select in blocks of columns.
     """
     width = column_block(scope)
+    if width and not isinstance(pattern, str) and not is_grouped(pattern):
+        raise ValueError(
+            f"'{candidates[0].fqn}': scope {scope!r}: pattern {pattern} is an object, which "
+            "selects from the whole weight; 'row' or 'tensor' is accepted"
+        )
     if isinstance(pattern, str) and width:
         masks = [_select_by_columns(candidate, pattern, width) for candidate in candidates]
     elif isinstance(pattern, str):
