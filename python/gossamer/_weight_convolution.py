@@ -12,7 +12,7 @@ from torch import Tensor
 from gossamer import _ops
 from gossamer._convolution import paddings, pair
 from gossamer._quantization import checked_scale
-from gossamer._weight_products import ACTIVATIONS, check_requantizes, is_transformed
+from gossamer._weight_products import ACTIVATIONS, check_requantizes, following, is_transformed
 from gossamer._weight_tables import function
 from gossamer.weight import SparseWeight
 
@@ -157,12 +157,10 @@ def convolution(
     strides, dilations = pair("stride", stride), pair("dilation", dilation)
     sides = paddings(padding, kernel, strides, dilations)
     result_dtype = None
-    if torch.is_autocast_enabled("cpu") and x.is_floating_point() and not out_scale:
+    if torch.is_autocast_enabled("cpu") and x.is_floating_point():
         # As for linear: the packed weight keeps its dtype, the inputs follow.
-        result_dtype = torch.get_autocast_dtype("cpu")
-        x = x.to(weight.dtype)
-        bias = None if bias is None else bias.to(weight.dtype)
-        residual = None if residual is None else residual.to(weight.dtype)
+        result_dtype = None if out_scale else torch.get_autocast_dtype("cpu")
+        x, bias, residual = following(weight.dtype, x, bias, residual)
     if is_transformed():
         y = _dense_convolution(x, weight, bias, strides, sides, dilations, activation, residual)
     else:

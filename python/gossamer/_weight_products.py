@@ -64,7 +64,7 @@ def linear(
             tanh), "silu" or "relu2" (ReLU squared).
         residual: shape and dtype of the result, added before the activation.
         output_dtype: what the float32 sums are rounded to: torch.bfloat16, torch.float16 or
-            torch.float32 on a GPU; None, and elsewhere: the dtype of x.
+            torch.float32 on a GPU; None, and elsewhere: the dtype of x. Not with `out_scale`.
         out_scale: of an int8 weight on the CPU: the result becomes int8, divided by this and
             rounded to nearest, at most 127 either way (0 for NaN). The `input_scale` of the layer
             that takes it.
@@ -81,8 +81,24 @@ def linear(
     code = int(ACTIVATIONS[activation])
     if out_scale is None:
         return product(x, weight, bias, code, residual, output_dtype)
+    if output_dtype is not None:
+        raise ValueError(
+            f"output_dtype {output_dtype} and out_scale {out_scale} are both given: with out_scale "
+            "results are int8; leave one of them None"
+        )
     check_requantizes(weight)
-    return product_int8(x, weight, bias, code, residual, checked_scale("out_scale", out_scale))
+    scale = checked_scale("out_scale", out_scale)
+    if torch.is_autocast_enabled("cpu") and x.is_floating_point():
+        x, bias, residual = following(weight.dtype, x, bias, residual)
+    return product_int8(x, weight, bias, code, residual, scale)
+
+
+def following(
+    dtype: torch.dtype, x: Tensor, bias: Tensor | None, residual: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The operands under autocast: F.linear would cast the weight to them; a packed one stays."""
+    bias = None if bias is None else bias.to(dtype)
+    return x.to(dtype), bias, None if residual is None else residual.to(dtype)
 
 
 def check_requantizes(weight: SparseWeight) -> None:

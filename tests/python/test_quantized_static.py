@@ -313,6 +313,27 @@ def test_int8_from_convolution_to_convolution(channels_last: bool) -> None:
     assert torch.equal(second(q[0]), y[0])
 
 
+def test_int8_results_under_autocast() -> None:
+    layer, images = linear_layer(), convolution()
+    x, maps = torch.randn(4, 130).bfloat16(), torch.randn(2, 20, 9, 9).bfloat16()
+    added, planes = torch.randn(4, 96).bfloat16(), torch.randn(2, 24, 9, 9).bfloat16()
+    bias = layer.bias.detach().bfloat16()
+
+    def both(cast: torch.dtype) -> tuple[Tensor, Tensor]:
+        y = gs.linear(
+            x.to(cast), layer.weight, bias.to(cast), residual=added.to(cast), out_scale=0.02
+        )
+        call = {"padding": 1, "residual": planes.to(cast), "out_scale": 0.02}
+        return y, conv2d(maps.to(cast), images.weight, images.bias, **call)
+
+    want = both(torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = both(torch.bfloat16)
+    for y, same in zip(got, want, strict=True):
+        assert y.dtype is torch.int8
+        assert torch.equal(y, same)
+
+
 def test_compiled_requantization() -> None:
     first, second = linear_layer(), nn.Linear(96, 40)
     prune_(second.weight, "unstructured:0.7")
@@ -339,6 +360,10 @@ def test_refusals() -> None:
         if scale:
             with pytest.raises(ValueError, match=r"input_scales\['a'\]"):
                 gs.Int8StaticActivationSparseWeightConfig({"a": scale})
+    with pytest.raises(
+        ValueError, match=r"output_dtype torch\.float32 and out_scale 0\.1 are both"
+    ):
+        gs.linear(x, w, output_dtype=torch.float32, out_scale=0.1)
     with pytest.raises(ValueError, match="belong to quantize='int8'"):
         gs.SparseConfig(input_scales=0.1)
     config = gs.Int8StaticActivationSparseWeightConfig({"0": 0.1, "other": 0.1})
