@@ -28,12 +28,13 @@ struct QuantizeArgs {
   ParallelFor parallel{};
 };
 
-/// By the widest instructions of this machine.
+/// By the widest instructions of this machine. Throws for a fixed_scale that is neither 0 nor a
+/// finite number above 1.2e-38.
 void quantize_tokens(const QuantizeArgs& args);
 
 /// Results of one layer as the int8 inputs of the next: q[i] = y[i] / scale to nearest, at most 127
 /// either way, 0 for NaN. What LinearArgs::y_scale does behind a product, for results that are in
-/// memory. `scale` is finite and above 0.
+/// memory. `scale` is finite and above 1.2e-38, so that it has a reciprocal; else it throws.
 void requantize(const float* y, std::int64_t count, float scale, std::int8_t* q,
                 const ParallelFor& parallel);
 

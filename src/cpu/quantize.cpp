@@ -2,7 +2,9 @@
 #include "gossamer/quantize.h"
 
 #include <algorithm>
+#include <cmath>
 
+#include "core/fail.h"
 #include "cpu/quantize_task.h"
 #include "gossamer/machine.h"
 
@@ -35,9 +37,18 @@ const Functions& functions_here() {
 
 constexpr std::int64_t kMinInputsPerThread = 32768;  ///< below, waking a thread costs more
 
+/// The reciprocal of a subnormal scale is infinite.
+bool is_scale(float scale) { return std::isnormal(scale) && scale > 0.0f; }
+
 }  // namespace
 
 void quantize_tokens(const QuantizeArgs& args) {
+  if (args.fixed_scale != 0.0f && !is_scale(args.fixed_scale)) {
+    detail::fail(ErrorCode::kInvalidArgument,
+                 "quantize_tokens: fixed_scale is {}; a finite number above 1.2e-38 is accepted, "
+                 "or 0 for a scale of each token's own",
+                 args.fixed_scale);
+  }
   const Functions& functions = functions_here();
   if (args.tokens == 0) return;
   const std::int64_t parts =
@@ -55,6 +66,10 @@ void quantize_tokens(const QuantizeArgs& args) {
 
 void requantize(const float* y, std::int64_t count, float scale, std::int8_t* q,
                 const ParallelFor& parallel) {
+  if (!is_scale(scale)) {
+    detail::fail(ErrorCode::kInvalidArgument,
+                 "requantize: scale is {}; a finite number above 1.2e-38 is accepted", scale);
+  }
   const std::int64_t parts = std::clamp(count / kMinInputsPerThread, std::int64_t{1},
                                         std::int64_t{std::max(parallel.threads, 1)});
   parallel_for(parallel, parts, [&](std::int64_t begin, std::int64_t end) {

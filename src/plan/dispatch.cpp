@@ -166,11 +166,12 @@ void check_arguments(const LinearArgs& args) {
          "run_linear: weight_scale is given without x_scale; scales belong to quantized calls, "
          "whose X is int8");
   }
-  if (!(args.y_scale >= 0.0f) || std::isinf(args.y_scale) ||
-      (args.y_scale > 0.0f && args.x_scale == nullptr)) {
+  // The reciprocal of a subnormal one is infinite.
+  const bool is_scale = std::isnormal(args.y_scale) && args.y_scale > 0.0f;
+  if (args.y_scale != 0.0f && (!is_scale || args.x_scale == nullptr)) {
     fail(ErrorCode::kInvalidArgument,
          "run_linear: y_scale is {}{}; a quantized call, whose X is int8, takes a finite number "
-         "above 0 for an int8 Y, or 0 for a float32 one",
+         "above 1.2e-38 for an int8 Y, or 0 for a float32 one",
          args.y_scale, args.x_scale == nullptr ? " without x_scale" : "");
   }
   const auto activation = static_cast<std::int32_t>(args.activation);

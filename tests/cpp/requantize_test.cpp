@@ -209,6 +209,17 @@ TEST(RequantizeRefusals, NameTheScale) {
   args.x_scale = &x_scale;
   args.y_scale = kNan;
   EXPECT_NE(message().find("y_scale is nan"), std::string::npos) << message();
+  for (const float scale : {1e-39f, -0.5f, std::numeric_limits<float>::infinity()}) {
+    args.y_scale = scale;
+    EXPECT_NE(message().find("above 1.2e-38"), std::string::npos) << scale;
+    std::int8_t q = kUntouched;
+    const auto of_results = [&] { requantize(y.data(), 1, scale, &q, args.parallel); };
+    EXPECT_NE(message_of(of_results).find("requantize: scale is"), std::string::npos) << scale;
+    QuantizeArgs tokens;
+    tokens.fixed_scale = scale;
+    const auto of_inputs = [&] { quantize_tokens(tokens); };
+    EXPECT_NE(message_of(of_inputs).find("fixed_scale is"), std::string::npos) << scale;
+  }
 }
 
 }  // namespace
