@@ -180,6 +180,13 @@ _shape_of("linear")(_linear_fake)
 _shape_of("linear_autograd")(_linear_fake)
 
 
+@_shape_of("linear_plain")
+def _linear_plain_fake(
+    x: Tensor, packed: Tensor, layout: int, out: int, bias: Tensor | None
+) -> Tensor:
+    return _linear_fake(x, packed, layout, out)
+
+
 @_shape_of("linear_dx")
 def _linear_dx_fake(
     grad: Tensor, packed: Tensor, layout: int, inputs: int, dense: Tensor | None = None

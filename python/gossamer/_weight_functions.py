@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from gossamer._weight_products import (
+    _is_grad_enabled,
     call,
+    call_eager,
     is_dynamo_compiling,
     is_unusual,
     linear_as_torch,
@@ -76,17 +78,21 @@ def _handle_rmatmul(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 def addmm_as_torch(bias: Tensor, x: Tensor, weight: SparseWeight) -> Tensor:
     """`torch.addmm(bias, x, weight)`: what a module that stores [in, out] calls (`Conv1D`)."""
-    is_compiling = is_dynamo_compiling()
     if (
         not weight._is_direct_transposed
+        or x.ndim != 2
         or type(bias) is SparseWeight
-        or bias.dim() != 1
-        or bias.numel() != weight.out_features
-        or x.dim() != 2
-        or is_unusual(x, is_compiling)
+        or is_unusual(x, is_dynamo_compiling())
     ):
         return addmm(torch.addmm, (bias, x, weight), {})
-    return call(x, weight, bias, is_compiling)
+    if _is_grad_enabled() or is_dynamo_compiling():
+        if bias.dim() != 1 or bias.numel() != weight.out_features:
+            return addmm(torch.addmm, (bias, x, weight), {})
+        return call(x, weight, bias, is_dynamo_compiling())
+    try:  # each question to a tensor costs a tenth of a microsecond; the operator asks them anyway
+        return call_eager(x, weight, bias)
+    except ValueError:  # a bias of another shape, which is broadcast, or what addmm refuses
+        return addmm(torch.addmm, (bias, x, weight), {})
 
 
 @function(torch.addmm, Tensor.addmm)

@@ -31,10 +31,13 @@ _BUCKET_ENDS = (1, 8, 32, 128, 512, 2048)
 
 # Looked up once: a name in torch.ops costs as much as the call. `_linear_eager` is what calling
 # `_linear_op` calls, one Python frame earlier; Dynamo follows only the latter.
+# `_linear_plain_eager` is the same product with fewer arguments, each of which costs; graphs never
+# hold it.
 _linear_op: Any = torch.ops.gossamer.linear.default
 _linear_autograd_op: Any = torch.ops.gossamer.linear_autograd.default
 _linear_dx_op: Any = torch.ops.gossamer.linear_dx.default
 _linear_eager: Any = _linear_op._op
+_linear_plain_eager: Any = torch.ops.gossamer.linear_plain.default._op
 _linear_int8_op: Any = torch.ops.gossamer.linear_int8.default
 _linear_int8_autograd_op: Any = torch.ops.gossamer.linear_int8_autograd.default
 _is_grad_enabled = torch.is_grad_enabled
@@ -122,9 +125,9 @@ def linear_as_torch(x: Tensor, weight: SparseWeight, bias: Tensor | None = None)
 def is_unusual(x: Tensor, is_compiling: bool) -> bool:
     """Autocast, a transform or a product of two packed weights: more than one operator's call."""
     return (
-        _is_any_autocast_enabled()
-        or type(x) is SparseWeight
+        type(x) is SparseWeight
         or forward_ad._current_level >= 0
+        or _is_any_autocast_enabled()
         or (not is_compiling and _is_functorch_active())
     )
 
@@ -132,11 +135,18 @@ def is_unusual(x: Tensor, is_compiling: bool) -> bool:
 def call(x: Tensor, weight: SparseWeight, bias: Tensor | None, is_compiling: bool) -> Tensor:
     """x·Wᵀ + bias, W the logical [out, in] without a dense copy: the shortest way there is."""
     if _is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
-        op = _linear_autograd_op
-    else:
-        op = _linear_op if is_compiling else _linear_eager
-    # Every argument costs, None too.
-    return op(x, weight.packed, weight._layout_argument, weight.out_features, weight.scale, bias)
+        return _linear_autograd_op(x, *weight._linear_arguments, bias)
+    if is_compiling:
+        return _linear_op(x, *weight._linear_arguments, bias)
+    return call_eager(x, weight, bias)
+
+
+def call_eager(x: Tensor, weight: SparseWeight, bias: Tensor | None) -> Tensor:
+    """`call` where nothing is compiled and nothing has a gradient."""
+    plain = weight._plain_arguments
+    if plain is not None and type(x) is Tensor:
+        return _linear_plain_eager(x, *plain, bias)
+    return _linear_eager(x, *weight._linear_arguments, bias)
 
 
 def refuse_convolution(weight: SparseWeight) -> None:

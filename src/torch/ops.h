@@ -22,6 +22,9 @@ Tensor linear(const Tensor& x, const Tensor& packed, std::int64_t layout, std::i
               const std::optional<Tensor>& scale, const std::optional<Tensor>& bias,
               std::int64_t activation, const std::optional<Tensor>& residual,
               const std::optional<Tensor>& dense);
+/// linear without scale, activation, residual and dense copy.
+Tensor linear_plain(const Tensor& x, const Tensor& packed, std::int64_t layout, std::int64_t out,
+                    const std::optional<Tensor>& bias);
 /// grad·W, the gradient of x: [..., out] -> [..., in]. Unpacks the weight where no dense copy is
 /// given.
 Tensor linear_dx(const Tensor& grad, const Tensor& packed, std::int64_t layout, std::int64_t inputs,

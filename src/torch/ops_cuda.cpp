@@ -62,6 +62,7 @@ STABLE_TORCH_LIBRARY_IMPL(gossamer, CUDA, m) {
   m.impl("cuda_kernel", TORCH_BOX(&ops::cuda_kernel));
   m.impl("cuda_kernel_table", TORCH_BOX(&ops::cuda_kernel_table));
   m.impl("linear", TORCH_BOX(&ops::linear));
+  m.impl("linear_plain", TORCH_BOX(&ops::linear_plain));
   m.impl("linear_autograd", TORCH_BOX(&ops::linear));
   m.impl("linear_quantized", TORCH_BOX(&ops::linear_quantized));
   m.impl("quantize_rows", TORCH_BOX(&ops::quantize_rows));

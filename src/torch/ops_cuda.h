@@ -18,6 +18,9 @@ Tensor linear(const Tensor& x, const Tensor& packed, std::int64_t layout, std::i
               const std::optional<Tensor>& scale, const std::optional<Tensor>& bias,
               std::int64_t activation, const std::optional<Tensor>& residual,
               const std::optional<Tensor>& dense);
+/// linear without scale, activation, residual and dense copy.
+Tensor linear_plain(const Tensor& x, const Tensor& packed, std::int64_t layout, std::int64_t out,
+                    const std::optional<Tensor>& bias);
 /// The product of a quantized X and a quantized weight (LinearSp24Args says of what dtypes).
 Tensor linear_quantized(const Tensor& x, const std::optional<Tensor>& x_scale, const Tensor& packed,
                         std::int64_t layout, std::int64_t out,

@@ -225,8 +225,9 @@ Tensor multiply(const Call& call) {
   args.accurate_sums = call.accurate;
   args.tuned_row = tuned_row(call.layout, tokens, weight.dtype);
   args.stream = device.stream();
-  // Whatever writes a packed weight ends with a kernel of its own (ops_cuda_pack.cpp).
-  args.weight_is_constant = true;
+  // Whatever writes a packed weight ends with a kernel of its own (ops_cuda_pack.cpp); a copy made
+  // here (below) does not.
+  args.weight_is_constant = is_aligned(packed);
 
   std::optional<Tensor> bias_rows;
   if (call.bias) {
@@ -317,6 +318,11 @@ Tensor linear_quantized(const Tensor& x, const std::optional<Tensor>& x_scale, c
     return multiply({x, packed, layout, out, bias, activation, residual, x_scale, weight_scale,
                      y_dtype, y_dtype, accurate});
   });
+}
+
+Tensor linear_plain(const Tensor& x, const Tensor& packed, std::int64_t layout, std::int64_t out,
+                    const std::optional<Tensor>& bias) {
+  return linear(x, packed, layout, out, {}, bias, 0, {}, {});
 }
 
 Tensor linear_dx(const Tensor& grad, const Tensor& packed, std::int64_t layout, std::int64_t inputs,

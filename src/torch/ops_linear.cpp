@@ -172,6 +172,11 @@ Tensor linear(const Tensor& x, const Tensor& packed, std::int64_t layout, std::i
   });
 }
 
+Tensor linear_plain(const Tensor& x, const Tensor& packed, std::int64_t layout, std::int64_t out,
+                    const std::optional<Tensor>& bias) {
+  return linear(x, packed, layout, out, {}, bias, 0, {}, {});
+}
+
 Tensor linear_dx(const Tensor& grad, const Tensor& packed, std::int64_t layout, std::int64_t inputs,
                  const std::optional<Tensor>& dense) {
   return guarded([&] {

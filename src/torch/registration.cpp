@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The schemas of torch.ops.gossamer. linear takes tensors and ints only: lists and strings would
 // cost microseconds a call. linear_autograd is the same function under a name that has a gradient,
-// because an autograd formula costs every call, with or without gradients.
+// because an autograd formula costs every call, with or without gradients; linear_plain is it with
+// the arguments of F.linear alone, because each argument costs every call, None too.
 #include <torch/csrc/stable/library.h>
 
 #include "torch/ops.h"
@@ -10,6 +11,7 @@ STABLE_TORCH_LIBRARY(gossamer, m) {
   m.def(
       "linear(Tensor x, Tensor packed, int layout, int out, Tensor? scale=None, Tensor? bias=None, "
       "int activation=0, Tensor? residual=None, Tensor? dense=None) -> Tensor");
+  m.def("linear_plain(Tensor x, Tensor packed, int layout, int out, Tensor? bias) -> Tensor");
   m.def(
       "linear_autograd(Tensor x, Tensor packed, int layout, int out, Tensor? scale=None, "
       "Tensor? bias=None, int activation=0, Tensor? residual=None, Tensor? dense=None) -> Tensor");
@@ -96,6 +98,7 @@ namespace gossamer::door {
 
 STABLE_TORCH_LIBRARY_IMPL(gossamer, CPU, m) {
   m.impl("linear", TORCH_BOX(&linear));
+  m.impl("linear_plain", TORCH_BOX(&linear_plain));
   m.impl("linear_autograd", TORCH_BOX(&linear));
   m.impl("linear_dx", TORCH_BOX(&linear_dx));
   m.impl("conv2d", TORCH_BOX(&conv2d));

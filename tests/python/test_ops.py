@@ -304,6 +304,7 @@ def test_opcheck_linear(case: int) -> None:
     opcheck(ops.linear.default, args, kwargs)
     x, packed, code, out = args
     assert isinstance(x, Tensor)
+    opcheck(ops.linear_plain.default, (x, packed, code, out, kwargs.get("bias")))
     opcheck(ops.linear_autograd.default, (x.clone().requires_grad_(), packed, code, out), kwargs)
     grad = torch.randn(*x.shape[:-1], out)
     opcheck(ops.linear_dx.default, (grad.requires_grad_(), packed, code, x.shape[-1]))
