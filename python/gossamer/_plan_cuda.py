@@ -5,10 +5,9 @@ Which row of the kernel table multiplies it there is `_tune_cuda`'s question.
 A quantized weight is compared as a whole call, the quantization of the activations included, with
 the unquantized dense layer that it replaces.
 
-The same rule as on a CPU: packed must win by 5 % at some token count and lose nowhere by more than
-the 3 % that timing can tell apart; but with `memory="low"` it may lose where a dense copy, kept
-beside it, runs instead. Times depend on the shape, not on the values, so that one measurement
-serves all layers of a shape, in this process and, by a file, in later ones.
+What the times are, measured or predicted; the rule that decides on them is `_plan_cuda_rule`'s.
+Times depend on the shape, not on the values, so that one measurement serves all layers of a shape,
+in this process and, by a file, in later ones.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ import math
 import os
 import tempfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,37 +27,21 @@ from torch import Tensor
 
 from gossamer import _tune_cuda
 from gossamer._cuda_device import first_line, no_kernels
+from gossamer._plan_cuda_rule import (
+    BUCKET_ENDS,
+    BUCKETS,
+    CudaPlan,
+    decide,
+    dense_buckets,
+    rows_of_buckets,
+)
 from gossamer._quantization import VALUE_DTYPES
 from gossamer._quantized_check import discrepancy
 from gossamer._tune_cuda import Measured
-from gossamer._weight_facts import FIRST_HALVED_BUCKET, UPPER_PACKED_SHIFT
 from gossamer.version import __version__
 from gossamer.weight import SparseWeight
 
-__all__ = ["BUCKETS", "CudaPlan", "dense_buckets", "obstacle", "plan_24"]
-
-BUCKETS: tuple[tuple[int, ...], ...] = (
-    (1,),
-    (2, 8),
-    (9, 32),
-    (33, 64),
-    (65, 128),
-    (129, 256),
-    (257, 512),
-    (513, 1024),
-    (1025, 2048),
-    (2049, 8192),
-)
-"""Buckets of token counts, of gossamer/linear.h or halves of them, by the counts at which each is
-timed: both ends, the last one's where activations of most models end."""
-
-BUCKET_ENDS = [counts[-1] for counts in BUCKETS[:-1]]
-
-_BUCKET_OF = [_tune_cuda.operator_bucket(counts[-1]) for counts in BUCKETS]
-_OPERATOR_BUCKETS = 7
-
-WIN = 1.05
-NOT_SLOWER = 0.97
+__all__ = ["BUCKETS", "BUCKET_ENDS", "CudaPlan", "dense_buckets", "obstacle", "plan_24"]
 
 # Of the tensor cores' 4096 bfloat16 operations a clock and multiprocessor, what cuBLAS reaches
 # under load, and a launch; the cost model of dense layers (H100, 2026).
@@ -70,42 +53,6 @@ _QUANTIZE_BYTES = 3
 _QUANTIZE_EFFICIENCY = 0.6
 
 _measured: dict[str, Measured] = {}
-
-
-@dataclass(frozen=True)
-class CudaPlan:
-    """What was decided for one shape.
-
-    Attributes:
-        sparse: packed at some token count; False: the layer stays dense.
-        choices: empty where nothing was compared, else for each bucket `tokens` (where it
-            counted), `kernel` (a row of the GPU's table, or `dense`), `milliseconds`,
-            `dense_milliseconds` and `reason`, as the CPU's plan has them.
-        reason: one sentence.
-        rows: bits of the operators' argument `layout` that name a row of the table for each bucket;
-            0 where the cost model chooses in all of them.
-    """
-
-    sparse: bool
-    choices: list[dict[str, Any]]
-    reason: str
-    rows: int = 0
-
-    @property
-    def dense_buckets(self) -> list[str | None]:
-        """What `dense_buckets` makes of the plan."""
-        return dense_buckets([choice["kernel"] for choice in self.choices])
-
-    @property
-    def upper_packed(self) -> int:
-        """Bits of `layout` for those of these buckets whose upper half is packed all the same."""
-        bits, dense = 0, self.dense_buckets
-        for bucket, choice in zip(_BUCKET_OF, self.choices, strict=False):  # or none
-            # The last one of a bucket counts: its upper half.
-            if dense[bucket] and _BUCKET_OF.count(bucket) == 2:
-                place = 1 << (UPPER_PACKED_SHIFT + bucket - FIRST_HALVED_BUCKET)
-                bits = bits & ~place if choice["kernel"] == "dense" else bits | place
-        return bits
 
 
 def obstacle(
@@ -190,87 +137,8 @@ def plan_24(
     plan = replace(plan, reason="; ".join([plan.reason, *found.left_out]))
     if not plan.sparse:
         return plan
-    rows = _rows_argument(_rows_of_buckets(found.rows, plan.choices), dense, quantization)
+    rows = _rows_argument(rows_of_buckets(found.rows, plan.choices), dense, quantization)
     return replace(plan, rows=rows | plan.upper_packed)
-
-
-def decide(times: list[list[float]], kernels: list[str], memory: str, dense_bytes: int) -> CudaPlan:
-    """The rule, on milliseconds: for each token count of BUCKETS in turn packed and dense."""
-    rows = iter(times)
-    choices: list[dict[str, Any]] = []
-    losses: list[str] = []
-    wins = False
-    for counts, kernel in zip(BUCKETS, kernels, strict=True):
-        timed = [(tokens, *next(rows)) for tokens in counts]
-        tokens, ms, dense_ms = min(timed, key=lambda row: row[2] / row[1])
-        ratio = dense_ms / ms
-        loses = ratio < NOT_SLOWER
-        wins |= not loses and max(row[2] / row[1] for row in timed) >= WIN
-        if loses:
-            losses.append(f"{tokens} tokens ({ratio:.2f}x)")
-        choices.append(
-            {
-                "tokens": tokens,
-                "kernel": "dense" if loses else kernel,
-                "milliseconds": dense_ms if loses else ms,
-                "dense_milliseconds": dense_ms,
-                "reason": f"packed {ms:.4f} ms, dense {dense_ms:.4f} ms at {tokens} tokens",
-            }
-        )
-    _agree_in_halves(choices)
-    size = f"{dense_bytes / 1e6:.3g} MB"
-    if not wins:
-        return CudaPlan(False, _all_dense(choices), "plain: no token count gains 5 % packed")
-    if losses and memory == "low":
-        return CudaPlan(
-            False,
-            _all_dense(choices),
-            f'plain: dense is faster at {", ".join(losses)}, and memory="low" keeps no dense copy '
-            f"({size}) for those",
-        )
-    if losses:
-        return CudaPlan(
-            True,
-            choices,
-            f"faster packed; dense, from a copy of {size}, where that is faster: "
-            f"{', '.join(losses)}",
-        )
-    return CudaPlan(True, choices, "faster packed, and nowhere slower")
-
-
-def dense_buckets(kernels: Sequence[str]) -> list[str | None]:
-    """For each bucket of gossamer/linear.h "dense", where a half of it is, or None.
-
-    As the packed weight's header keeps it. `kernels` are those of BUCKETS in turn, or none.
-    """
-    dense: list[str | None] = [None] * _OPERATOR_BUCKETS
-    for bucket, kernel in zip(_BUCKET_OF, kernels, strict=False):
-        if kernel == "dense":
-            dense[bucket] = "dense"
-    return dense
-
-
-def _agree_in_halves(choices: list[dict[str, Any]]) -> None:
-    """Only the upper half of a bucket can be packed alone: where it is dense, so is the lower."""
-    for i in range(1, len(choices)):
-        if _BUCKET_OF[i] == _BUCKET_OF[i - 1] and choices[i]["kernel"] == "dense":
-            (choices[i - 1],) = _all_dense(choices[i - 1 : i])
-
-
-def _rows_of_buckets(rows: Sequence[str], choices: Sequence[Mapping[str, Any]]) -> list[str]:
-    """For each bucket of gossamer/linear.h the row that its packed halves agree on, or ""."""
-    found: list[set[str]] = [set() for _ in range(_OPERATOR_BUCKETS)]
-    for bucket, row, choice in zip(_BUCKET_OF, rows, choices, strict=True):
-        if choice["kernel"] != "dense":
-            found[bucket].add(row)
-    return [next(iter(names)) if len(names) == 1 else "" for names in found]
-
-
-def _all_dense(choices: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [
-        {**choice, "kernel": "dense", "milliseconds": choice["dense_milliseconds"]}
-        for choice in choices
-    ]
 
 
 def _kernel(x: Tensor, out: int) -> str:

@@ -10,6 +10,7 @@ The others are timed beside the dense layer. A row and token count takes about e
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -130,19 +131,24 @@ def operator_bucket(tokens: int) -> int:
     return sum(tokens > end for end in _OPERATOR_ENDS)
 
 
+def _bits_of(tokens: int) -> int:
+    """Which bits of the argument `layout` name the row for so many tokens: 1 shares those of 2."""
+    return max(operator_bucket(tokens), 1)
+
+
 def rows_argument(names: Sequence[str], rows: Sequence[Row]) -> int:
     """The bits of the argument `layout` that name a row for each bucket.
 
     Args:
-        names: for each bucket of gossamer/linear.h a row, or ""; the first one's counts where it is
-            alone.
+        names: for each bucket of gossamer/linear.h a row, or "". The first two share their bits:
+            the first one's counts where the second has none.
         rows: the table of the weight's dtype; a name that is not in it is left to the cost model.
     """
     numbers = {row["name"]: row["row"] for row in rows}
+    shared = next(filter(None, names[1::-1]), "")
     bits = 0
-    for bucket, name in enumerate(names):
-        if bucket > 0 or len(names) == 1:  # one token shares the bits of two to eight
-            bits |= numbers.get(name, 0) << (ROW_SHIFT + ROW_BITS * max(bucket, 1))
+    for bucket, name in enumerate([shared, *names[2:]], start=1):
+        bits |= numbers.get(name, 0) << (ROW_SHIFT + ROW_BITS * bucket)
     return bits | rows[0]["table"] << TABLE_SHIFT if bits else 0
 
 
@@ -274,14 +280,17 @@ def _measure_here(
     offset = dense.new_zeros(dense.shape[0]) if bias else None
     reference = Reference(weight, dense)
     result = Measured([], [])
-    for counts in buckets:
-        bucket = operator_bucket(counts[-1])
-        tables = [table(tokens) for tokens in counts]
-        tried = candidates(tables)
-        picks = [str(min(rows, key=lambda row: row["seconds"])["name"]) for rows in tables]
+    for _, sharing in itertools.groupby(buckets, key=lambda counts: _bits_of(counts[-1])):
+        group = list(sharing)
+        tables = {tokens: table(tokens) for counts in group for tokens in counts}
+        near = [name for counts in group for name in candidates([tables[n] for n in counts])]
+        everywhere = set.intersection(*({r["name"] for r in rows} for rows in tables.values()))
+        tried = [name for name in near if name in everywhere]
+        picks = [min(rows, key=lambda row: row["seconds"])["name"] for rows in tables.values()]
         found: list[dict[str, float]] = []
         dense_ms: list[float] = []
-        for tokens, rows, pick in zip(counts, tables, picks, strict=True):
+        for (tokens, rows), pick in zip(tables.items(), picks, strict=True):
+            bucket = operator_bucket(tokens)
             x = torch.randn(tokens, dense.shape[1], device=dense.device).to(dense.dtype)
             calls = {
                 name: _calls(weight, x, tiles, offset, _forced(weight, rows, bucket, name))
@@ -294,7 +303,7 @@ def _measure_here(
             dense_ms.append(times.pop("dense"))
             found.append(times)
         row, packed_ms = choose(found, picks)
-        result.rows.append(row)
+        result.rows.extend([row] * len(group))
         result.times.extend(map(list, zip(packed_ms, dense_ms, strict=True)))
     return result
 

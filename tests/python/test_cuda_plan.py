@@ -70,6 +70,16 @@ def test_a_bucket_whose_upper_half_is_dense_is_dense() -> None:
     assert plan.upper_packed == 1 << 25
 
 
+def test_a_gain_in_a_half_that_runs_dense_is_none() -> None:
+    even = {f"t{tokens}": (1.0, 1.0) for bucket in _plan_cuda.BUCKETS for tokens in bucket}
+    halves = even | {"t33": (1.0, 2.0), "t64": (1.0, 2.0), "t128": (1.0, 0.5)}
+    plan = _plan_cuda.decide(times(**halves), KERNELS, "speed", 10)
+    assert not plan.sparse
+    lower = plan.choices[3]
+    assert lower["kernel"] == "dense"
+    assert lower["reason"].endswith("; dense, as the upper half of its bucket is")
+
+
 def test_what_timing_cannot_tell_apart_is_no_loss_and_no_gain() -> None:
     nearly = [[1.0, 0.98]] * len(times())
     assert not _plan_cuda.decide(nearly, KERNELS, "speed", 10).sparse

@@ -87,10 +87,10 @@ def test_rows_travel_in_bits_of_their_own() -> None:
     names = ["c", "", "a", "gone", "b", "", "c"]
     bits = rows_argument(names, rows)
     found = [bits >> _tune_cuda.ROW_SHIFT + _tune_cuda.ROW_BITS * i & 31 for i in range(7)]
-    assert found == [0, 0, 1, 0, 2, 0, 3]
+    assert found == [0, 3, 1, 0, 2, 0, 3]  # one token shares the bits of two to eight
     assert bits >> _tune_cuda.TABLE_SHIFT == 2
     assert rows_argument(["", "gone"], rows) == 0
-    assert rows_argument(["b"], rows) == rows_argument(["", "b"], rows)  # one token shares them
+    assert rows_argument(["b"], rows) == rows_argument(["", "b"], rows)
     facts = Facts(2, 8, 132, torch.float8_e4m3fn, 33, False, None, 127, torch.bfloat16, True)
     plain = facts.layout_argument(CUDA)
     assert plain & bits == 0
@@ -179,6 +179,7 @@ class FakeGpu:
         self.weight = weight
         self.seconds: dict[str, float] = {"a": 1.0, "b": 1.1, "c": 1.2, "far": 9.0}
         self.ms: dict[str, float] = {"a": 3.0, "b": 2.0, "c": 2.5, "far": 1.0, "dense": 5.0}
+        self.ms_at: dict[tuple[str, int], float] = {}
         self.wrong: set[tuple[str, int]] = set()
         self.contests: list[tuple[int, list[str]]] = []
         monkeypatch.setattr(torch.ops.gossamer, "linear", self.linear)
@@ -212,7 +213,7 @@ class FakeGpu:
         tokens = rivals["dense"][0]().shape[0]
         assert {len(calls) for calls in rivals.values()} == {3}
         self.contests.append((tokens, list(rivals)))
-        return {name: self.ms[name] for name in rivals}
+        return {name: self.ms_at.get((name, tokens), self.ms[name]) for name in rivals}
 
     def measure(self) -> _tune_cuda.Measured:
         dense = self.weight.to_dense()
@@ -237,8 +238,8 @@ def test_the_fastest_right_row_wins_every_bucket(gpu: FakeGpu) -> None:
 def test_a_row_with_a_wrong_product_is_not_timed_and_named(gpu: FakeGpu) -> None:
     gpu.wrong = {("b", 8), ("b", 512)}
     found = gpu.measure()
-    assert found.rows == ["b", "c", "b", "b", "b", "b", "c", "b", "b", "b"]
-    assert found.times[1:3] == [[2.5, 5.0]] * 2
+    assert found.rows == ["c", "c", "b", "b", "b", "c", "c", "b", "b", "b"]
+    assert found.times[:4] == [[2.5, 5.0]] * 3 + [[2.0, 5.0]]
     assert len(found.left_out) == 2
     assert found.left_out[0].startswith("b is left out: its product of 8 tokens is off by ")
     assert dict(gpu.contests)[8] == ["dense", "a", "c"]
@@ -247,9 +248,19 @@ def test_a_row_with_a_wrong_product_is_not_timed_and_named(gpu: FakeGpu) -> None
 def test_where_no_row_is_right_packed_never_wins(gpu: FakeGpu) -> None:
     gpu.wrong = {(name, 1) for name in "abc"}
     found = gpu.measure()
-    assert found.rows[0] == ""
-    assert found.times[0] == [math.inf, 5.0]
-    assert decide(found.times, ["k"] * len(BUCKETS), "speed", 1).dense_buckets[0] == "dense"
+    assert found.rows[:2] == ["", ""]
+    assert found.times[:3] == [[math.inf, 5.0]] * 3
+    decided = decide(found.times, ["k"] * len(BUCKETS), "speed", 1).dense_buckets
+    assert decided == ["dense", "dense", None, None, None, None, None]
+
+
+def test_token_counts_that_share_their_bits_get_one_row_and_its_times(gpu: FakeGpu) -> None:
+    gpu.ms_at = {("b", tokens): 1.9 for tokens in (1, 65, 128)}
+    gpu.ms_at |= {("b", tokens): 4.0 for tokens in (2, 8, 33, 64)}
+    found = gpu.measure()
+    assert found.rows == ["c", "c", "b", "c", "c", "b", "b", "b", "b", "b"]
+    assert found.times[:3] == [[2.5, 5.0]] * 3
+    assert found.times[5:9] == [[2.5, 5.0]] * 4
 
 
 def test_where_the_model_is_right_about_the_best_row_nothing_is_fixed(gpu: FakeGpu) -> None:

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The rule by which a 2:4 weight on a GPU runs packed or dense, on times that are given.
+
+Packed must win by 5 % at some token count and lose nowhere by more than the 3 % that timing can
+tell apart; where it loses, a dense copy kept beside it runs, unless `memory="low"` keeps none: the
+layer stays dense then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gossamer._tune_cuda import operator_bucket
+from gossamer._weight_facts import FIRST_HALVED_BUCKET, UPPER_PACKED_SHIFT
+
+BUCKETS: tuple[tuple[int, ...], ...] = (
+    (1,),
+    (2, 8),
+    (9, 32),
+    (33, 64),
+    (65, 128),
+    (129, 256),
+    (257, 512),
+    (513, 1024),
+    (1025, 2048),
+    (2049, 8192),
+)
+"""Buckets of token counts, of gossamer/linear.h or halves of them, by the counts at which each is
+timed: both ends, the last one's where activations of most models end."""
+
+BUCKET_ENDS = [counts[-1] for counts in BUCKETS[:-1]]
+
+BUCKET_OF = [operator_bucket(counts[-1]) for counts in BUCKETS]
+_OPERATOR_BUCKETS = 7
+
+WIN = 1.05
+NOT_SLOWER = 0.97
+
+
+@dataclass(frozen=True)
+class CudaPlan:
+    """What was decided for one shape.
+
+    Attributes:
+        sparse: packed at some token count; False: the layer stays dense.
+        choices: empty where nothing was compared, else for each bucket `tokens` (where it
+            counted), `kernel` (a row of the GPU's table, or `dense`), `milliseconds`,
+            `dense_milliseconds` and `reason`, as the CPU's plan has them.
+        reason: one sentence.
+        rows: bits of the operators' argument `layout` that name a row of the table for each bucket;
+            0 where the cost model chooses in all of them.
+    """
+
+    sparse: bool
+    choices: list[dict[str, Any]]
+    reason: str
+    rows: int = 0
+
+    @property
+    def dense_buckets(self) -> list[str | None]:
+        """What `dense_buckets` makes of the plan."""
+        return dense_buckets([choice["kernel"] for choice in self.choices])
+
+    @property
+    def upper_packed(self) -> int:
+        """Bits of `layout` for those of these buckets whose upper half is packed all the same."""
+        bits, dense = 0, self.dense_buckets
+        for bucket, choice in zip(BUCKET_OF, self.choices, strict=False):  # or none
+            # The last one of a bucket counts: its upper half.
+            if dense[bucket] and BUCKET_OF.count(bucket) == 2:
+                place = 1 << (UPPER_PACKED_SHIFT + bucket - FIRST_HALVED_BUCKET)
+                bits = bits & ~place if choice["kernel"] == "dense" else bits | place
+        return bits
+
+
+def decide(times: list[list[float]], kernels: list[str], memory: str, dense_bytes: int) -> CudaPlan:
+    """The rule, on milliseconds: for each token count of BUCKETS in turn packed and dense."""
+    rows = iter(times)
+    choices: list[dict[str, Any]] = []
+    losses: list[str] = []
+    gains: list[bool] = []
+    for counts, kernel in zip(BUCKETS, kernels, strict=True):
+        timed = [(tokens, *next(rows)) for tokens in counts]
+        tokens, ms, dense_ms = min(timed, key=lambda row: row[2] / row[1])
+        ratio = dense_ms / ms
+        loses = ratio < NOT_SLOWER
+        gains.append(max(row[2] / row[1] for row in timed) >= WIN)
+        if loses:
+            losses.append(f"{tokens} tokens ({ratio:.2f}x)")
+        choices.append(
+            {
+                "tokens": tokens,
+                "kernel": "dense" if loses else kernel,
+                "milliseconds": dense_ms if loses else ms,
+                "dense_milliseconds": dense_ms,
+                "reason": f"packed {ms:.4f} ms, dense {dense_ms:.4f} ms at {tokens} tokens",
+            }
+        )
+    _agree_in_halves(choices)
+    wins = any(gain and c["kernel"] != "dense" for gain, c in zip(gains, choices, strict=True))
+    size = f"{dense_bytes / 1e6:.3g} MB"
+    if not wins:
+        return CudaPlan(False, _all_dense(choices), "plain: no token count gains 5 % packed")
+    if losses and memory == "low":
+        return CudaPlan(
+            False,
+            _all_dense(choices),
+            f'plain: dense is faster at {", ".join(losses)}, and memory="low" keeps no dense copy '
+            f"({size}) for those",
+        )
+    if losses:
+        return CudaPlan(
+            True,
+            choices,
+            f"faster packed; dense, from a copy of {size}, where that is faster: "
+            f"{', '.join(losses)}",
+        )
+    return CudaPlan(True, choices, "faster packed, and nowhere slower")
+
+
+def dense_buckets(kernels: Sequence[str]) -> list[str | None]:
+    """For each bucket of gossamer/linear.h "dense", where a half of it is, or None.
+
+    As the packed weight's header keeps it. `kernels` are those of BUCKETS in turn, or none.
+    """
+    dense: list[str | None] = [None] * _OPERATOR_BUCKETS
+    for bucket, kernel in zip(BUCKET_OF, kernels, strict=False):
+        if kernel == "dense":
+            dense[bucket] = "dense"
+    return dense
+
+
+def _agree_in_halves(choices: list[dict[str, Any]]) -> None:
+    """Only the upper half of a bucket can be packed alone: where it is dense, so is the lower."""
+    for i in range(1, len(choices)):
+        if BUCKET_OF[i] == BUCKET_OF[i - 1] and choices[i]["kernel"] == "dense":
+            if choices[i - 1]["kernel"] != "dense":
+                choices[i - 1]["reason"] += "; dense, as the upper half of its bucket is"
+            (choices[i - 1],) = _all_dense(choices[i - 1 : i])
+
+
+def rows_of_buckets(rows: Sequence[str], choices: Sequence[Mapping[str, Any]]) -> list[str]:
+    """For each bucket of gossamer/linear.h the row that its packed halves agree on, or ""."""
+    found: list[set[str]] = [set() for _ in range(_OPERATOR_BUCKETS)]
+    for bucket, row, choice in zip(BUCKET_OF, rows, choices, strict=True):
+        if choice["kernel"] != "dense":
+            found[bucket].add(row)
+    return [next(iter(names)) if len(names) == 1 else "" for names in found]
+
+
+def _all_dense(choices: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {**choice, "kernel": "dense", "milliseconds": choice["dense_milliseconds"]}
+        for choice in choices
+    ]
