@@ -86,18 +86,23 @@ struct GemmInstance {
            (Shape::kXByTma || cut.shared_by == 1);
   }
 
-  /// Whether the blocks of a cluster divide the inputs of the tiles of the last round.
-  static bool splits_last_round(const GemmCut& cut, int count, int clusters) {
+  /// Whether the blocks of a cluster divide the inputs of the tiles of the last round; each of them
+  /// must have a tile of inputs then.
+  static bool splits_last_round(const GemmCut& cut, const LinearSp24Args& args, int count,
+                                int clusters) {
     const int left = count % clusters;
-    return cut.split == 1 && cut.shared_by == 2 && count > clusters && left > 0 &&
-           left * cut.shared_by <= clusters && Shape::can_split(cut.shared_by);
+    return cut.split == 1 && cut.shared_by == 2 && cut.shared_by <= input_tiles(args) &&
+           count > clusters && left > 0 && left * cut.shared_by <= clusters &&
+           Shape::can_split(cut.shared_by);
   }
 
   static double predict(const GemmCut& cut, const LinearSp24Args& args, const DeviceInfo& device) {
     const int clusters = most_clusters(cut, device);
     const int count = tiles(args, cut);
+    // No cluster of this size fits a part of the processor, such as a slice of it.
+    if (clusters <= 0) return std::numeric_limits<double>::infinity();
     if (cut.split > 1 && count > clusters) return std::numeric_limits<double>::infinity();
-    const bool splits = splits_last_round(cut, count, clusters);
+    const bool splits = splits_last_round(cut, args, count, clusters);
     const int whole = count / clusters;
     const double rounds = splits ? whole + 0.5 : whole + (count % clusters > 0 ? 1 : 0);
     const int steps = (input_tiles(args) + cut.split - 1) / cut.split;
@@ -166,7 +171,8 @@ struct GemmInstance {
     params.token_blocks = token_blocks(args);
     params.shared_by = cut.shared_by;
     params.split = cut.split;
-    params.splits_last_round = splits_last_round(cut, tiles(args, cut), most_clusters(cut, device));
+    params.splits_last_round =
+        splits_last_round(cut, args, tiles(args, cut), most_clusters(cut, device));
     params.weight_is_constant = args.weight_is_constant;
     params.y_by_tma = args.y_dtype != DType::kFloat32 &&
                       tma_can_reach(args.y, args.y_dtype, args.out, args.y_stride);
