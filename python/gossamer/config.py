@@ -48,7 +48,7 @@ class SparseConfig:
             tightest that its zeros satisfy. Nothing is pruned: a weight that breaks it is refused.
         memory: "default", "speed" (keeps a dense copy where the plan runs dense at some token
             counts) or "low" (one layout of at most 1.15 times the bytes that are saved); None takes
-            the argument of `sparsify_`.
+            the argument of `sparsify_`. On a GPU "default" keeps the copy as "speed" does.
         plan: "measure" or "model"; None takes the argument of `sparsify_`.
         quantize: "int8", "float8" or "float8-accurate" for weights and activations of eight bits
             (`Int8DynamicActivationSparseWeightConfig`,
@@ -194,10 +194,9 @@ class Int8StaticActivationSparseWeightConfig:
     """`Int8DynamicActivationSparseWeightConfig` with activation scales that are fixed beforehand.
 
     The inputs of a layer are rounded at one scale in every call, s_x of its class's formula, and
-    what lies beyond 127 of its steps becomes 127 of them. That saves the pass that looks for the
-    largest of each token, makes results independent of how inputs are cut into calls, and lets a
-    layer hand int8 to the next one (`gossamer.linear(..., out_scale=...)`). It is less exact where
-    tokens differ much in size. On the CPU only.
+    what lies beyond 127 of its steps becomes 127 of them. That lets a layer hand int8 to the
+    next one (`gossamer.linear(..., out_scale=...)`). It is less exact where tokens differ much in
+    size, and not faster in itself. On the CPU only.
 
         scales = gs.calibrate_input_scales(model, batches)
         gs.sparsify_(model, gs.Int8StaticActivationSparseWeightConfig(scales))
@@ -207,8 +206,8 @@ class Int8StaticActivationSparseWeightConfig:
             number for all. A layer whose name is not there stays plain.
         pattern: as in `SparseConfig`.
         memory: as in `SparseConfig`.
-        plan: as in `SparseConfig`. It counts the rounding of activations as if the largest had to
-            be found, and so expects a little more time than it takes.
+        plan: as in `SparseConfig`. It counts the rounding of activations as if the largest of each
+            token had to be found.
 
     Raises:
         ValueError: a scale that is not finite and above 0, or a pattern, memory or plan that does
