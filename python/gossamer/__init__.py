@@ -37,6 +37,7 @@ from gossamer.prune import (
     Random,
     SparseGPT,
     Sparsifier,
+    Taylor,
     Wanda,
 )
 from gossamer.sparsify import desparsify_, sparsify_
@@ -71,6 +72,7 @@ __all__ = [
     "SparseGPT",
     "SparseWeight",
     "Sparsifier",
+    "Taylor",
     "Wanda",
     "__version__",
     "calibrate_input_scales",
