@@ -6,15 +6,11 @@ from __future__ import annotations
 import torch
 
 from gossamer import _ops_cuda
+from gossamer._errors import first_line
 
-__all__ = ["first_line", "no_device", "no_kernels", "no_sparse_tensor_cores"]
+__all__ = ["no_device", "no_kernels", "no_sparse_tensor_cores"]
 
 _LEAST_CAPABILITY = (8, 0)
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says in one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def no_device() -> str | None:

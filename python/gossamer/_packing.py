@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gossamer import _ops, _plan_cuda
 from gossamer._convolution import Convolution
-from gossamer._cuda_device import first_line
+from gossamer._errors import first_line
 from gossamer._quantization import VALUE_DTYPES, pack_quantized, quantized_dtypes
 from gossamer._weight_facts import LEAST_ZEROS, count_nonzeros
 from gossamer.weight import SparseWeight

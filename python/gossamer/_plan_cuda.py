@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 
 from gossamer import _tune_cuda
-from gossamer._cuda_device import first_line, no_kernels
+from gossamer._cuda_device import no_kernels
+from gossamer._errors import first_line
 from gossamer._plan_cuda_rule import (
     BUCKET_ENDS,
     BUCKETS,

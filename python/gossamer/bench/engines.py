@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 import gossamer as gs
+from gossamer._errors import first_line
 
 __all__ = ["ENGINES", "INT8", "describe", "engines", "int8_engines"]
 
@@ -50,8 +51,7 @@ def engines(module: nn.Module, x: Tensor, note: Callable[[str], None]) -> dict[s
             call = _quiet(build, module, x)
             wrong = _error(call(), module(x))
         except Exception as error:  # their exceptions share no class
-            lines = str(error).strip().splitlines() or [""]
-            note(f"{name} does not take part: {type(error).__name__}: {lines[0][:200]}")
+            note(f"{name} does not take part: {_said(error)}")
             continue
         if not wrong <= _WORST:
             note(f"{name} does not take part: its results are off by {wrong:.2g} of the largest")
@@ -82,8 +82,7 @@ def int8_engines(
     try:
         call = _quiet(_onnxruntime_int8, module, x)
     except Exception as error:  # its exceptions share no class
-        lines = str(error).strip().splitlines() or [""]
-        note(f"onnxruntime_int8 does not take part: {type(error).__name__}: {lines[0][:200]}")
+        note(f"onnxruntime_int8 does not take part: {_said(error)}")
         return {}
     return {"onnxruntime" + INT8: lambda: torch.from_numpy(call())}
 
@@ -93,6 +92,10 @@ def describe(name: str) -> str:
     package = name.removesuffix(INT8)
     package = package if package in ENGINES else "torch"
     return f"{name}, {package} {importlib.metadata.version(package)}"
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(error)[:200]}"
 
 
 def _quiet(build: Callable[..., Any], module: nn.Module, x: Tensor) -> Any:
