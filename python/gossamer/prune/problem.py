@@ -106,7 +106,7 @@ class LayerProblem:
         """The mask that the pattern keeps of some scores, both [groups, out, in].
 
         Raises:
-            ValueError: a score is NaN.
+            ValueError: a score is NaN, or an object is to select in blocks of columns.
         """
         pattern = self.pattern if pattern is None else pattern
         grouped = is_grouped(pattern)

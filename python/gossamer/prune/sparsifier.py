@@ -56,8 +56,8 @@ class Sparsifier:
 
     Args:
         pattern: a pattern's text (docs/patterns.md), or an object with `select(scores)`.
-        scope: where scores compete: "row", "tensor", "columns:N" (all rows of N neighbouring
-            columns), or "global".
+        scope: where scores compete: "row", "tensor", "global", or "columns:N" (all rows of N
+            neighbouring columns; of an object only one that is `grouped`, where it is "tensor").
         **defaults: hyperparameters of a subclass; a config may set each of them for a weight.
 
     Raises:
