@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(DecodeShape<T>::kThreads, 2)
   if (thread == 0) {
     for (int i = 0; i < p.stages; ++i) {
       barrier_init(full + i * 8, p.x_by_tma ? 2 : 1 + kLoaders / 32);
-      barrier_init(empty + i * 8, 1);
+      barrier_init(empty + i * 8, 4);  // one arrival a warp: each reads metadata of its own
     }
     barrier_init(sums, 1);
     barrier_init(sums + 8, 1);
@@ -297,7 +297,8 @@ __global__ void __launch_bounds__(DecodeShape<T>::kThreads, 2)
       }
       wgmma_commit();
       wgmma_wait<0>();
-      if (thread == 0) barrier_arrive(empty + stage * 8);
+      __syncwarp();
+      if (thread % 32 == 0) barrier_arrive(empty + stage * 8);
       if constexpr (kPromotes) {
         settle(d);
 #pragma unroll

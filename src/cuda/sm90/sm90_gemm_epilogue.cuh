@@ -137,6 +137,7 @@ __device__ __forceinline__ void apply_scales(
     typename Element<T>::Sum (&d)[Shape::kRowTiles][Shape::kTokens / 2],
     const TileScales<T, Shape>& scales, const GemmPlace& at, std::uint32_t shared_scales) {
   using Sum = typename Element<T>::Sum;
+  named_barrier(at.group + 1, 128);  // all have read those of the tile before
 #pragma unroll
   for (int i = 0; i < TileScales<T, Shape>::kTokens; ++i) {
     const int token = i * 128 + at.thread;
