@@ -21,7 +21,7 @@ bool is_small(const PackedView& weight, Layout layout) {
 }
 
 std::int64_t trial_bytes(const PackedView& weight, bool quantized) {
-  constexpr double kPeak = 2.4;  // inputs, results and the allocator's corners take the rest
+  constexpr double kPeak = 2.25;  // inputs, results and the allocator's corners take the rest
   const std::int64_t element = quantized ? 4 : dtype_bytes(weight.dtype());
   const std::int64_t layer = weight.batch() * weight.out() * weight.in() * element;
   if (layer < kLargeLayerBytes) return kLargeLayerBytes * 4;
