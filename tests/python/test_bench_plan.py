@@ -67,7 +67,7 @@ def test_a_layer_from_end_to_end(dtype: str, monkeypatch: pytest.MonkeyPatch) ->
         assert rows or record.tokens == 1  # every row may be too far behind dense on a tiny layer
         known = {row.name: row for row in gs.kernels()}
         assert all(known[name].runs_here for name in rows)
-        assert {known[name].weight_dtype for name in rows} == {dtype}
+        assert {known[name].weight_dtype for name in rows} <= {dtype}
         assert record.kernel in {*known, "dense"}
 
 
