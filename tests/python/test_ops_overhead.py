@@ -20,7 +20,8 @@ from gossamer.weight import SparseWeight
 
 LIMIT_MICROSECONDS = 3.0
 Call = Callable[[Tensor], Tensor]
-ROUNDS, CALLS, ATTEMPTS = 21, 500, 5
+ROUNDS, CALLS, ATTEMPTS = 21, 500, 10
+REST_SECONDS = 3.0
 
 
 def microseconds(call: Call, x: Tensor) -> float:
@@ -92,9 +93,10 @@ def test_a_packed_call_costs_at_most_three_microseconds_more(
     torch.set_num_threads(1)
     try:
         with mode():
-            # A busy machine adds time and never takes any away: the best attempt counts.
+            # A busy or throttled machine only adds time: the best attempt counts.
             costs: list[Cost] = []
-            for _ in range(ATTEMPTS):
+            for attempt in range(ATTEMPTS):
+                time.sleep(REST_SECONDS if attempt else 0.0)
                 costs.append(cost(packed, dense))
                 if costs[-1].more <= LIMIT_MICROSECONDS:
                     break
