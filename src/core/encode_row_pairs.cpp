@@ -122,7 +122,7 @@ struct RowPairsIndex {
     for (const Pair& pair : pairing.pairs()) {
       add_place(pair.first, pair.shared);
       add_place(pair.second, pair.kept - pair.shared);
-      kept += 2 * pair.kept;
+      kept += std::int64_t{2} * pair.kept;
       columns += 2 * pair.kept - pair.shared;
     }
     for (const int row : pairing.singles()) {
