@@ -73,11 +73,7 @@ void store_one_token(const gossamer::cpu::KcsrStoreTask& task) {
   }
 }
 
-}  // namespace
-
-namespace gossamer::cpu {
-
-constinit const KcsrFunctions generic_spmm_f32 = {
+constexpr gossamer::cpu::KcsrFunctions kFunctions = {
     kLanes,
     pack_tile,
     {add_units<ElementUnit<Float32>, 1>, add_units<ElementUnit<Float32>, 2>,
@@ -88,7 +84,13 @@ constinit const KcsrFunctions generic_spmm_f32 = {
     store_one_token,
     {}};
 
+}  // namespace
+
+namespace gossamer::cpu {
+
+constinit const KcsrFunctions generic_spmm_f32 = kFunctions;
+
 constinit const KcsrFunctions generic_spmm_rowpairs_f32 =
-    with_row_pairs<ElementUnit<Float32>>(generic_spmm_f32);
+    with_row_pairs<ElementUnit<Float32>>(kFunctions);
 
 }  // namespace gossamer::cpu
