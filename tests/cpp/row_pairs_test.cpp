@@ -10,19 +10,13 @@
 namespace gossamer {
 namespace {
 
+using test::array_of;
 using test::bytes_of;
 using test::code_of;
 using test::Matrix;
 using test::pack_matrix;
 using test::unpack_mask;
 using test::unpack_values;
-
-template <typename T>
-std::vector<T> array_of(const PackedView& packed, int index) {
-  const auto bytes = packed.header().arrays[static_cast<std::size_t>(index)].bytes;
-  const T* data = packed.array<T>(index);
-  return {data, data + static_cast<std::size_t>(bytes) / sizeof(T)};
-}
 
 using Floats = std::vector<float>;
 using Bytes = std::vector<std::uint8_t>;

@@ -156,6 +156,14 @@ inline Matrix unpack_mask(const PackedView& packed) {
   return mask;
 }
 
+/// One of the arrays of a packed weight.
+template <typename T>
+std::vector<T> array_of(const PackedView& packed, int index) {
+  const auto bytes = packed.header().arrays[static_cast<std::size_t>(index)].bytes;
+  const T* data = packed.array<T>(index);
+  return {data, data + static_cast<std::size_t>(bytes) / sizeof(T)};
+}
+
 /// All bytes of a packed weight.
 inline std::vector<std::byte> bytes_of(const PackedView& packed) {
   return {packed.data(), packed.data() + packed.size_bytes()};
