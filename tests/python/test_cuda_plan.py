@@ -307,7 +307,7 @@ def test_a_small_layer_stays_dense_where_dense_is_faster() -> None:
     gs.sparsify_(layer, memory="speed")
     report = next(iter(gs.explain(layer)))
     for bucket in report.plan:
-        assert bucket.ms <= bucket.dense_ms / _plan_cuda.NOT_SLOWER
+        assert bucket.ms <= bucket.dense_ms / _plan_cuda_rule.NOT_SLOWER
     if report.packed and any(bucket.kernel == "dense" for bucket in report.plan):
         assert isinstance(layer.weight, SparseWeight)
         assert layer.weight.dense is not None
