@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import gossamer as gs
 from gossamer.prune import ByWanda, LeastSquares, OneShot, Reconstruction
-from gossamer.prune.calibration import Calibration
+from gossamer.prune.inputs import Inputs
 from gossamer.prune.kept_calls import Kept
 
 SCRIPT = """
@@ -164,13 +164,13 @@ def test_what_is_kept_comes_back_to_its_device() -> None:
 def test_offloading_changes_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
     _, batches = model_and_batches()
     asked: list[bool] = []
-    memory = Calibration._memory
+    memory = Inputs.memory
 
-    def spy(self: Calibration, layer: Any) -> torch.device | None:
-        asked.append(memory(self, layer) is not None)
-        return memory(self, layer)
+    def spy(self: Inputs) -> torch.device | None:
+        asked.append(memory(self) is not None)
+        return memory(self)
 
-    monkeypatch.setattr(Calibration, "_memory", spy)
+    monkeypatch.setattr(Inputs, "memory", spy)
     results = []
     for offload in (False, True):
         model, _ = model_and_batches()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,7 +15,10 @@ from gossamer.prune.layer import LayerForm
 from gossamer.prune.mask import Mask
 from gossamer.prune.problem import LayerProblem
 
-__all__ = ["CalibratedLayer", "Sums", "add_products"]
+__all__ = ["CalibratedLayer", "Norms", "Sums", "add_products"]
+
+SAMPLED_ROWS = 768
+"""At most so many rows of a wide layer's inputs are kept for its error where there is no Gram."""
 
 
 @dataclass
@@ -27,7 +31,7 @@ class CalibratedLayer:
         weight: the dense parameter under the mask.
         mask: the live mask.
         form: how it is a matrix product.
-        problem: makes its problem from the weight [groups, out, in] and the Gram matrix.
+        problem: makes its problem from the weight [groups, out, in] and the Gram matrix, if any.
         solve: what runs the parts.
     """
 
@@ -36,7 +40,7 @@ class CalibratedLayer:
     weight: Tensor
     mask: Mask
     form: LayerForm
-    problem: Callable[[Tensor, Tensor], LayerProblem]
+    problem: Callable[[Tensor, Tensor | None], LayerProblem]
     solve: Callable[[LayerProblem], None]
 
 
@@ -88,13 +92,63 @@ class Sums:
         """The sums over all folds."""
         return joined(self.folds)
 
+    @property
+    def energies(self) -> Tensor:
+        """‖X_j‖² of each input, [groups, in], float64."""
+        diagonals = [fold.gram.diagonal(dim1=-2, dim2=-1) for fold in self.folds]
+        return torch.stack(diagonals).sum(dim=0)
+
+
+@dataclass
+class Norms:
+    """What is gathered of a wide layer's inputs where nothing asks for a Gram matrix.
+
+    A Gram matrix of n inputs, and an error by it, take n times as long as the norms. So the error
+    is that of some rows, which are kept until the mask is known.
+
+    Attributes:
+        energies: ‖X_j‖² of each input, [groups, in], float64, a sum over tokens.
+        sample: the rows that are kept, [groups, rows, in], float32: every `stride`-th.
+        stride: a power of three, which meets all positions of sequences and images, whose lengths
+            are more often even.
+        tokens: rows so far.
+    """
+
+    energies: Tensor
+    sample: Tensor
+    stride: int = 1
+    tokens: int = 0
+
+    @classmethod
+    def zeros(cls, layer: CalibratedLayer, size: int) -> Norms:
+        """Nothing yet, for a group with so many inputs."""
+        groups, device = layer.form.groups, layer.weight.device
+        return cls(
+            torch.zeros((groups, size), dtype=torch.float64, device=device),
+            torch.zeros((groups, 0, size), device=device),
+        )
+
+    def add(self, layer: CalibratedLayer, x: Tensor) -> None:
+        """Adds rows of inputs [groups, tokens, in]."""
+        _check_device(layer, x, self.energies)
+        self.energies += x.double().square().sum(dim=1)
+        while math.ceil((self.tokens + x.shape[1]) / self.stride) > SAMPLED_ROWS:
+            self.sample, self.stride = self.sample[:, ::3], 3 * self.stride
+        fresh = x[:, -self.tokens % self.stride :: self.stride]
+        self.sample = torch.cat([self.sample, fresh.float()], dim=1)
+        self.tokens += x.shape[1]
+
 
 def add_products(gram: Tensor, layer: CalibratedLayer, x: Tensor, y: Tensor) -> None:
     """Adds xᵀ·y for each group of a convolution."""
-    if x.device != gram.device:
-        raise ValueError(
-            f"'{layer.fqn}': its inputs are on {x.device}, its weight was on {gram.device} when "
-            "calibration began; leave the model where it is until it ends"
-        )
+    _check_device(layer, x, gram)
     for group in range(len(gram)):
         torch.ops.gossamer.gram_(gram[group], x[group].float(), y[group].float())
+
+
+def _check_device(layer: CalibratedLayer, x: Tensor, sums: Tensor) -> None:
+    if x.device != sums.device:
+        raise ValueError(
+            f"'{layer.fqn}': its inputs are on {x.device}, its weight was on {sums.device} when "
+            "calibration began; leave the model where it is until it ends"
+        )

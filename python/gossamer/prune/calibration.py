@@ -3,43 +3,37 @@
 
 from __future__ import annotations
 
-import contextlib
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from gossamer.prune.batchnorm import recalibrate_batchnorm
-from gossamer.prune.calibrated_layer import CalibratedLayer, Sums
+from gossamer.prune.calibrated_layer import CalibratedLayer, Norms, Sums
 from gossamer.prune.calibration_report import BlockResult, CalibrationReport, LayerResult
 from gossamer.prune.capture import (
     Forward,
-    capture_call,
-    capture_inputs,
     evaluating,
     find_order,
 )
 from gossamer.prune.correction import FOLDS, held_out_damping, joined
+from gossamer.prune.inputs import Inputs
 from gossamer.prune.journal import Journal
 from gossamer.prune.kept_calls import Kept
 from gossamer.prune.problem import LayerProblem
 from gossamer.prune.reconstruction import Reconstruction
-from gossamer.prune.stages import Call, Stage, StageWatch, advance, find_stages, output_of, replay
+from gossamer.prune.stages import Stage, StageWatch, find_stages, output_of
 
 __all__ = ["Calibration"]
 
+WIDE = 1024
+"""Up to so many inputs a Gram matrix takes no longer than running the layer: errors are by it."""
+
 TARGETS = ("sparse-inputs", "dense-inputs", "dense-target")
-
-
-@dataclass
-class _Stream:
-    """Where one of the two models, pruned so far and dense, is in its walk over the stages."""
-
-    stage: Stage | None = None
-    calls: Kept[Call] = field(default_factory=lambda: Kept(None))
 
 
 @dataclass
@@ -68,6 +62,8 @@ class Calibration:
         offload: keeps the inputs of blocks in the memory of the CPU.
         recalibrates: takes the statistics of BatchNorm anew at the end.
         held_out: finds the damping of corrections on batches that are held out.
+        needs_gram: whether parts read Gram matrices. Where none does, and nothing else, wide layers
+            have none: their error is that of some inputs.
     """
 
     def __init__(
@@ -84,24 +80,23 @@ class Calibration:
         offload: bool = False,
         recalibrates: bool = False,
         held_out: bool = False,
+        needs_gram: bool = True,
     ) -> None:
+        self._needs_gram = needs_gram or target == "dense-target" or reconstruction is not None
         self._held_out = held_out
         self._tunes_half = reconstruction is not None and reconstruction.held_out
         self._half: dict[str, Tensor] = {}  # Weights fitted to the first fold alone.
         self._left_dense = left_dense or {}
         self._journal = journal
-        self._offload = offload
         self._recalibrates = recalibrates
         self._model = model
         self._layers = {layer.fqn: layer for layer in layers}
         self._batches = batches
         self._forward = forward
+        self._inputs = Inputs(model, self._layers, batches, forward, offload)
         self._target = target
         self._reconstruction = reconstruction
         self._progress = progress
-        self._dense: dict[str, Tensor] = {}
-        self._stages: dict[str, Stage] = {}
-        self._streams = {"pruned": _Stream(), "dense": _Stream()}
 
     def run(self) -> CalibrationReport:
         """Prunes all layers.
@@ -118,7 +113,7 @@ class Calibration:
             fqn: (layer.weight.data.clone(), layer.mask.mask.clone())
             for fqn, layer in self._layers.items()
         }
-        self._dense = {fqn: weight for fqn, (weight, _) in saved.items()}
+        self._inputs.dense.update({fqn: weight for fqn, (weight, _) in saved.items()})
         try:
             with evaluating(self._model):
                 report = self._walk()
@@ -146,21 +141,22 @@ class Calibration:
         for stage in watch.stages():
             parts = {id(part) for part in stage.module.modules()}
             own = {fqn: stage for fqn, module in modules.items() if id(module) in parts}
-            self._stages.update(own)
+            self._inputs.stages.update(own)
         walk = _Walk(CalibrationReport(target=self._target, left_dense=dict(self._left_dense)))
         for number, group in enumerate(order.groups):
             if not self._restore(walk):
                 self._prune_group(group, order.calls[group[0]], walk)
             later = order.groups[number + 1 :]
-            block = self._stages.get(group[0])
-            is_last = not any(self._stages.get(fqn) is block for own in later for fqn in own)
+            block = self._inputs.stages.get(group[0])
+            is_last = not any(self._inputs.stages.get(fqn) is block for own in later for fqn in own)
             pruned = {result.fqn for result in walk.report.layers}
-            inside = [fqn for fqn in self._layers if self._stages.get(fqn) is block]
+            inside = [fqn for fqn in self._layers if self._inputs.stages.get(fqn) is block]
             inside = [fqn for fqn in inside if fqn in pruned]  # Others are to stay dense.
             if not (block and is_last and inside and self._reconstruction):
                 continue
             if not self._restore(walk):
-                result = self._reconstruct(block, inside, self._reconstruction)
+                left = {result.fqn for result in walk.report.layers if not result.tunable}
+                result = self._reconstruct(block, inside, self._reconstruction, left)
                 walk.report.blocks.append(result)
                 self._keep(walk, inside, blocks=[result])
         return walk.report
@@ -169,7 +165,7 @@ class Calibration:
         """Prunes layers that always get the same input."""
         layers = [self._layers[fqn] for fqn in group]
         sums = self._sums(layers[0], calls)
-        inputs = sums.folds[0].gram.shape[-1]
+        inputs = sums.energies.shape[-1]
         if not all(calls) and sums.tokens < inputs:
             # Of a layer that is called now and then, an expert say, so few inputs say nothing.
             why = f"some batches never reach it, and it saw {sums.tokens} inputs of {inputs}"
@@ -222,42 +218,59 @@ class Calibration:
     # --- One layer, one block ---------------------------------------------------------------------
 
     def _reconstruct(
-        self, stage: Stage, names: Sequence[str], reconstruction: Reconstruction
+        self,
+        stage: Stage,
+        names: Sequence[str],
+        reconstruction: Reconstruction,
+        left: Collection[str],
     ) -> BlockResult:
+        """Tunes the weights of a block, but for those that are left as they are."""
         begin = time.perf_counter()
         inside = [self._layers[fqn] for fqn in names]
-        wanted: Kept[Tensor] = Kept(self._memory(inside[0]))
-        with self._as_dense():
-            for call in self._calls(stage, True):
+        wanted: Kept[Tensor] = Kept(self._inputs.memory())
+        with self._inputs.as_dense():
+            for call in self._inputs.of_stage(stage, True):
                 wanted.append(output_of(stage, call))
         for layer in inside:
             # What the mask drops would count as a kept weight's size.
             layer.weight.data = torch.where(layer.mask.mask, layer.weight.data, 0)
+        inside = [layer for layer in inside if layer.fqn not in left]
         weights = [cast(nn.Parameter, layer.weight) for layer in inside]
         half = None
         if self._tunes_half:
             half = [self._half.pop(layer.fqn, layer.weight.data) for layer in inside]
-        tuned = reconstruction.run(stage, weights, self._calls(stage, False), wanted, half)
+        calls = self._inputs.of_stage(stage, False)
+        tuned = reconstruction.run(stage, weights, calls, wanted, half)
         name = next(name for name, own in self._model.named_modules() if own is stage.module)
         seconds = time.perf_counter() - begin
         return BlockResult(name, tuned.before, tuned.after, seconds, tuned.part)
 
-    def _memory(self, layer: CalibratedLayer) -> torch.device | None:
-        """Where inputs of blocks have to be brought back to; None where they stay."""
-        return layer.weight.device if self._offload else None
-
-    def _solve(self, layer: CalibratedLayer, sums: Sums) -> LayerResult:
+    def _problem(self, layer: CalibratedLayer, sums: Sums | Norms) -> LayerProblem:
         tokens = max(sums.tokens, 1)
-        dense = layer.form.matrices(self._dense[layer.fqn].float())
-        total = sums.total()
-        problem = layer.problem(dense, total.gram / tokens)
+        dense = layer.form.matrices(self._inputs.dense[layer.fqn].float())
+        if isinstance(sums, Norms):
+            problem = layer.problem(dense, None)
+            problem.squares, problem.sample = sums.energies / tokens, sums.sample
+        else:
+            total = sums.total()
+            problem = layer.problem(dense, total.gram / tokens)
+            problem.cross = None if total.cross is None else total.cross / tokens
         problem.tokens = sums.tokens
-        problem.cross = None if total.cross is None else total.cross / tokens
-        folds = sums.folds if all(fold.tokens for fold in sums.folds) else []
-        if len(folds) > 1 and self._held_out and total.cross is not None:
-            problem.correction = held_out_damping(dense, sums.folds)
+        return problem
+
+    def _solve(self, layer: CalibratedLayer, sums: Sums | Norms) -> LayerResult:
+        tokens = max(sums.tokens, 1)
+        problem = self._problem(layer, sums)
+        folds = [] if isinstance(sums, Norms) else sums.folds
+        remarks = []
+        if len(folds) > 1 and self._held_out and problem.cross is not None:
+            # Of some layers, experts say, whole folds see nothing.
+            seen = [fold for fold in folds if fold.tokens]
+            problem.correction = held_out_damping(problem.dense, seen) if seen[1:] else math.inf
             problem.notes["correction"] = problem.correction
-        if not float(problem.gram.diagonal(dim1=-2, dim2=-1).sum()) > 0:
+            if not seen[1:]:
+                remarks.append("not corrected: no batches to hold out")
+        if not float(problem.energies.sum()) > 0:
             raise ValueError(
                 f"'{layer.fqn}': all of its {sums.tokens} inputs are zero, so that no weight "
                 "matters; calibrate with data that makes it work, or leave it dense"
@@ -274,12 +287,15 @@ class Calibration:
                 f"{problem.damping:g}"
             )
         self._write(layer, problem)
-        tunes = self._tunes_half and self._stages.get(layer.fqn) is not None
-        if len(folds) > 1 and tunes and problem.solution is not None:
+        tunes = self._tunes_half and self._inputs.stages.get(layer.fqn) is not None
+        tunable = not tunes or len(folds) < 2 or all(joined(folds[i::2]).tokens for i in (0, 1))
+        if not tunable:
+            remarks.append("not tuned: one half of the batches never reaches it")
+        if len(folds) > 1 and tunes and tunable and problem.solution is not None:
             half = problem.fitted_to(joined(folds[::2]))
             self._half[layer.fqn] = layer.form.parameter(half).to(layer.weight.dtype)
         target_error = None
-        if sums.dense_gram is not None:
+        if isinstance(sums, Sums) and sums.dense_gram is not None:
             target_error = problem.target_error(sums.dense_gram / tokens)
         return LayerResult(
             fqn=layer.fqn,
@@ -292,6 +308,9 @@ class Calibration:
             damping=problem.damping,
             asked_damping=asked,
             notes=dict(problem.notes),
+            error_tokens=_sampled(problem),
+            tunable=tunable,
+            remarks=remarks,
         )
 
     def _write(self, layer: CalibratedLayer, problem: LayerProblem) -> None:
@@ -304,91 +323,39 @@ class Calibration:
 
     # --- Inputs -----------------------------------------------------------------------------------
 
-    def _sums(self, layer: CalibratedLayer, calls: Sequence[int]) -> Sums:
-        size = layer.form.matrices(self._dense[layer.fqn]).shape[-1]
+    def _sums(self, layer: CalibratedLayer, calls: Sequence[int]) -> Sums | Norms:
+        size = layer.form.matrices(self._inputs.dense[layer.fqn]).shape[-1]
+        if not self._needs_gram and size > WIDE:
+            norms = Norms.zeros(layer, size)
+            for index in range(len(self._batches)):
+                for x in self._inputs.of_layer(layer, index, calls, self._target == "dense-inputs"):
+                    norms.add(layer, x)
+                _check_finite(layer, norms.energies, index)
+            return norms
         corrects = self._target == "dense-target"
         judged = (self._held_out and corrects) or self._tunes_half
         folds = min(FOLDS, len(self._batches)) if judged else 1
         sums = Sums.zeros(layer, size, corrects=corrects, folds=folds)
         for index in range(len(self._batches)):
-            inputs = self._inputs(layer, index, calls, self._target == "dense-inputs")
-            dense = self._inputs(layer, index, calls, True) if corrects else [None] * len(inputs)
+            inputs = self._inputs.of_layer(layer, index, calls, self._target == "dense-inputs")
+            dense: Sequence[Tensor | None] = [None] * len(inputs)
+            if corrects:
+                dense = self._inputs.of_layer(layer, index, calls, True)
             for x, x0 in zip(inputs, dense, strict=True):
                 sums.add(layer, x, x0, index)
-            if not all(
-                bool(fold.gram.diagonal(dim1=-2, dim2=-1).isfinite().all()) for fold in sums.folds
-            ):
-                raise ValueError(
-                    f"'{layer.fqn}': its inputs hold NaN or infinity in batch {index}; look for "
-                    "the layer before it that overflows, or calibrate in float32"
-                )
+            _check_finite(layer, sums.energies, index)
         return sums
 
-    def _inputs(
-        self, layer: CalibratedLayer, index: int, calls: Sequence[int], dense: bool
-    ) -> list[Tensor]:
-        """What the layer gets from one batch, in the dense or the pruned model, as rows."""
-        stage = self._stages.get(layer.fqn)
-        with self._as_dense() if dense else contextlib.nullcontext():
-            if stage is None:
-                seen = capture_inputs(
-                    self._model, layer.module, self._batches[index], self._forward, calls[index]
-                )
-            else:
-                call = self._calls(stage, dense)[index]
-                seen = capture_inputs(
-                    stage.module,
-                    layer.module,
-                    call,
-                    lambda _, own: replay(stage, own),
-                    calls[index],
-                )
-        return [layer.form.rows(layer.module, x) for x in seen]
 
-    def _calls(self, stage: Stage, dense: bool) -> Sequence[Call]:
-        """The arguments of a stage for each batch; runs the stage before it where that gives them.
-
-        The layers of that stage, and all before it, are pruned by now.
-        """
-        stream = self._streams["dense" if dense else "pruned"]
-        if stream.stage is stage:
-            return stream.calls
-        passed = _between(stream.stage, stage)
-        if passed is None:
-            some = next(iter(self._layers.values()))
-            stream.calls = Kept(self._memory(some))
-            for batch in self._batches:
-                call = capture_call(self._model, stage.module, batch, self._forward)
-                stream.calls.append(call)
-        for last in passed or []:
-            for index in range(len(stream.calls)):
-                stream.calls[index] = advance(last, stream.calls[index])
-        stream.stage = stage
-        return stream.calls
-
-    @contextlib.contextmanager
-    def _as_dense(self) -> Iterator[None]:
-        """The model with its dense weights; nothing is copied."""
-        pruned = {fqn: layer.weight.data for fqn, layer in self._layers.items()}
-        masks = {fqn: layer.mask.mask for fqn, layer in self._layers.items()}
-        for fqn, layer in self._layers.items():
-            layer.weight.data = self._dense[fqn]
-            layer.mask._buffers["mask"] = torch.ones((), dtype=torch.bool, device=masks[fqn].device)
-        try:
-            yield
-        finally:
-            for fqn, layer in self._layers.items():
-                layer.weight.data = pruned[fqn]
-                layer.mask._buffers["mask"] = masks[fqn]
+def _check_finite(layer: CalibratedLayer, energies: Tensor, index: int) -> None:
+    if not bool(energies.isfinite().all()):
+        raise ValueError(
+            f"'{layer.fqn}': its inputs hold NaN or infinity in batch {index}; look for "
+            "the layer before it that overflows, or calibrate in float32"
+        )
 
 
-def _between(begin: Stage | None, end: Stage) -> list[Stage] | None:
-    """The stages to run to get from the input of one to that of another; None where none do."""
-    passed: list[Stage] = []
-    stage = end.follows
-    while stage is not None:
-        passed.insert(0, stage)
-        if stage is begin:
-            return passed
-        stage = stage.follows
-    return None
+def _sampled(problem: LayerProblem) -> int | None:
+    """How many inputs the error is over, where it is not over all of them."""
+    rows = 0 if problem.sample is None else problem.sample.shape[1]
+    return rows if 0 < rows < problem.tokens else None

@@ -19,13 +19,18 @@ class LayerResult:
         pattern: the pattern's text.
         tokens: rows of inputs that were seen (patches of a convolution).
         zeros: fraction of zeros.
-        error: ‖(W − Ŵ)·X‖² / ‖W·X‖².
+        error: ‖(W − Ŵ)·X‖² / ‖W·X‖², over `error_tokens` of the inputs.
         target_error: ‖W·X₀ − Ŵ·X‖² / ‖W·X₀‖² with the target "dense-target", X₀ the inputs of the
             layer in the dense model; None with others.
         damping: of the Gram matrix, as a fraction of its mean diagonal.
         asked_damping: what it was before it was raised.
         notes: what parts report.
         seconds: time of the parts.
+        error_tokens: how many inputs the error is over: all, or, of a wide layer whose method needs
+            no Gram matrix, at most 768, evenly spaced over all batches. None stands for all.
+        tunable: whether both halves of the batches reach it, so that one can judge how far its
+            block is tuned on the other; else tuning leaves it as it is.
+        remarks: what was not done, and why.
     """
 
     fqn: str
@@ -39,6 +44,9 @@ class LayerResult:
     asked_damping: float
     notes: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    error_tokens: int | None = None
+    tunable: bool = True
+    remarks: list[str] = field(default_factory=list)
 
 
 def show_progress(result: LayerResult, number: int, count: int) -> None:
@@ -95,12 +103,14 @@ class CalibrationReport:
         lines = [f"{'layer':<{width}}  pattern            zeros    error   target  seconds"]
         for layer in self.layers:
             target = "      –" if layer.target_error is None else f"{layer.target_error:7.4f}"
-            raised = ""
+            remarks = list(layer.remarks)
             if layer.damping != layer.asked_damping:
-                raised = f"  damping raised from {layer.asked_damping:g} to {layer.damping:g}"
+                remarks.append(f"damping raised from {layer.asked_damping:g} to {layer.damping:g}")
+            if layer.error_tokens is not None:
+                remarks.append(f"error over {layer.error_tokens} of {layer.tokens} inputs")
             lines.append(
                 f"{layer.fqn:<{width}}  {layer.pattern:<16} {layer.zeros:7.2%}  {layer.error:7.4f}"
-                f"  {target}  {layer.seconds:7.2f}{raised}"
+                f"  {target}  {layer.seconds:7.2f}" + (f"  {'; '.join(remarks)}" if remarks else "")
             )
         lines += [f"{fqn:<{width}}  dense: {why}" for fqn, why in self.left_dense.items()]
         lines += [

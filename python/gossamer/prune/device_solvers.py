@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gossamer.prune.pattern import PatternFields, parse_pattern
 
-__all__ = ["accumulate_gram", "admm", "obs_sweep", "refit", "select", "swap_refine"]
+__all__ = ["accumulate_gram", "admm", "missed", "obs_sweep", "refit", "select", "swap_refine"]
 
 _TOKENS_IN_FLOAT = 4096
 _CHECK_EVERY = 3
@@ -47,6 +47,21 @@ def accumulate_gram(gram: Tensor, x: Tensor, y: Tensor) -> None:
     with _full_float32():
         for a, b in zip(x.split(_TOKENS_IN_FLOAT), y.split(_TOKENS_IN_FLOAT), strict=True):
             gram += a.T @ b
+
+
+def missed(dense: Tensor, solved: Tensor, rows: Tensor) -> float:
+    """‖X·(W − Ŵ)ᵀ‖² / ‖X·Wᵀ‖² over some inputs; 0 where the dense weight gives nothing.
+
+    Args:
+        dense: W, [groups, out, in], float32.
+        solved: Ŵ, the same.
+        rows: X, [groups, tokens, in], float32.
+    """
+    with _full_float32():
+        part, whole = (
+            (rows @ weight.mT).double().square().sum() for weight in (dense - solved, dense)
+        )
+    return float(part / whole) if float(whole) > 0 else 0.0
 
 
 # --- Selection ------------------------------------------------------------------------------------

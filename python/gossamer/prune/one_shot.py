@@ -165,12 +165,19 @@ class OneShot(Sparsifier):
             offload,
             batchnorm,
             self.held_out_correction,
+            self._needs_gram(),
         )
         self.report = walk.run()
         self._set_steps(self.step_count + 1)
         for group in self.groups:
             self._mask(group).updated.fill_(self.step_count)
         return self.report
+
+    def _needs_gram(self) -> bool:
+        """Whether a part may read a Gram matrix; so does whoever writes a `solve` of their own."""
+        if type(self).solve is not OneShot.solve:
+            return True
+        return any(getattr(part, "needs_gram", True) for part in self.parts)
 
     def _run_of(self, batches: list[Any]) -> dict[str, str]:
         """Fingerprints of all that the result depends on."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
@@ -43,7 +43,13 @@ class Score:
     """Selects a mask: what scores highest inside the pattern's scope is kept.
 
     A subclass that defines `score` is complete.
+
+    Attributes:
+        needs_gram: whether it reads more of a problem's inputs than `norms`. Where no part of a
+            method does, calibration gathers no Gram matrix of wide layers.
     """
+
+    needs_gram: ClassVar[bool] = True
 
     def score(self, problem: LayerProblem) -> Tensor:
         """How much each weight is worth keeping: [groups, out, in], no NaN."""
@@ -59,6 +65,8 @@ class Score:
 class ByMagnitude(Score):
     """|w|."""
 
+    needs_gram: ClassVar[bool] = False
+
     def score(self, problem: LayerProblem) -> Tensor:
         """|w|."""
         return problem.weight.abs()
@@ -72,6 +80,7 @@ class ByRandom(Score):
         seed: any integer.
     """
 
+    needs_gram: ClassVar[bool] = False
     seed: int = 0
 
     def score(self, problem: LayerProblem) -> Tensor:
@@ -84,6 +93,8 @@ class ByRandom(Score):
 @dataclass(frozen=True)
 class ByWanda(Score):
     """|w|·‖x_j‖₂ (Sun et al. 2023, arXiv:2306.11695, equation 1)."""
+
+    needs_gram: ClassVar[bool] = False
 
     def score(self, problem: LayerProblem) -> Tensor:
         """|w|·‖x_j‖₂."""
@@ -100,6 +111,7 @@ class ByRIA(Score):
         power: how much the activations count.
     """
 
+    needs_gram: ClassVar[bool] = False
     power: float = 0.5
 
     def score(self, problem: LayerProblem) -> Tensor:

@@ -28,6 +28,24 @@ _MOST_DAMPING = 1.0
 _T = TypeVar("_T")
 
 
+class _Gram:
+    """The Gram matrix of a problem; whoever asks for one that was not gathered hears why."""
+
+    def __get__(self, problem: LayerProblem | None, owner: type) -> Tensor:
+        if problem is None:
+            raise AttributeError("gram")
+        gram: Tensor | None = problem.__dict__["gram"]
+        if gram is None:
+            raise ValueError(
+                f"'{problem.fqn}': only the norms of its inputs were gathered, since all parts say "
+                "needs_gram = False; set it to True on the part that reads the Gram matrix"
+            )
+        return gram
+
+    def __set__(self, problem: LayerProblem, gram: Tensor | None) -> None:
+        problem.__dict__["gram"] = gram
+
+
 @dataclass
 class LayerProblem:
     """One layer: min ‖T − Ŵ·X‖² over Ŵ that have the pattern, X the layer's inputs.
@@ -39,7 +57,8 @@ class LayerProblem:
     Attributes:
         fqn: the weight's full name.
         dense: W, float32.
-        gram: G = XᵀX / tokens, float64.
+        gram: G = XᵀX / tokens, float64. None, which reading it refuses, where `squares` and
+            `sample` are all that is known.
         cross: C = X₀ᵀX / tokens, float64; None where T is W·X.
         pattern: a pattern's text, or an object with `select`.
         scope: "row", "tensor" or "columns:N".
@@ -51,6 +70,8 @@ class LayerProblem:
         damping: δ as a fraction of the mean of diag(G); parts that factor G may have raised it.
         correction: the same for `correct`, infinite for none; None takes δ.
         notes: what parts report, such as {"swaps": 17}.
+        squares: diag(G), [groups, in], float64, where G is not gathered.
+        sample: some rows of X, [groups, tokens, in], float32, where G is not gathered.
     """
 
     fqn: str
@@ -66,10 +87,16 @@ class LayerProblem:
     mask: Tensor | None = None
     solution: Tensor | None = None
     notes: dict[str, float] = field(default_factory=dict)
+    squares: Tensor | None = None
+    sample: Tensor | None = None
 
     def __post_init__(self) -> None:
         self.weight = self.dense
         self.segment = self.segment or self.dense.shape[-1]
+
+    def __repr__(self) -> str:
+        shape = list(self.dense.shape)
+        return f"LayerProblem({self.fqn!r}, {shape}, {self.pattern}, scope={self.scope!r})"
 
     # --- What parts read --------------------------------------------------------------------------
 
@@ -81,7 +108,12 @@ class LayerProblem:
     @property
     def norms(self) -> Tensor:
         """‖X_j‖₂/√tokens of each input, [groups, 1, in], float32."""
-        return self.gram.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt().float()[:, None]
+        return self.energies.clamp(min=0).sqrt().float()[:, None]
+
+    @property
+    def energies(self) -> Tensor:
+        """‖X_j‖²/tokens of each input, [groups, in], float64: the diagonal of G."""
+        return self.gram.diagonal(dim1=-2, dim2=-1) if self.squares is None else self.squares
 
     @property
     def kept_weight(self) -> Tensor:
@@ -226,8 +258,11 @@ class LayerProblem:
     # --- What came out ----------------------------------------------------------------------------
 
     def error(self, weight: Tensor | None = None) -> float:
-        """‖(W − Ŵ)·X‖² / ‖W·X‖²."""
-        delta = (self.kept_weight if weight is None else weight).double() - self.dense
+        """‖(W − Ŵ)·X‖² / ‖W·X‖², over the rows of `sample` where there is no Gram matrix."""
+        solved = self.kept_weight if weight is None else weight
+        if self.sample is not None:
+            return device_solvers.missed(self.dense, solved, self.sample)
+        delta = solved.double() - self.dense
         return _ratio(_energy(delta, self.gram), _energy(self.dense.double(), self.gram))
 
     def target_error(self, dense_gram: Tensor) -> float:
@@ -241,6 +276,9 @@ class LayerProblem:
         whole = _energy(dense, dense_gram)
         shared = ((dense @ self.cross) * solved).sum()
         return _ratio(whole - 2 * shared + _energy(solved, self.gram), whole)
+
+
+LayerProblem.gram = _Gram()  # type: ignore[assignment]
 
 
 def check_scores(fqn: str, scores: Tensor) -> None:

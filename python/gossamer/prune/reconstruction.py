@@ -65,7 +65,7 @@ class Reconstruction:
 
         Args:
             stage: the block.
-            weights: the dense parameters under its live masks.
+            weights: the dense parameters under its live masks; others stay as they are.
             calls: the block's arguments for each batch.
             wanted: what it is to give for each.
             half: the weights as fitted to the batches 0, 2, 4, … alone; None takes the best epoch.
@@ -82,6 +82,8 @@ class Reconstruction:
     def _tune(self, block: _Block, half: Sequence[Tensor] | None) -> Tuned:
         everything = range(len(block.calls))
         before = block.loss(everything)
+        if not block.weights:
+            return Tuned(before, before, 0.0)
         start = block.values()
         if half is None or len(everything) < 2:
             return self._best_epoch(block, before)
