@@ -26,9 +26,11 @@ from gossamer.bench import (
     dlmc,
     host,
     networks,
+    solvers,
 )
 from gossamer.bench.__main__ import SUITES, main
 from gossamer.bench.engines import ENGINES, engines
+from gossamer.bench.performance_tables import tables
 from gossamer.bench.record import OPTIONAL
 from gossamer.bench.roofline import Roofline, measure_roofline
 from gossamer.bench.subject import check, check_int8, csr_calls, make_subject
@@ -237,6 +239,17 @@ def test_conversions_from_end_to_end(pattern: str) -> None:
         assert list(line["peers"].values()) == [line["dense_ms"]]
         assert line["machine"] == gs.machine().name
     assert [list(line["peers"]) for line in lines] == [["copy"], ["copy"], ["clone"], ["clone"]]
+
+
+@pytest.mark.parametrize("what", [*solvers.METHODS, solvers.TRANSPOSABLE])
+def test_solvers_from_end_to_end(what: str) -> None:
+    with torch.inference_mode():  # As the command does.
+        (record,) = solvers.run(options(), [solvers.Case(what, 64, 32)])
+    line = json.loads(record.to_json())
+    assert [name for name in line if name not in OPTIONAL] == list(FIELDS)
+    assert (line["kernel"], line["suite"], line["machine"]) == (what, "solvers", gs.machine().name)
+    assert line["speedup"] == pytest.approx(line["dense_ms"] / line["ms"], rel=1e-3)
+    assert what in tables([record], "solvers")
 
 
 def test_a_dense_copy_is_not_counted() -> None:

@@ -25,6 +25,7 @@ from gossamer.bench import (
     gpu_model,
     host,
     plan,
+    solvers,
 )
 from gossamer.bench.record import Record, append
 from gossamer.bench.roofline import measure_roofline
@@ -48,6 +49,7 @@ SUITES: dict[str, Callable[[Options], Iterator[Record]]] = {
     "gpu-model": gpu_model.run,
     "host": host.run,
     "plan": plan.run,
+    "solvers": solvers.run,
 }
 """Name to what yields its records."""
 

@@ -147,7 +147,7 @@ def _plots(records: Sequence[Record], machine: str, suite: str) -> Iterable[tupl
 
 
 def _curves(records: Sequence[Record], suite: str) -> list[Curve]:
-    if suite == "convert":
+    if suite in ("convert", "solvers"):
         return []
     gpu = suite.startswith("gpu")
     groups: dict[str, list[tuple[float, float]]] = {}

@@ -20,7 +20,9 @@ Key = TypeVar("Key", bound=Hashable)
 def tables(records: Sequence[Record], suite: str) -> str:
     """Markdown of one suite's records of one machine, for each dtype and thread count a table."""
     if suite == "convert":
-        return _conversions(records)
+        return _beside_peers(records, "Share of the bandwidth of a copy that moves as many bytes")
+    if suite == "solvers":
+        return _beside_peers(records, "A dense forward pass, or a copy, as a share of what is done")
     parts = []
     for dtype in _in_order(records, lambda r: r.dtype):
         for threads in _in_order(records, lambda r: r.threads):
@@ -40,9 +42,9 @@ def tables(records: Sequence[Record], suite: str) -> str:
     return "\n".join([*parts, f"{count}{': ' if named else '.'}{named}\n"])
 
 
-def _conversions(records: Sequence[Record]) -> str:
+def _beside_peers(records: Sequence[Record], share: str) -> str:
     lines = [
-        "Share of the bandwidth of a copy that moves as many bytes, milliseconds in brackets.\n",
+        f"{share}, milliseconds in brackets.\n",
         "| what | dtype | pattern | device | threads | share | peer |",
         "|---|---|---|---|---|---|---|",
     ]
