@@ -42,6 +42,7 @@ __all__ = ["Outcome", "report"]
 _COLOURS = (1, 2, 3, 4, 5)
 _LABELLED = 5
 """Curves that are named; the others are drawn quietly, with their name under the pointer."""
+_SAME_ZEROS = 0.005
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def report(
         body.append(_outcome_section(everything, dense, metric))
     body.append(_layer_section(masks, calibration))
     if sensitivity is not None:
-        body.append(_sensitivity_section(sensitivity, metric))
+        body.append(_sensitivity_section(sensitivity, metric, dense))
     if packed:
         body.append(_plan_section(packed, sensitivity))
     body.append(_mask_section(masks, pictures))
@@ -232,11 +233,17 @@ def _curve_of(points: Sequence[Outcome], label: str, colour: int, joined: bool) 
 
 
 def _front(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Those that no other beats in both, from few zeros to many."""
+    """Those that no other beats in both, from few zeros to many.
+
+    Patterns are met up to rounding: a few zeros more make no model better.
+    """
     found: list[Outcome] = []
     for one in sorted(outcomes, key=lambda one: (-one.zeros, -one.accuracy)):
-        if not found or one.accuracy > found[-1].accuracy:
-            found.append(one)
+        if found and one.accuracy <= found[-1].accuracy:
+            continue
+        if found and found[-1].zeros - one.zeros < _SAME_ZEROS:
+            found.pop()
+        found.append(one)
     return found[::-1]
 
 
@@ -288,7 +295,7 @@ def _why_dense(name: str, calibration: CalibrationReport) -> str:
     return f"dense: {calibration.left_dense.get(name, 'not calibrated')}"
 
 
-def _sensitivity_section(found: Sensitivity, metric: str) -> Markup:
+def _sensitivity_section(found: Sensitivity, metric: str, dense: Outcome | None) -> Markup:
     named = found.most_sensitive(_LABELLED)
     curves = []
     for name, values in found.layers.items():
@@ -320,6 +327,8 @@ def _sensitivity_section(found: Sensitivity, metric: str) -> Markup:
     lead = "Each curve is the whole model with one layer pruned and the rest dense."
     if len(named) < len(found.layers):
         lead += f" The {len(named)} layers that cost most are named; point at the others."
+    if dense is not None and dense.accuracy != found.dense:
+        lead += f" Its judge is another: dense has {found.dense:.2f} by it."
     return section("sensitivity", "Sensitivity", lead, scrolling(chart))
 
 

@@ -127,6 +127,25 @@ def test_the_front_joins_what_no_other_beats() -> None:
     assert re.fullmatch(r"M[\d. ]+V[\d.]+H[\d.]+", path)
 
 
+def test_a_rounding_of_zeros_puts_nothing_on_the_front() -> None:
+    rounded = gs.Outcome("magnitude", "unstructured:0.8", 0.8004, 1.0)
+    best = max((one for one in OUTCOMES if one.zeros == 0.8), key=lambda one: one.accuracy)
+    assert rounded.accuracy < best.accuracy
+    fronts = [
+        re.findall(r'class="front" d="([^"]+)"', gs.report(net(), outcomes=own))
+        for own in (OUTCOMES, [*OUTCOMES, rounded])
+    ]
+    assert [len(path[0].split("V")) for path in fronts] == [2, 2]
+
+
+def test_sensitivity_says_where_its_judge_is_another() -> None:
+    model = net()
+    found = measure_sensitivity(model, lambda own: 12.5)
+    text = gs.report(model, outcomes=OUTCOMES, sensitivity=found)
+    assert "Its judge is another: dense has 12.50 by it." in text
+    assert "judge" not in gs.report(model, sensitivity=found)
+
+
 def test_labels_do_not_touch() -> None:
     curves = [Curve(f"c{i}", [0, 1], [0, 1 + i / 1000], series=1) for i in range(8)]
     chart = curve_chart(

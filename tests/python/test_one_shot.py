@@ -499,6 +499,38 @@ def test_a_config_with_a_layer_that_is_not_there() -> None:
     assert_same(model, before)
 
 
+@pytest.mark.parametrize("make", [Wanda, SparseGPT])
+@pytest.mark.parametrize("pattern", ["block:64x64:0.8", "unstructured:0.999"])
+def test_a_pattern_that_is_too_coarse_for_a_layer(
+    pattern: str, make: Callable[..., OneShot]
+) -> None:
+    """Rounded to whole blocks, or whole weights of a row, it would switch the layer off."""
+    match = (
+        rf"'0.weight': pattern {pattern} keeps nothing of a weight \[32, 16\]; .* leave it dense"
+    )
+    fails(net(), make(pattern, scope="row"), data(), match)
+
+
+def test_a_pattern_of_nothing_keeps_nothing() -> None:
+    assert pruned_errors(net(), data(), Wanda("unstructured:1.0")) == 1.0
+
+
+def test_weights_that_are_not_finite() -> None:
+    model = net()
+    method = SparseGPT("2:4")
+    method.prepare(model)
+    with torch.no_grad():
+        method.dense_weight(method.groups[1])[3, 1] = torch.inf
+    before = state_of(model)
+    with pytest.raises(ValueError, match=r"'2.weight' holds NaN or infinity.* leave it dense"):
+        method.calibrate(data())
+    assert_same(model, before)
+
+
+def test_batches_without_samples() -> None:
+    fails(net(), SparseGPT("2:4"), [torch.randn(0, 16)], r"'0.weight': it was called with no inp")
+
+
 def test_inputs_that_are_all_zero() -> None:
     fails(net(), Wanda("2:4"), [torch.zeros(4, 16)], "all of its 4 inputs are zero")
 

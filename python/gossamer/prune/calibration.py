@@ -26,6 +26,7 @@ from gossamer.prune.journal import Journal
 from gossamer.prune.kept_calls import Kept
 from gossamer.prune.problem import LayerProblem
 from gossamer.prune.reconstruction import Reconstruction
+from gossamer.prune.selection import check_kept
 from gossamer.prune.stages import Stage, StageWatch, find_stages, output_of
 
 __all__ = ["Calibration"]
@@ -113,6 +114,12 @@ class Calibration:
             fqn: (layer.weight.data.clone(), layer.mask.mask.clone())
             for fqn, layer in self._layers.items()
         }
+        for fqn, (weight, _) in saved.items():
+            if not bool(weight.isfinite().all()):
+                raise ValueError(
+                    f"'{fqn}' holds NaN or infinity, which no calibration can keep; load weights "
+                    "that are finite, or leave it dense: prepare(model, {'<name>': None, '*': ...})"
+                )
         self._inputs.dense.update({fqn: weight for fqn, (weight, _) in saved.items()})
         try:
             with evaluating(self._model):
@@ -270,6 +277,11 @@ class Calibration:
             problem.notes["correction"] = problem.correction
             if not seen[1:]:
                 remarks.append("not corrected: no batches to hold out")
+        if not sums.tokens:
+            raise ValueError(
+                f"'{layer.fqn}': it was called with no inputs at all; pass batches with at least "
+                "one sample"
+            )
         if not float(problem.energies.sum()) > 0:
             raise ValueError(
                 f"'{layer.fqn}': all of its {sums.tokens} inputs are zero, so that no weight "
@@ -280,6 +292,7 @@ class Calibration:
         layer.solve(problem)
         if problem.mask is None:
             raise ValueError(f"'{layer.fqn}': none of the parts selected a mask")
+        check_kept(layer.fqn, layer.form.shape, problem.pattern, problem.mask)
         solved = problem.kept_weight
         if not bool(solved.isfinite().all()):
             raise ValueError(

@@ -292,4 +292,5 @@ def _energy(weight: Tensor, gram: Tensor) -> Tensor:
 
 
 def _ratio(part: Tensor, whole: Tensor) -> float:
-    return float(part / whole) if float(whole) > 0 else 0.0
+    # Rounding may take a part that is next to nothing below it.
+    return max(float(part / whole), 0.0) if float(whole) > 0 else 0.0

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.prune.matrix import MatrixForm
-from gossamer.prune.pattern import CustomPattern, column_block, is_grouped
+from gossamer.prune.pattern import CustomPattern, column_block, is_grouped, parse_pattern
 
-__all__ = ["Candidate", "Rival", "select", "select_all"]
+__all__ = ["Candidate", "Rival", "check_kept", "select", "select_all"]
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def select_all(rivals: Sequence[Rival]) -> list[Tensor]:
     """The mask of each weight; those of equal pattern and scope "global" compete together.
 
     Raises:
-        ValueError: as for `select`.
+        ValueError: as for `select`, or a mask keeps nothing (but for scope "global").
     """
     masks: dict[int, Tensor] = {}
     together: dict[str, list[int]] = defaultdict(list)
@@ -116,10 +116,27 @@ def select_all(rivals: Sequence[Rival]) -> list[Tensor]:
             together[pattern].append(index)
         else:
             masks[index] = select([candidate], pattern, scope)[0]
+            check_kept(candidate.fqn, candidate.shape, pattern, masks[index])
     for shared, members in together.items():
         found = select([rivals[index].candidate for index in members], shared, "global")
         masks.update(zip(members, found, strict=True))
     return [masks[index] for index in range(len(rivals))]
+
+
+def check_kept(fqn: str, shape: Sequence[int], pattern: str | CustomPattern, mask: Tensor) -> None:
+    """Refuses a mask that switches a layer off because the pattern is too coarse for it.
+
+    Raises:
+        ValueError: nothing is kept, of a weight that has elements, by a pattern that is to keep
+            some.
+    """
+    asks_for_nothing = isinstance(pattern, str) and parse_pattern(pattern).sparsity >= 1
+    if asks_for_nothing or not mask.numel() or bool(mask.any()):
+        return
+    raise ValueError(
+        f"'{fqn}': pattern {pattern} keeps nothing of a weight {list(shape)}; give it smaller "
+        "blocks or a lower sparsity, or leave it dense: prepare(model, {'<name>': None, '*': ...})"
+    )
 
 
 def _select_by_columns(candidate: Candidate, pattern: str, width: int) -> Tensor:
