@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import gossamer as gs
-from gossamer import _packing, _plan_cuda
+from gossamer import _packing, _plan_cuda, _plan_cuda_rule
 from gossamer._tune_cuda import Measured
 from gossamer.weight import SparseWeight
 
