@@ -119,20 +119,6 @@ def test_a_failed_step_changes_no_mask_and_counts_not() -> None:
     assert broken.step_count == 2
 
 
-@pytest.mark.parametrize("pattern", ["block:64x64:0.8", "unstructured:0.999"])
-def test_a_pattern_that_is_too_coarse_for_a_layer(pattern: str) -> None:
-    """Rounded to whole blocks, or whole weights of a row, it would switch the layer off."""
-    model, pruner = net(), Magnitude(pattern, scope="row")
-    pruner.prepare(model)
-    before = snapshot(model)
-    with pytest.raises(
-        ValueError, match=rf"'0.weight': pattern {pattern} keeps nothing of .*dense"
-    ):
-        pruner.step()
-    assert_same(model, before)
-    assert pruner.step_count == 0
-
-
 def test_bad_hyperparameters_of_the_constructors() -> None:
     with pytest.raises(ValueError, match="'defaults': pattern 'nonsense'"):
         Magnitude("nonsense")

@@ -107,7 +107,7 @@ def select_all(rivals: Sequence[Rival]) -> list[Tensor]:
     """The mask of each weight; those of equal pattern and scope "global" compete together.
 
     Raises:
-        ValueError: as for `select`, or a mask keeps nothing (but for scope "global").
+        ValueError: as for `select`.
     """
     masks: dict[int, Tensor] = {}
     together: dict[str, list[int]] = defaultdict(list)
@@ -116,7 +116,6 @@ def select_all(rivals: Sequence[Rival]) -> list[Tensor]:
             together[pattern].append(index)
         else:
             masks[index] = select([candidate], pattern, scope)[0]
-            check_kept(candidate.fqn, candidate.shape, pattern, masks[index])
     for shared, members in together.items():
         found = select([rivals[index].candidate for index in members], shared, "global")
         masks.update(zip(members, found, strict=True))
