@@ -15,6 +15,17 @@
 // synchronization: every launch may be captured into a graph.
 namespace gossamer::cuda {
 
+/// How blocks divide a product among themselves; 0: the cost model chooses.
+struct Sp24Cut {
+  int shared_by = 0;  ///< blocks of a cluster that need the same X and each load a part of it
+  int split = 0;      ///< blocks of a cluster that divide the inputs
+
+  /// Whether a cut is one that is asked for.
+  bool allows(int shared, int parts) const {
+    return (shared_by == 0 || shared_by == shared) && (split == 0 || split == parts);
+  }
+};
+
 /// One product. Pointers are device memory; X has the weight's dtype; strides count elements, the
 /// last dimension is contiguous. Float8_e4m3fn and int8 weights have scales,
 /// y = act(x_scale[token] · weight_scale[row] · sum + bias + residual); others have none.
@@ -39,6 +50,7 @@ struct LinearSp24Args {
   bool accurate_sums = false;
   /// The row to run where it can (tuned_row_of); 0: the cost model chooses.
   int tuned_row = 0;
+  Sp24Cut cut;  ///< for tests
   Activation activation = Activation::kNone;
   void* stream = nullptr;  ///< cudaStream_t
   /// The kernel may read the weight while the previous kernel of the stream still runs. Only right

@@ -4,7 +4,9 @@
 #include <fmt/format.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <array>
+#include <cstdio>
 #include <cstdlib>
 
 #include "core/layouts.h"
@@ -95,14 +97,30 @@ void check_operand(const Tensor& tensor, const char* name, const Tensor& packed,
   }
 }
 
+/// GOSSAMER_CUT, for tests of a forced row: "2x4" lets two blocks share X and four divide the
+/// inputs.
+cuda::Sp24Cut forced_cut() {
+  cuda::Sp24Cut cut;
+  if (const char* text = std::getenv("GOSSAMER_CUT"); text != nullptr && *text != '\0') {
+    if (std::sscanf(text, "%dx%d", &cut.shared_by, &cut.split) != 2) {
+      throw Error(ErrorCode::kInvalidArgument,
+                  fmt::format("GOSSAMER_CUT={}: expected two numbers as in 2x4", text));
+    }
+  }
+  return cut;
+}
+
 /// GOSSAMER_KERNEL forces a row.
-const LinearSp24Kernel& choose(const LinearSp24Args& args, const cuda::DeviceInfo& device) {
+const LinearSp24Kernel& choose(LinearSp24Args& args, const cuda::DeviceInfo& device) {
   if (const char* forced = std::getenv("GOSSAMER_KERNEL"); forced != nullptr && *forced != '\0') {
     if (const LinearSp24Kernel* row = cuda::find_linear_sp24(forced)) {
       const std::string why = row->dtype == args.dtype
                                   ? row->refuses(*row, args, device)
                                   : "computes " + std::string(dtype_name(row->dtype));
-      if (why.empty()) return *row;
+      if (why.empty()) {
+        args.cut = forced_cut();
+        return *row;
+      }
       throw Error(ErrorCode::kUnsupported,
                   fmt::format("GOSSAMER_KERNEL={}: the kernel {}", forced, why));
     }
@@ -370,7 +388,9 @@ std::string cuda_kernel_table(const Tensor& x, std::int64_t out) {
       const std::string why = row.dtype == weight.dtype
                                   ? row.refuses(row, args, info)
                                   : "computes " + std::string(dtype_name(row.dtype));
-      const double seconds = why.empty() ? row.seconds(row, args, info) : 0.0;
+      // JSON has no infinity.
+      constexpr double kNever = 1e9;
+      const double seconds = why.empty() ? std::min(row.seconds(row, args, info), kNever) : 0.0;
       text += fmt::format(
           R"({}{{"name": "{}", "dtype": "{}", "refuses": "{}", "seconds": {:.4e}, "row": {}, )"
           R"("table": {}}})",

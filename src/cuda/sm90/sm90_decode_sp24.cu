@@ -7,6 +7,8 @@
 #include <cmath>
 #include <iterator>
 #include <limits>
+#include <string>
+#include <type_traits>
 
 #include "cuda/sm90/launch.cuh"
 #include "cuda/sm90/rows.h"
@@ -23,15 +25,23 @@ constexpr int kWholeShared = 227 * 1024;
 constexpr int kMostStages = 10;
 constexpr int kLeastStages = 5;
 
-// Measured on an H100, and kept for an H200: a launch, a row tile, a box of X, bytes of one block
-// and of all from L2.
+// Measured on an H200 (2026-11-30): a launch with its first and last bytes, and the end of its last
+// tile for each token; a stage, in clocks, beside its products; a row tile; the exchange of partial
+// sums; what a multiprocessor takes in, and what all together take from L2, where each block's X
+// comes from.
 constexpr double kLaunchSeconds = 3e-6;
+constexpr double kTokenSeconds = 0.022e-6;
+constexpr double kClock = 1.7e9;
+constexpr double kStageClocks = 120;
+constexpr double kPromoteClocks = 8;  // a token: float8 ends each stage with sums in float32
 constexpr double kTileSeconds = 0.15e-6;
-constexpr double kXBoxSeconds = 0.02e-6;
-constexpr double kBlockBytesPerSecond = 35e9;
-constexpr double kL2BytesPerSecond = 7e12;
-// Clusters of four and eight leave multiprocessors idle or share them: 15 % slower there.
-constexpr double kLargeCluster = 1.15;
+constexpr double kExchangeSeconds = 0.3e-6;
+constexpr double kLandingBytesPerClock = 64;
+// Of its equal part of the memory's bandwidth a block gets more while others have no work.
+constexpr double kMoreThanItsPart = 1.1;
+constexpr double kL2BytesPerSecond = 7.8e12;
+// Clusters of four and eight leave multiprocessors idle or share them.
+constexpr double kLargeCluster = 1.1;
 
 /// How a product is cut.
 struct Cut {
@@ -102,20 +112,28 @@ Cut best_cut(const LinearSp24Args& args, const DeviceInfo& device) {
     Cut cut;
     cut.split = kSplits[i];
     if (cut.split > inputs) break;
+    if (!args.cut.allows(1, cut.split)) continue;
     fit<T>(cut, args, kTokens);
     if (cut.stages < 2) continue;
     cut.clusters = std::min(rows, most_clusters<T, kTokens>(i, cut.half, device));
     const int rounds = (rows + cut.clusters - 1) / cut.clusters;
     const int slice = (inputs + cut.split - 1) / cut.split;
     const double tiles = static_cast<double>(rounds) * slice;
-    const double x_boxes = cut.x_resident ? slice : tiles;
+    const double x_tiles = cut.x_resident ? slice : tiles;
     const double blocks = static_cast<double>(cut.clusters) * cut.split;
-    const double x_bytes = x_boxes * blocks * DecodeShape<T>::x_tile(kTokens);
-    const double stream = std::max({bytes / device.memory_bytes_per_second,
-                                    tiles * DecodeShape<T>::kTile / kBlockBytesPerSecond,
-                                    (bytes + x_bytes) / kL2BytesPerSecond});
-    cut.seconds = kLaunchSeconds + stream * (cut.split > 2 ? kLargeCluster : 1.0) +
-                  (cut.x_resident ? x_boxes * kXBoxSeconds : 0.0) + rounds * kTileSeconds;
+    const double x_bytes = x_tiles * DecodeShape<T>::x_tile(kTokens);
+    const double stage = DecodeShape<T>::kUnits * 4.0 * (kTokens / 2 + 16) + kStageClocks +
+                         (std::is_same_v<T, __nv_fp8_e4m3> ? kPromoteClocks * kTokens : 0.0);
+    const double stages = rounds * std::ceil(static_cast<double>(slice) / DecodeShape<T>::kUnits);
+    const double landing = (tiles * DecodeShape<T>::kTile + x_bytes) / kLandingBytesPerClock;
+    const double part = device.memory_bytes_per_second / device.multiprocessors * kMoreThanItsPart;
+    const double stream =
+        std::max({bytes / device.memory_bytes_per_second, tiles * DecodeShape<T>::kTile / part,
+                  std::max(stages * stage, landing) / kClock,
+                  (bytes + blocks * x_bytes) / kL2BytesPerSecond});
+    cut.seconds = kLaunchSeconds + kTokens * kTokenSeconds +
+                  stream * (cut.split > 2 ? kLargeCluster : 1.0) + rounds * kTileSeconds +
+                  (cut.split > 1 ? kExchangeSeconds : 0.0);
     if (cut.seconds < best.seconds) best = cut;
   }
   return best;
@@ -144,6 +162,10 @@ void launch_decode(const LinearSp24Kernel& row, const LinearSp24Args& args,
                    const DeviceInfo& device) {
   const auto kernel = decode_sp24<T, kTokens>;
   const Cut cut = best_cut<T, kTokens>(args, device);
+  if (cut.stages == 0) {
+    throw Error(ErrorCode::kUnsupported,
+                std::string(row.name) + ": no cut that was asked for fits this product");
+  }
 
   DecodeParams<T> params{};
   params.tiles = reinterpret_cast<const unsigned char*>(args.tiles);

@@ -45,8 +45,9 @@ struct GemmParams {
   int input_tiles;
   int row_blocks;  // blocks along the rows, a multiple of `shared_by`
   int token_blocks;
-  int shared_by;  // blocks of a cluster that need the same X
-  int split;      // parts of the inputs
+  int shared_by;   // blocks of a cluster that need the same X
+  int tail_share;  // tokens that each of them loads of a last tile that is not full
+  int split;       // parts of the inputs
   bool splits_last_round;
   bool y_by_tma;
   bool weight_is_constant;  // may be read before the previous kernel has ended
@@ -161,8 +162,10 @@ struct GemmRounds {
 
 template <typename T, typename Shape>
 __global__ void __launch_bounds__(Shape::kThreads, 1)
-    gemm_sp24(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap y_map,
-              const __grid_constant__ GemmParams<T> p, const __grid_constant__ CUtensorMap w_map) {
+    gemm_sp24(const __grid_constant__ CUtensorMap x_map,
+              const __grid_constant__ CUtensorMap x_tail_map,
+              const __grid_constant__ CUtensorMap y_map, const __grid_constant__ GemmParams<T> p,
+              const __grid_constant__ CUtensorMap w_map) {
   using Sum = typename Element<T>::Sum;
   constexpr int kInputs = Element<T>::kInputs;
   constexpr int kTokens = Shape::kTokens;
@@ -212,33 +215,53 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
       constexpr int kLines = Shape::kTile / kTileLine;
       tiles_load(w_stages + s * kWBytes, &w_map, k * kLines, row_tile, full + s * 8);
     };
-    const int x_share = kTokens / p.shared_by;
     const auto x_blocks = static_cast<std::uint16_t>(((1 << p.shared_by) - 1) << first_peer);
+    // The last tile of tokens may hold fewer. Boxes that reach past the last token are filled
+    // slowly, so smaller ones come for it; what lies behind them in a stage keeps whatever was
+    // there, for nobody reads its products. Each block of a cluster loads a part that all need,
+    // other tokens once more where none are left for it: a block that did without its peers'
+    // loads could hand back a stage for the second time before a peer's first hand-back arrived,
+    // and barriers count arrivals without asking whose they are.
+    const int x_share = kTokens / p.shared_by;
+    const auto is_full = [&](int token) { return token + kTokens <= p.epilogue.tokens; };
     const auto load_x = [&](int s, int token, int k, bool is_alone) {
       const std::uint32_t to = x_stages + s * kXBytes;
       const std::uint32_t barrier = full + s * 8;
       const bool is_shared = p.shared_by > 1 && !is_alone;
-      const int begin = is_shared ? row_rank * x_share : 0;
-      const int end = is_shared ? begin + x_share : kTokens;
-      for (int row = begin; row < end; row += x_share) {
-        // Rows past the last token are filled slowly, and nobody reads their products: a box of
-        // them alone brings other tokens instead.
-        const int from = token + row < p.epilogue.tokens ? token + row : 0;
-        if (is_shared) {
-          tensor_load_multicast(to + row * 128, &x_map, k * kInputs, from, barrier, x_blocks);
-        } else {
-          tensor_load(to + row * 128, &x_map, k * kInputs, from, barrier);
+      if (!is_full(token)) {
+        const int begin = is_shared ? row_rank * p.tail_share : 0;
+        const int end = is_shared ? begin + p.tail_share : p.shared_by * p.tail_share;
+        for (int row = begin; row < end; row += p.tail_share) {
+          const int from = token + row < p.epilogue.tokens ? token + row : 0;
+          if (is_shared) {
+            tensor_load_multicast(to + row * 128, &x_tail_map, k * kInputs, from, barrier,
+                                  x_blocks);
+          } else {
+            tensor_load(to + row * 128, &x_tail_map, k * kInputs, from, barrier);
+          }
+        }
+      } else if (is_shared) {
+        const int row = row_rank * x_share;
+        tensor_load_multicast(to + row * 128, &x_map, k * kInputs, token + row, barrier, x_blocks);
+      } else {
+        for (int row = 0; row < kTokens; row += x_share) {
+          tensor_load(to + row * 128, &x_map, k * kInputs, token + row, barrier);
         }
       }
     };
-    constexpr int kExpected = kWBytes + (Shape::kXByTma ? kXBytes : 0);
+    // Computed once a tile: a division a stage in the one thread that loads costs a quarter of all.
+    const auto expected = [&](int token) {
+      const int tokens = is_full(token) ? kTokens : p.shared_by * p.tail_share;
+      return kWBytes + (Shape::kXByTma ? tokens * 128 : 0);
+    };
     if (!Shape::kXByTma || thread == 0) {
       // The first weights travel while the previous kernel ends.
       int ahead = 0;
       if (p.weight_is_constant && thread == 0 && cluster < rounds.end) {
         const auto work = rounds.work_at(cluster);
+        const int bytes = expected(work.token_block * kTokens);
         for (ahead = 0; ahead < min(kStages, work.steps); ++ahead) {
-          barrier_arrive_expect(full + ahead * 8, kExpected);
+          barrier_arrive_expect(full + ahead * 8, bytes);
           load_weights(ahead, work.row_block * Shape::kWTiles, work.first + ahead);
         }
       }
@@ -247,6 +270,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
         const auto work = rounds.work_at(i);
         const int row_tile = work.row_block * Shape::kWTiles;
         const int token = work.token_block * kTokens;
+        const int bytes = expected(token);
         for (int k = work.first; k < work.first + work.steps; ++k) {
           barrier_wait(empty + stage * 8, parity);
           const std::uint32_t barrier = full + stage * 8;
@@ -255,7 +279,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
             if (ahead > 0) {
               --ahead;
             } else {
-              barrier_arrive_expect(barrier, kExpected);
+              barrier_arrive_expect(barrier, bytes);
               w_is_next = true;
               // X that threads copy takes long: W is asked for before it, otherwise behind it.
               if (!Shape::kXByTma) load_weights(stage, row_tile, k);

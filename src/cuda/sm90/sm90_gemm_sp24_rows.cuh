@@ -28,22 +28,22 @@ struct GemmInstance {
   static constexpr std::array kSides{1, 2, 4};
   static constexpr int kMostBlocks = 8;  // of a cluster that every GPU can hold
 
-  // Measured on an H200 (2026-11-30). A stage costs what the tensor cores need, or what its bytes
-  // need to land in the multiprocessor, and a little beyond; in clocks.
+  // Fitted to 368 products of 64 to 512 tokens in all cuts on an H200 (2026-11-30), which they
+  // predict within 12 % (root mean square). A stage costs what the tensor cores need, or what its
+  // bytes need to land in the multiprocessor, and a good deal beyond; in clocks.
   static constexpr double kMathClocks = 4.0 * Shape::kRowTiles * (Shape::kTokens / 2 + 16);
-  static constexpr double kLandingClocks =
-      (Shape::kWBytes + Shape::kXBytes) / (Shape::kXByTma ? 64.0 : 12.0);
-  static constexpr double kStepClocks = Shape::kRowTiles == 2 && Shape::kTokens < 192 ? 155 : 65;
-  // Tiles of 192 sums a thread gain nothing where power sets the clock, as it does for them.
-  static constexpr double kPower = Shape::kIsFull ? 1.1 : 1.0;
-  static constexpr double kTileClocks = 1000 + 25.0 * Shape::kTokens * Shape::kRowTiles / 2;
-  static constexpr double kSplitClocks = 2000 + 22.0 * Shape::kTokens * Shape::kRowTiles;
-  static constexpr double kClock = 1.6e9;
-  static constexpr double kLaunchSeconds = 4e-6;
-  // Where most of the last block of tokens lies past the last token, its X is slow to fill.
-  static constexpr double kMostlyOutside = 1.4;
+  static constexpr double kBytesPerClock = Shape::kXByTma ? 64.0 : 12.0;  // that land
+  static constexpr double kStepClocks = Shape::kRowTiles == 2 && Shape::kTokens < 192 ? 380 : 250;
+  // Tiles of 192 sums a thread gain little where power sets the clock, as it does for them.
+  static constexpr double kPower = Shape::kIsFull ? 1.17 : 1.0;
+  // X that every block reads for itself: 2 to 4 % at 512 tokens.
+  static constexpr double kUnshared = 1.03;
+  static constexpr double kTileClocks = 4500;
+  static constexpr double kSplitClocks = 250 + 45.0 * Shape::kTokens * Shape::kRowTiles;
+  static constexpr double kClock = 1.9e9;
+  static constexpr double kLaunchSeconds = 2e-6;
   // What all blocks together take from L2.
-  static constexpr double kFeedBytesPerSecond = 11e12;
+  static constexpr double kFeedBytesPerSecond = 14.8e12;
 
   static int input_tiles(const LinearSp24Args& args) {
     return static_cast<int>(detail::nm24_input_tiles(args.in, dtype_bytes(args.dtype)));
@@ -63,6 +63,14 @@ struct GemmInstance {
   }
   static int tiles(const LinearSp24Args& args, const GemmCut& cut) {
     return row_blocks(args, cut) / cut.shared_by * token_blocks(args);
+  }
+
+  /// Tokens that each block loads of the last tile, where that is not full; otherwise 0. Boxes
+  /// begin where the swizzle does, every eight tokens.
+  static int tail_share(const LinearSp24Args& args, const GemmCut& cut) {
+    const auto tokens = static_cast<int>(args.tokens % Shape::kTokens);
+    if (cut.shared_by == 1) return tokens;
+    return (tokens + 8 * cut.shared_by - 1) / (8 * cut.shared_by) * 8;
   }
 
   /// Clusters that are on the machine at once. Fewer than the multiprocessors would hold: a cluster
@@ -107,20 +115,18 @@ struct GemmInstance {
     const double rounds = splits ? whole + 0.5 : whole + (count % clusters > 0 ? 1 : 0);
     const int steps = (input_tiles(args) + cut.split - 1) / cut.split;
     const double blocks = std::min(count, clusters) * cut.blocks();
-    const double feed = Shape::kWBytes + static_cast<double>(Shape::kXBytes) / cut.shared_by;
-    const double step =
-        std::max((std::max(kMathClocks, kLandingClocks) + kStepClocks) * kPower / kClock,
-                 feed * blocks / kFeedBytesPerSecond);
+    // Of a single tile of tokens only what is there is loaded.
+    const double x_bytes =
+        128.0 * std::min<double>(static_cast<double>(args.tokens), Shape::kTokens);
+    const double feed = Shape::kWBytes + x_bytes / cut.shared_by;
+    const double landing = (Shape::kWBytes + x_bytes) / kBytesPerClock;
+    const double clocks = (std::max(kMathClocks, landing) + kStepClocks) * kPower *
+                          (cut.shared_by == 1 && args.tokens >= Shape::kTokens ? kUnshared : 1.0);
+    const double step = std::max(clocks / kClock, feed * blocks / kFeedBytesPerSecond);
     const double memory = weight_bytes(args) / device.memory_bytes_per_second;
-    const int blocks_of_tokens = token_blocks(args);
-    const bool mostly_outside =
-        blocks_of_tokens <= 2 &&
-        (blocks_of_tokens * Shape::kTokens - args.tokens) * 2 >= Shape::kTokens;
     const double ends =
         std::ceil(rounds) * kTileClocks + (splits || cut.split > 1 ? kSplitClocks : 0.0);
-    return kLaunchSeconds +
-           std::max(rounds * steps * step, memory) * (mostly_outside ? kMostlyOutside : 1.0) +
-           ends / kClock;
+    return kLaunchSeconds + std::max(rounds * steps * step, memory) + ends / kClock;
   }
 
   static GemmCut best_cut(const LinearSp24Args& args, const DeviceInfo& device) {
@@ -128,7 +134,7 @@ struct GemmInstance {
     for (const int split : kSides) {
       for (const int shared_by : kSides) {
         GemmCut cut{shared_by, split};
-        if (!fits(cut, args)) continue;
+        if (!fits(cut, args) || !args.cut.allows(shared_by, split)) continue;
         cut.seconds = predict(cut, args, device);
         if (cut.seconds < best.seconds) best = cut;
       }
@@ -153,7 +159,12 @@ struct GemmInstance {
 
   static void run(const LinearSp24Kernel& row, const LinearSp24Args& args,
                   const DeviceInfo& device) {
-    run_cut(row, args, device, best_cut(args, device));
+    const GemmCut cut = best_cut(args, device);
+    if (cut.seconds == std::numeric_limits<double>::infinity()) {
+      throw Error(ErrorCode::kUnsupported,
+                  std::string(row.name) + ": no cut that was asked for fits this product");
+    }
+    run_cut(row, args, device, cut);
   }
 
   static void run_cut(const LinearSp24Kernel& row, const LinearSp24Args& args,
@@ -170,6 +181,7 @@ struct GemmInstance {
     params.row_blocks = row_blocks(args, cut);
     params.token_blocks = token_blocks(args);
     params.shared_by = cut.shared_by;
+    params.tail_share = tail_share(args, cut);
     params.split = cut.split;
     params.splits_last_round =
         splits_last_round(cut, args, tiles(args, cut), most_clusters(cut, device));
@@ -178,13 +190,17 @@ struct GemmInstance {
                       tma_can_reach(args.y, args.y_dtype, args.out, args.y_stride);
 
     CUtensorMap x_map{};
+    CUtensorMap x_tail_map{};
     if constexpr (Shape::kXByTma) {
-      x_map = make_tensor_map({.data = args.x,
-                               .dtype = args.dtype,
-                               .columns = args.in,
-                               .rows = args.tokens,
-                               .stride = args.x_stride,
-                               .box_rows = Shape::kTokens / cut.shared_by});
+      TensorBox box{.data = args.x,
+                    .dtype = args.dtype,
+                    .columns = args.in,
+                    .rows = args.tokens,
+                    .stride = args.x_stride,
+                    .box_rows = Shape::kTokens / cut.shared_by};
+      if (args.tokens >= Shape::kTokens) x_map = make_tensor_map(box);
+      box.box_rows = params.tail_share;
+      if (box.box_rows > 0) x_tail_map = make_tensor_map(box);
     }
     const CUtensorMap w_map =
         make_tiles_map({.tiles = args.tiles,
@@ -207,7 +223,7 @@ struct GemmInstance {
                       .overlaps_predecessor = true,
                       .stream = static_cast<cudaStream_t>(args.stream)};
     shape.blocks = std::min(tiles(args, cut), most_clusters(cut, device)) * shape.cluster;
-    launch(kernel, shape, row.name, x_map, y_map, params, w_map);
+    launch(kernel, shape, row.name, x_map, x_tail_map, y_map, params, w_map);
   }
 
   static LinearSp24Kernel row(std::string_view name, DType dtype) {
