@@ -35,6 +35,7 @@ enum class Layout : std::int32_t {
 
   kRowPairs64 = 24,   ///< K-blocked, rows in pairs that share columns, blocks of 64 inputs
   kRowPairs128 = 25,  ///< the same, blocks of 128
+  kRowQuads512 = 26,  ///< rows in pairs that share groups of four inputs, blocks of 512 inputs
 
   kNm24Pairs = 32,  ///< 2:4 in row pairs: the kept values of two rows interleaved, a byte a group
   kNm24Tiles = 33,  ///< 2:4 in tiles of 64 rows, as the tensor cores of sm_90 read them

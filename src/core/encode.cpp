@@ -29,8 +29,8 @@ std::shared_ptr<std::byte> allocate(std::int64_t bytes, const PackedAllocator& a
 }  // namespace
 
 PackedBuffer::PackedBuffer(const FormatInfo& info, std::int64_t kept,
-                           const PackedAllocator& allocator, std::int64_t columns)
-    : spec_(layout_spec(info, kept, columns)), data_(allocate(spec_.total_bytes, allocator)) {
+                           const PackedAllocator& allocator, const PairSizes& sizes)
+    : spec_(layout_spec(info, kept, sizes)), data_(allocate(spec_.total_bytes, allocator)) {
   const PackedHeader header = make_header(info, spec_);
   std::memcpy(data_.get(), &header, sizeof(header));
   for (int i = 0; i < spec_.count; ++i) {
@@ -61,6 +61,7 @@ PackedWeight encode(const RowSource& source, const FormatInfo& info,
       return encode_kcsr(source, info, allocator);
     case Layout::kRowPairs64:
     case Layout::kRowPairs128:
+    case Layout::kRowQuads512:
       return encode_row_pairs(source, info, allocator);
     case Layout::kNm24Pairs:
       return encode_nm24(source, info, allocator);

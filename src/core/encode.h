@@ -16,7 +16,7 @@ namespace gossamer::detail {
 class PackedBuffer {
  public:
   PackedBuffer(const FormatInfo& info, std::int64_t kept, const PackedAllocator& allocator,
-               std::int64_t columns = -1);
+               const PairSizes& sizes = {});
 
   const LayoutSpec& spec() const { return spec_; }
   template <typename T>

@@ -2,7 +2,8 @@
 // Row pairs: inside a panel of rows and a block of inputs, rows that keep equally many inputs are
 // paired with what they share in mind, and pairs of equal counts lie one behind the other. A kernel
 // then loads a shared column of X once for both rows, and its loops end after the same number of
-// rounds again and again, which a processor guesses.
+// rounds again and again, which a processor guesses. A column is one input, or a unit of four
+// neighbours, of which any may be kept.
 #include <algorithm>
 #include <array>
 #include <bit>
@@ -37,18 +38,21 @@ BlockBits shared_bits(const BlockBits& a, const BlockBits& b) {
   return bits;
 }
 
-/// Kept positions as bits, [batch·out][blocks].
-std::vector<BlockBits> read_bits(const RowSource& source, std::int64_t block) {
+/// What rows keep, [batch·out][blocks]: a bit a unit.
+std::vector<BlockBits> read_bits(const RowSource& source, std::int64_t block, std::int64_t unit,
+                                 std::int64_t& kept) {
   const std::int64_t blocks = ceil_div(source.in(), block);
+  kept = 0;
   std::vector<BlockBits> bits(static_cast<std::size_t>(source.batch() * source.out() * blocks));
   std::vector<std::uint8_t> mask(static_cast<std::size_t>(source.in()));
   BlockBits* row_bits = bits.data();
   for (std::int64_t row = 0; row < source.batch() * source.out(); ++row, row_bits += blocks) {
     source.read_mask(row / source.out(), row % source.out(), mask.data());
     for (std::int64_t i = 0; i < source.in(); ++i) {
-      const std::int64_t in_block = i % block;
-      row_bits[i / block][static_cast<std::size_t>(in_block / 64)] |=
-          std::uint64_t{mask[static_cast<std::size_t>(i)]} << (in_block % 64);
+      const std::uint64_t is_kept = mask[static_cast<std::size_t>(i)];
+      const std::int64_t bit = i % block / unit;
+      row_bits[i / block][static_cast<std::size_t>(bit / 64)] |= is_kept << (bit % 64);
+      kept += static_cast<std::int64_t>(is_kept);
     }
   }
   return bits;
@@ -57,7 +61,7 @@ std::vector<BlockBits> read_bits(const RowSource& source, std::int64_t block) {
 struct Pair {
   int first;
   int second;
-  int kept;  ///< of each
+  int kept;  ///< units of each
   int shared;
 };
 
@@ -108,27 +112,26 @@ class Pairing {
   std::vector<int> singles_;
 };
 
-/// All arrays but values and columns.
+/// All arrays but values, columns and masks.
 struct RowPairsIndex {
   std::vector<std::uint8_t> rows;
   std::vector<std::uint8_t> counts;
   std::vector<std::int64_t> segments;
-  std::int64_t kept = 0;
-  std::int64_t columns = 0;
+  PairSizes sizes{0, 0};
 
   void add(const Pairing& pairing) {
-    segments.insert(segments.end(),
-                    {kept, columns, static_cast<std::int64_t>(pairing.pairs().size())});
+    segments.insert(segments.end(), {sizes.units, sizes.columns,
+                                     static_cast<std::int64_t>(pairing.pairs().size())});
     for (const Pair& pair : pairing.pairs()) {
       add_place(pair.first, pair.shared);
       add_place(pair.second, pair.kept - pair.shared);
-      kept += std::int64_t{2} * pair.kept;
-      columns += 2 * pair.kept - pair.shared;
+      sizes.units += std::int64_t{2} * pair.kept;
+      sizes.columns += 2 * pair.kept - pair.shared;
     }
     for (const int row : pairing.singles()) {
       add_place(row, pairing.kept(row));
-      kept += pairing.kept(row);
-      columns += pairing.kept(row);
+      sizes.units += pairing.kept(row);
+      sizes.columns += pairing.kept(row);
     }
   }
 
@@ -190,31 +193,63 @@ std::vector<Place> places_of(const RowPairsIndex& index, const BlockBits* bits, 
   return places;
 }
 
+/// The inputs of a row's block.
+struct BlockInputs {
+  const std::byte* values;
+  const std::uint8_t* mask;
+  std::int64_t count;
+  std::int64_t unit;  ///< inputs of a column
+};
+
+/// The arrays of the whole weight; no masks where units are single inputs.
 template <typename Raw>
-void fill_block(const Place& place, const BlockBits& bits, const std::byte* from, Raw* values,
-                std::uint8_t* cols) {
+struct PairArrays {
+  Raw* values;
+  std::uint8_t* cols;
+  std::uint8_t* masks;
+};
+
+/// The inputs of unit `column`: its values, zeros where nothing is kept, and its mask.
+template <typename Raw>
+unsigned copy_unit(const BlockInputs& from, std::int64_t column, Raw* values) {
+  unsigned mask = 0;
+  for (std::int64_t i = 0; i < from.unit; ++i) {
+    const std::int64_t input = column * from.unit + i;
+    const bool inside = input < from.count;
+    values[i] = inside ? load_raw<Raw>(from.values + input * std::int64_t{sizeof(Raw)}) : Raw{0};
+    if (inside && from.mask[input] != 0) mask |= 1u << static_cast<unsigned>(i);
+  }
+  return mask;
+}
+
+template <typename Raw>
+void fill_block(const Place& place, const BlockBits& bits, const BlockInputs& from,
+                const PairArrays<Raw>& to) {
   const BlockBits shared =
       place.partner == nullptr ? BlockBits{} : shared_bits(bits, *place.partner);
   std::int64_t value = place.value;
   std::int64_t col = place.col;
-  const auto put = [&](const BlockBits& which, std::int64_t step) {
+  const auto put = [&](const BlockBits& which, std::int64_t step, bool high) {
     for (std::size_t word = 0; word < kWords; ++word) {
       for (std::uint64_t left = which[word]; left != 0; left &= left - 1, col += step) {
-        const int input = static_cast<int>(word) * 64 + std::countr_zero(left);
-        cols[col] = static_cast<std::uint8_t>(input);
-        values[value] = load_raw<Raw>(from + input * std::int64_t{sizeof(Raw)});
+        const int column = static_cast<int>(word) * 64 + std::countr_zero(left);
+        to.cols[col] = static_cast<std::uint8_t>(column);
+        const unsigned mask = copy_unit(from, column, to.values + value * from.unit);
+        if (to.masks != nullptr) {
+          to.masks[col] = static_cast<std::uint8_t>(to.masks[col] | mask << (high ? 4 : 0));
+        }
         value += place.step;
       }
     }
   };
-  put(shared, 1);
+  put(shared, 1, place.second);
   if (place.second) ++col;
-  put({bits[0] ^ shared[0], bits[1] ^ shared[1]}, place.step);
+  put({bits[0] ^ shared[0], bits[1] ^ shared[1]}, place.step, false);
 }
 
 template <typename Raw>
 void fill(const RowSource& source, const FormatInfo& info, const std::vector<BlockBits>& bits,
-          const RowPairsIndex& index, Raw* values, std::uint8_t* cols) {
+          const RowPairsIndex& index, const PairArrays<Raw>& to) {
   const std::int64_t block = row_pairs_block(info.format);
   const std::int64_t blocks = ceil_div(info.in, block);
   std::vector<std::byte> row_values(static_cast<std::size_t>(info.in) * sizeof(Raw));
@@ -229,12 +264,25 @@ void fill(const RowSource& source, const FormatInfo& info, const std::vector<Blo
       source.read((first + r) / info.out, (first + r) % info.out, row_values.data(), mask.data());
       for (std::int64_t k = 0; k < blocks; ++k) {
         const Place& place = places[static_cast<std::size_t>(k * rows + r)];
-        fill_block(place, panel_bits[r * blocks + k],
-                   row_values.data() + k * block * std::int64_t{sizeof(Raw)}, values, cols);
+        fill_block(
+            place, panel_bits[r * blocks + k],
+            {row_values.data() + k * block * std::int64_t{sizeof(Raw)}, mask.data() + k * block,
+             std::min(block, info.in - k * block), row_pairs_unit(info.format)},
+            to);
       }
     }
     first += rows;
     segment += blocks * RowPairsSegment::kCount;
+  }
+}
+
+void correct(const RowSource& source, std::int32_t* corrections) {
+  std::vector<std::int8_t> values(static_cast<std::size_t>(source.in()));
+  std::vector<std::uint8_t> mask(values.size());
+  for (std::int64_t row = 0; row < source.batch() * source.out(); ++row) {
+    source.read(row / source.out(), row % source.out(), reinterpret_cast<std::byte*>(values.data()),
+                mask.data());
+    corrections[row] = row_correction(values.data(), source.in());
   }
 }
 
@@ -243,19 +291,31 @@ void fill(const RowSource& source, const FormatInfo& info, const std::vector<Blo
 PackedWeight encode_row_pairs(const RowSource& source, const FormatInfo& info,
                               const PackedAllocator& allocator) {
   const std::int64_t block = row_pairs_block(info.format);
-  const std::vector<BlockBits> bits = read_bits(source, block);
+  const std::int64_t unit = row_pairs_unit(info.format);
+  std::int64_t kept = 0;
+  const std::vector<BlockBits> bits = read_bits(source, block, unit, kept);
   const RowPairsIndex index = index_of(bits, info, ceil_div(info.in, block));
-  const PackedBuffer buffer(info, index.kept, allocator, index.columns);
-  std::copy(index.rows.begin(), index.rows.end(),
-            buffer.array<std::uint8_t>(RowPairsArrays::kRows));
-  std::copy(index.counts.begin(), index.counts.end(),
-            buffer.array<std::uint8_t>(RowPairsArrays::kCounts));
+  const PackedBuffer buffer(info, kept, allocator, index.sizes);
+  auto* rows = buffer.array<std::uint8_t>(RowPairsArrays::kRows);
+  auto* counts =
+      unit == 1 ? buffer.array<std::uint8_t>(RowPairsArrays::kCounts) : rows + index.rows.size();
+  std::copy(index.rows.begin(), index.rows.end(), rows);
+  std::copy(index.counts.begin(), index.counts.end(), counts);
   std::copy(index.segments.begin(), index.segments.end(),
             buffer.array<std::int64_t>(RowPairsArrays::kSegments));
+  std::uint8_t* masks = nullptr;
+  if (unit > 1) {
+    masks = buffer.array<std::uint8_t>(RowPairsArrays::kMasks);
+    std::fill_n(masks, index.sizes.columns, std::uint8_t{0});
+  }
   with_raw_type(dtype_bytes(info.dtype), [&]<typename Raw>(Raw) {
-    fill(source, info, bits, index, buffer.array<Raw>(RowPairsArrays::kValues),
-         buffer.array<std::uint8_t>(RowPairsArrays::kCols));
+    fill(source, info, bits, index,
+         PairArrays<Raw>{buffer.array<Raw>(RowPairsArrays::kValues),
+                         buffer.array<std::uint8_t>(RowPairsArrays::kCols), masks});
   });
+  if (unit > 1 && info.dtype == DType::kInt8) {
+    correct(source, buffer.array<std::int32_t>(RowPairsArrays::kCorrections));
+  }
   return buffer.finish();
 }
 

@@ -12,7 +12,7 @@
 namespace gossamer {
 namespace {
 
-constexpr std::array<std::pair<Layout, std::string_view>, 11> kNames{
+constexpr std::array<std::pair<Layout, std::string_view>, 12> kNames{
     {{Layout::kNm, "nm"},
      {Layout::kBitmask, "bitmask"},
      {Layout::kBsr, "bsr"},
@@ -22,6 +22,7 @@ constexpr std::array<std::pair<Layout, std::string_view>, 11> kNames{
      {Layout::kKcsr256, "kcsr256"},
      {Layout::kRowPairs64, "rowpairs64"},
      {Layout::kRowPairs128, "rowpairs128"},
+     {Layout::kRowQuads512, "rowquads512"},
      {Layout::kNm24Pairs, "nm24_pairs"},
      {Layout::kNm24Tiles, "nm24_tiles"}}};
 
@@ -210,21 +211,50 @@ LayoutSpec kcsr_spec(const FormatInfo& info, std::int64_t kept) {
   return b.finish(kept);
 }
 
-LayoutSpec row_pairs_spec(const FormatInfo& info, std::int64_t kept, std::int64_t columns) {
+/// The most units in which `kept` positions can lie.
+std::int64_t most_units(const FormatInfo& info, std::int64_t kept) {
+  const std::int64_t inputs = row_pairs_unit(info.format);
+  if (inputs == 1) return kept;
+  const std::int64_t rows = info.batch * info.out;
+  const bool whole =
+      info.pattern.kind == Pattern::Kind::kBlock && info.pattern.block_cols % inputs == 0;
+  // Of whole units only the last of a row can be cut off by the matrix's edge.
+  const std::int64_t most =
+      whole ? kept / inputs + (info.in % inputs == 0 ? 0 : rows) : rows * ceil_div(info.in, inputs);
+  return std::min(kept, most);
+}
+
+LayoutSpec row_pairs_spec(const FormatInfo& info, std::int64_t kept, const PairSizes& sizes) {
   check_kept(kept, checked_mul(info.batch, info.out * info.in));
-  if (columns < 0) columns = kept;
-  if (columns > kept || columns < kept - columns) {
-    fail(ErrorCode::kInvalidArgument, "{} columns of {} kept positions in pairs of rows", columns,
-         kept);
+  const std::int64_t inputs = row_pairs_unit(info.format);
+  const std::int64_t units = sizes.units < 0 ? most_units(info, kept) : sizes.units;
+  const std::int64_t columns = sizes.columns < 0 ? units : sizes.columns;
+  if (units > kept || units < ceil_div(kept, inputs) || columns > units ||
+      columns < units - columns) {
+    fail(ErrorCode::kInvalidArgument,
+         "{} columns and {} units of {} kept positions in pairs of rows", columns, units, kept);
   }
   const std::int64_t blocks = ceil_div(info.in, row_pairs_block(info.format));
   SpecBuilder b(info.batch);
-  b.over_all("values", info.dtype, {kept});
+  if (inputs == 1) {
+    b.over_all("values", info.dtype, {kept});
+  } else {
+    b.over_all("values", info.dtype, {units, inputs});
+  }
   b.over_all("cols", DType::kUInt8, {columns});
-  b.per_batch("rows", DType::kUInt8, {checked_mul(blocks, info.out)});
-  b.per_batch("counts", DType::kUInt8, {checked_mul(blocks, info.out)});
+  const std::int64_t places = checked_mul(blocks, info.out);
+  if (inputs == 1) {
+    b.per_batch("rows", DType::kUInt8, {places});
+    b.per_batch("counts", DType::kUInt8, {places});
+  } else {
+    b.over_all("rows_counts", DType::kUInt8, {2, checked_mul(info.batch, places)});
+    b.over_all("masks", DType::kUInt8, {columns});
+  }
   b.per_batch("segments", DType::kInt64,
               {ceil_div(info.out, kRowPairsPanel), blocks, RowPairsSegment::kCount});
+  if (inputs > 1) {
+    b.per_batch("corrections", DType::kInt32, {info.dtype == DType::kInt8 ? info.out : 0});
+  }
   return b.finish(kept);
 }
 
@@ -288,10 +318,10 @@ void check_kernel(const FormatInfo& info) {
 }
 
 LayoutSpec layout_spec(const FormatInfo& info, std::int64_t kept) {
-  return layout_spec(info, kept, -1);
+  return layout_spec(info, kept, PairSizes{});
 }
 
-LayoutSpec layout_spec(const FormatInfo& info, std::int64_t kept, std::int64_t columns) {
+LayoutSpec layout_spec(const FormatInfo& info, std::int64_t kept, const PairSizes& sizes) {
   check_dims(info, kept);
   const std::string fault = pattern_fault(info.pattern);
   if (!fault.empty()) fail(ErrorCode::kInvalidArgument, "pattern: {}", fault);
@@ -313,7 +343,8 @@ LayoutSpec layout_spec(const FormatInfo& info, std::int64_t kept, std::int64_t c
       return kcsr_spec(info, kept);
     case Layout::kRowPairs64:
     case Layout::kRowPairs128:
-      return row_pairs_spec(info, kept, columns);
+    case Layout::kRowQuads512:
+      return row_pairs_spec(info, kept, sizes);
     case Layout::kNm24Pairs:
       return nm24_spec(info);
     case Layout::kNm24Tiles:

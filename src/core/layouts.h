@@ -50,6 +50,17 @@
 //            turns a column and value that the first has alone and one of the second's. A row
 //            without a partner has its count, its columns and values. All columns of a kind ascend
 //            in a row. `columns` is what cols holds: kept less the shared ones.
+//   rowquadsKC values     dtype  units, 4                as rowpairsKC, of units: four neighbouring
+//                                                       inputs of which a row keeps one or more
+//            cols        u8     columns                 likewise, the number of a four in its block
+//            rows_counts u8     2, batch·blocks·out     rows, then counts, of units
+//            masks       u8     columns                 bit i: input i is kept. The low nibble is
+//                                                       the row's or the first row's, the high one
+//                                                       of a shared column the second row's
+//            segments                                   likewise, units instead of values
+//            corrections i32    [batch,] out            128 times the sum of a row's values where
+//                                                       they are int8; none otherwise
+//            Inputs of a unit that are not kept are zeros. `kept` counts inputs, not units.
 //   nm24_pairs values   dtype  [batch,] ceil(out/2), G·4   rows 2p and 2p + 1 share a line: of each
 //                                                       group the first row's two values, then the
 //                                                       second's; G = ceil(in/4) rounded up to 8
@@ -86,6 +97,8 @@ struct KcsrArrays {
 
 struct RowPairsArrays {
   static constexpr int kValues = 0, kCols = 1, kRows = 2, kCounts = 3, kSegments = 4;
+  /// Of units of several inputs, whose kRows holds rows and counts.
+  static constexpr int kMasks = 3, kCorrections = 5;
 };
 /// Rows of a panel of row pairs; a byte numbers them.
 inline constexpr std::int64_t kRowPairsPanel = 256;
@@ -157,8 +170,34 @@ inline std::int64_t kcsr_block(Layout layout) {
 
 /// The inputs of one block of a layout of row pairs; 0 for other layouts.
 inline std::int64_t row_pairs_block(Layout layout) {
-  if (layout == Layout::kRowPairs64) return 64;
-  return layout == Layout::kRowPairs128 ? 128 : 0;
+  switch (layout) {
+    case Layout::kRowPairs64:
+      return 64;
+    case Layout::kRowPairs128:
+      return 128;
+    case Layout::kRowQuads512:
+      return 512;
+    default:
+      return 0;
+  }
+}
+
+/// The neighbouring inputs that a column of row pairs stands for.
+inline std::int64_t row_pairs_unit(Layout layout) { return layout == Layout::kRowQuads512 ? 4 : 1; }
+
+/// The counts of all places of row pairs, as many as there are rows of places.
+inline const std::uint8_t* row_pairs_counts(const PackedView& p) {
+  if (row_pairs_unit(p.layout()) == 1) return p.array<std::uint8_t>(RowPairsArrays::kCounts);
+  return p.array<std::uint8_t>(RowPairsArrays::kRows) +
+         p.header().arrays[RowPairsArrays::kRows].bytes / 2;
+}
+
+/// 128 times the sum of a row's int8 values, in 32 bits: what quantized kernels whose inputs are
+/// stored plus 128 have to subtract.
+inline std::int32_t row_correction(const std::int8_t* values, std::int64_t count) {
+  std::uint32_t sum = 0;
+  for (std::int64_t i = 0; i < count; ++i) sum += static_cast<std::uint32_t>(values[i]);
+  return static_cast<std::int32_t>(sum * 128u);
 }
 
 /// Where a convolution's input lies when they are taken channel by channel, and back.
@@ -199,8 +238,18 @@ struct LayoutSpec {
 /// cannot be, the layout cannot hold the pattern, and Error(kUnsupported) where a size overflows.
 LayoutSpec layout_spec(const FormatInfo& info, std::int64_t kept);
 
-/// The same of row pairs that store `columns` columns, kept / 2 to kept; negative: the most.
-LayoutSpec layout_spec(const FormatInfo& info, std::int64_t kept, std::int64_t columns);
+/// What row pairs store beside the number of kept positions: units, and columns, half as many to as
+/// many. Negative: the most.
+struct PairSizes {
+  std::int64_t units = -1;
+  std::int64_t columns = -1;
+};
+
+/// The same of row pairs of these sizes.
+LayoutSpec layout_spec(const FormatInfo& info, std::int64_t kept, const PairSizes& sizes);
+
+/// What the table of arrays says of them; it is not checked. Nothing of other layouts.
+PairSizes pair_sizes(const PackedHeader& header);
 
 /// Why `layout` cannot hold the pattern, naming what can; empty where it does.
 std::string layout_fault(Layout layout, const Pattern& pattern);

@@ -9,6 +9,7 @@
 #include "core/layouts.h"
 #include "core/nm24_tile.h"
 #include "core/nm_group.h"
+#include "core/row_pairs.h"
 #include "core/row_source.h"
 
 namespace gossamer::detail {
@@ -178,88 +179,6 @@ class KcsrSource final : public PackedSource {
   ChannelMajor order_;
 };
 
-class RowPairsSource final : public PackedSource {
- public:
-  explicit RowPairsSource(const PackedView& p)
-      : PackedSource(p),
-        block_(row_pairs_block(p.layout())),
-        blocks_(ceil_div(p.in(), block_)),
-        panels_(ceil_div(p.out(), kRowPairsPanel)) {}
-
-  std::int64_t entries(std::int64_t batch, std::int64_t row, std::int32_t* cols,
-                       std::byte* values) const override {
-    const std::int64_t panel = row / kRowPairsPanel;
-    const std::int64_t rows = std::min(kRowPairsPanel, out() - panel * kRowPairsPanel);
-    const auto* segment = packed().array<std::int64_t>(RowPairsArrays::kSegments) +
-                          (batch * panels_ + panel) * blocks_ * RowPairsSegment::kCount;
-    std::int64_t place = (batch * out() + panel * kRowPairsPanel) * blocks_;
-    std::int64_t count = 0;
-    for (std::int64_t k = 0; k < blocks_; ++k, place += rows, segment += RowPairsSegment::kCount) {
-      count += block_entries(segment, place, row % kRowPairsPanel, static_cast<int>(k * block_),
-                             cols + count, values, count);
-    }
-    return count;
-  }
-
- private:
-  /// Of one block, whose places begin at `place`.
-  std::int64_t block_entries(const std::int64_t* segment, std::int64_t place, std::int64_t row,
-                             std::int32_t first_col, std::int32_t* cols, std::byte* values,
-                             std::int64_t at) const {
-    const auto* rows = packed().array<std::uint8_t>(RowPairsArrays::kRows) + place;
-    const auto* counts = packed().array<std::uint8_t>(RowPairsArrays::kCounts) + place;
-    const auto* stored = packed().array<std::uint8_t>(RowPairsArrays::kCols);
-    std::int64_t value = segment[RowPairsSegment::kValue];
-    std::int64_t col = segment[RowPairsSegment::kCol];
-    const std::int64_t paired = 2 * segment[RowPairsSegment::kPairs];
-    std::int64_t i = 0;
-    for (; i < paired && rows[i] != row && rows[i + 1] != row; i += 2) {
-      value += 2 * (std::int64_t{counts[i]} + counts[i + 1]);
-      col += std::int64_t{counts[i]} + 2 * std::int64_t{counts[i + 1]};
-    }
-    // Where a column's value lies; the order in which the columns lie is not theirs.
-    std::array<std::int64_t, 256> value_of;
-    value_of.fill(-1);
-    if (i < paired) {
-      const std::int64_t half = rows[i] == row ? 0 : 1;
-      for (std::int64_t s = 0; s < counts[i]; ++s, value += 2)
-        value_of[stored[col++]] = value + half;
-      for (std::int64_t s = 0; s < counts[i + 1]; ++s, value += 2, col += 2) {
-        value_of[stored[col + half]] = value + half;
-      }
-    } else {
-      for (; rows[i] != row; ++i) {
-        value += counts[i];
-        col += counts[i];
-      }
-      for (std::int64_t s = 0; s < counts[i]; ++s) value_of[stored[col++]] = value++;
-    }
-    return list(value_of, first_col, cols, values, at);
-  }
-
-  std::int64_t list(const std::array<std::int64_t, 256>& value_of, std::int32_t first_col,
-                    std::int32_t* cols, std::byte* values, std::int64_t at) const {
-    const std::int64_t bytes = dtype_bytes(dtype());
-    std::int64_t count = 0;
-    for (std::int32_t c = 0; c < block_; ++c) {
-      const std::int64_t from = value_of[static_cast<std::size_t>(c)];
-      if (from < 0) continue;
-      cols[count] = first_col + c;
-      if (values != nullptr) {
-        std::memcpy(values + (at + count) * bytes,
-                    packed().array(RowPairsArrays::kValues) + from * bytes,
-                    static_cast<std::size_t>(bytes));
-      }
-      ++count;
-    }
-    return count;
-  }
-
-  std::int64_t block_;
-  std::int64_t blocks_;
-  std::int64_t panels_;
-};
-
 class Nm24Source final : public PackedSource {
  public:
   explicit Nm24Source(const PackedView& p)
@@ -376,7 +295,8 @@ std::unique_ptr<PackedSource> packed_source(const PackedView& packed) {
       return std::make_unique<KcsrSource>(packed);
     case Layout::kRowPairs64:
     case Layout::kRowPairs128:
-      return std::make_unique<RowPairsSource>(packed);
+    case Layout::kRowQuads512:
+      return row_pairs_source(packed);
     case Layout::kNm24Pairs:
       return std::make_unique<Nm24Source>(packed);
     case Layout::kNm24Tiles:

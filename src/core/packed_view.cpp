@@ -82,11 +82,10 @@ PackedView PackedView::open(const std::byte* data, std::int64_t bytes) {
   if (std::memcmp(data, known.data(), known.size()) == 0) return PackedView(header);
   if (header->transposed > 1) refuse(fmt::format("transposed is {}", header->transposed));
   try {
-    // How many columns row pairs store depends on the weight: the header's table of arrays says it.
-    const std::int64_t columns = detail::row_pairs_block(header->layout) == 0
-                                     ? -1
-                                     : header->arrays[detail::RowPairsArrays::kCols].bytes;
-    check_arrays(*header, detail::layout_spec(detail::info_of(*header), header->kept, columns));
+    // How many units and columns row pairs store depends on the weight: the header's table of
+    // arrays says it.
+    check_arrays(*header, detail::layout_spec(detail::info_of(*header), header->kept,
+                                              detail::pair_sizes(*header)));
   } catch (const Error& error) {
     if (error.code() == ErrorCode::kMalformedData) throw;
     refuse(error.what());

@@ -1,32 +1,21 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include <algorithm>
-#include <bit>
-#include <bitset>
 #include <cstring>
 #include <limits>
 
 #include "core/fail.h"
 #include "core/half.h"
 #include "core/layouts.h"
+#include "core/malformed.h"
 #include "core/nm24_tile.h"
 #include "core/nm_group.h"
-#include "core/row_source.h"
+#include "core/row_pairs.h"
 #include "gossamer/packed_weight.h"
 
 namespace gossamer {
 namespace {
 
 using namespace detail;  // NOLINT(google-build-using-namespace): its own implementation
-
-template <typename... Args>
-[[noreturn]] void malformed(fmt::format_string<Args...> format, Args&&... args) {
-  throw Error(ErrorCode::kMalformedData,
-              "packed weight: " + fmt::format(format, std::forward<Args>(args)...));
-}
-
-bool all_zero(const std::byte* begin, const std::byte* end) {
-  return std::all_of(begin, end, [](std::byte b) { return b == std::byte{0}; });
-}
 
 /// Offsets must begin at `first`, never fall and end at `last`.
 void check_offsets(const std::int64_t* offsets, std::int64_t count, std::int64_t first,
@@ -200,83 +189,6 @@ void validate_kcsr(const PackedView& p) {
   if (reached != p.kept()) malformed("block_offsets end at {} of {} values", reached, p.kept());
 }
 
-/// A row's part of `count` columns, `step` apart, that must ascend and not be in `seen`.
-void check_pair_cols(const std::uint8_t* cols, std::int64_t count, std::int64_t step,
-                     std::int64_t width, std::bitset<256>& seen) {
-  for (std::int64_t i = 0; i < count; ++i) {
-    const std::uint8_t col = cols[i * step];
-    if (col >= width || seen[col] || (i > 0 && col <= cols[(i - 1) * step])) {
-      malformed("cols: {} at place {} of a row; columns must ascend, come once and be less than {}",
-                col, i, width);
-    }
-    seen.set(col);
-  }
-}
-
-/// The places of one panel's block; advances `value` and `col` by what they take.
-void check_row_pairs_block(const PackedView& p, std::int64_t place, std::int64_t rows,
-                           std::int64_t pairs, std::int64_t width, std::int64_t& value,
-                           std::int64_t& col) {
-  const auto* row = p.array<std::uint8_t>(RowPairsArrays::kRows) + place;
-  const auto* counts = p.array<std::uint8_t>(RowPairsArrays::kCounts) + place;
-  const auto* cols = p.array<std::uint8_t>(RowPairsArrays::kCols);
-  const std::int64_t columns = p.header().arrays[RowPairsArrays::kCols].bytes;
-  std::bitset<256> seen_rows;
-  for (std::int64_t i = 0; i < rows; ++i) {
-    if (row[i] >= rows || seen_rows[row[i]]) {
-      malformed("rows: {} at a place of {} rows; each row must come once", row[i], rows);
-    }
-    seen_rows.set(row[i]);
-  }
-  for (std::int64_t i = 0; i < rows;) {
-    const bool is_pair = i < 2 * pairs;
-    const std::int64_t shared = is_pair ? counts[i] : 0;
-    const std::int64_t alone = is_pair ? counts[i + 1] : counts[i];
-    const std::int64_t step = is_pair ? 2 : 1;
-    value += step * (shared + alone);
-    if (value > p.kept() || col + shared + step * alone > columns) {
-      malformed("counts: they reach past {} values or {} columns", p.kept(), columns);
-    }
-    for (std::int64_t half = 0; half < step; ++half) {
-      std::bitset<256> seen;
-      check_pair_cols(cols + col, shared, 1, width, seen);
-      check_pair_cols(cols + col + shared + half, alone, step, width, seen);
-    }
-    col += shared + step * alone;
-    i += step;
-  }
-}
-
-void validate_row_pairs(const PackedView& p) {
-  const std::int64_t block = row_pairs_block(p.layout());
-  const std::int64_t blocks = ceil_div(p.in(), block);
-  const std::int64_t columns = p.header().arrays[RowPairsArrays::kCols].bytes;
-  const auto* segment = p.array<std::int64_t>(RowPairsArrays::kSegments);
-  std::int64_t place = 0;
-  std::int64_t value = 0;
-  std::int64_t col = 0;
-  for (std::int64_t row = 0; row < (blocks == 0 ? 0 : p.batch() * p.out());) {
-    const std::int64_t rows = std::min(kRowPairsPanel, p.out() - row % p.out());
-    for (std::int64_t k = 0; k < blocks; ++k, segment += RowPairsSegment::kCount, place += rows) {
-      const std::int64_t pairs = segment[RowPairsSegment::kPairs];
-      if (segment[RowPairsSegment::kValue] != value || segment[RowPairsSegment::kCol] != col ||
-          pairs < 0 || pairs > rows / 2) {
-        malformed(
-            "segments: a block of {} rows begins at value {}, column {} with {} pairs; the "
-            "counts say value {}, column {}",
-            rows, segment[RowPairsSegment::kValue], segment[RowPairsSegment::kCol], pairs, value,
-            col);
-      }
-      check_row_pairs_block(p, place, rows, pairs, std::min(block, p.in() - k * block), value, col);
-    }
-    row += rows;
-  }
-  if (value != p.kept() || col != columns) {
-    malformed("segments end at {} of {} values and {} of {} columns", value, p.kept(), col,
-              columns);
-  }
-}
-
 /// Groups past the last column and the missing row of an odd number must be empty ones.
 void check_nm24_line(const PackedView& p, std::int64_t line, std::int64_t rows) {
   const std::int64_t groups = nm24_groups(p.in());
@@ -384,6 +296,7 @@ void validate(const PackedView& packed) {
       return validate_kcsr(p);
     case Layout::kRowPairs64:
     case Layout::kRowPairs128:
+    case Layout::kRowQuads512:
       return validate_row_pairs(p);
     case Layout::kNm24Pairs:
       return validate_nm24(p);

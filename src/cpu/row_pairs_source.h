@@ -24,7 +24,7 @@ struct RowPairsSource {
   std::int64_t in;
   std::int64_t block;
   std::int64_t block_count;
-  std::int64_t batch_end;  ///< of its kept values, in `values`
+  std::int64_t batch_end;  ///< of its units, in `values`
   std::int64_t first_row = 0;
 
   RowPairsSource(const PackedView& packed, std::int64_t batch)
@@ -36,12 +36,12 @@ struct RowPairsSource {
         block_count(detail::ceil_div(in, block)) {
     const std::int64_t places = batch * out * block_count;
     rows = packed.array<std::uint8_t>(detail::RowPairsArrays::kRows) + places;
-    counts = packed.array<std::uint8_t>(detail::RowPairsArrays::kCounts) + places;
+    counts = detail::row_pairs_counts(packed) + places;
     const std::int64_t batch_segments = detail::ceil_div(out, kPanel) * block_count * kSegment;
     segments =
         packed.array<std::int64_t>(detail::RowPairsArrays::kSegments) + batch * batch_segments;
     batch_end = batch + 1 == packed.batch() || batch_segments == 0
-                    ? packed.kept()
+                    ? detail::pair_sizes(packed.header()).units
                     : segments[batch_segments + detail::RowPairsSegment::kValue];
   }
 
@@ -52,7 +52,7 @@ struct RowPairsSource {
                : segments[row / kPanel * block_count * kSegment + detail::RowPairsSegment::kValue];
   }
 
-  /// The first row of part `part` of `parts` with about equal kept values.
+  /// The first row of part `part` of `parts` with about equal units.
   std::int64_t balanced_row(std::int64_t part, std::int64_t parts) const {
     if (part == 0 || part == parts || block_count == 0) return part == 0 ? 0 : out;
     const std::int64_t begin = first_value(0);
@@ -98,6 +98,22 @@ struct RowPairsSource {
  private:
   static constexpr std::int64_t kPanel = kRowStep;
   static constexpr std::int64_t kSegment = detail::RowPairsSegment::kCount;
+};
+
+/// The same of a quantized call's units.
+struct RowQuadsSource : RowPairsSource {
+  const std::int32_t* all_corrections;  ///< of the batch
+  const std::int32_t* corrections = nullptr;
+
+  RowQuadsSource(const PackedView& packed, std::int64_t batch)
+      : RowPairsSource(packed, batch),
+        all_corrections(packed.array<std::int32_t>(detail::RowPairsArrays::kCorrections) +
+                        batch * packed.out()) {}
+
+  void index(std::int64_t row, std::int64_t count, std::byte* memory) {
+    RowPairsSource::index(row, count, memory);
+    corrections = all_corrections + row;
+  }
 };
 
 }  // namespace gossamer::cpu

@@ -136,7 +136,8 @@ inline PackedWeight pack_matrix(const Matrix& values, const Pattern& pattern, La
 inline bool size_is_foretold(const PackedView& p) {
   const std::int64_t foretold =
       packed_size_bytes(p.layout(), p.pattern(), p.dtype(), p.batch(), p.out(), p.in(), p.kept());
-  const bool most = p.layout() == Layout::kRowPairs64 || p.layout() == Layout::kRowPairs128;
+  const bool most = p.layout() == Layout::kRowPairs64 || p.layout() == Layout::kRowPairs128 ||
+                    p.layout() == Layout::kRowQuads512;
   return most ? p.size_bytes() <= foretold : p.size_bytes() == foretold;
 }
 
@@ -208,10 +209,10 @@ inline const std::vector<DType>& weight_dtypes() {
 }
 
 inline const std::vector<Layout>& all_layouts() {
-  static const std::vector<Layout> all{Layout::kNm,       Layout::kBitmask,    Layout::kBsr,
-                                       Layout::kFanIn,    Layout::kKcsr64,     Layout::kKcsr128,
-                                       Layout::kKcsr256,  Layout::kRowPairs64, Layout::kRowPairs128,
-                                       Layout::kNm24Pairs};
+  static const std::vector<Layout> all{
+      Layout::kNm,          Layout::kBitmask,     Layout::kBsr,      Layout::kFanIn,
+      Layout::kKcsr64,      Layout::kKcsr128,     Layout::kKcsr256,  Layout::kRowPairs64,
+      Layout::kRowPairs128, Layout::kRowQuads512, Layout::kNm24Pairs};
   return all;
 }
 

@@ -36,6 +36,7 @@ void use(const PackedView& view) {
     validate(convert(view, Layout::kKcsr64));
     validate(convert(view, Layout::kRowPairs64));
   }
+  if (view.dtype() == DType::kInt8) validate(convert(view, Layout::kRowQuads512));
 }
 
 }  // namespace

@@ -156,6 +156,7 @@ constexpr struct {
     {"generic_linear_nm_int8", Layout::kNm, DType::kInt8},
     {"generic_linear_bsr_int8", Layout::kBsr, DType::kInt8},
     {"generic_linear_fanin_int8", Layout::kFanIn, DType::kInt8},
+    {"generic_linear_rowquads512_int8", Layout::kRowQuads512, DType::kInt8},
     {"generic_linear_nm_f64", Layout::kNm, DType::kFloat64},
     {"generic_linear_nm_f32", Layout::kNm, DType::kFloat32},
     {"generic_linear_nm_f16", Layout::kNm, DType::kFloat16},
