@@ -120,6 +120,8 @@ extern const KcsrFunctions avx512bf16_spmm_block_pairs;
 /// the store subtracts that. For at most 65536 inputs.
 inline constexpr std::int64_t kMaxQuantizedInputs = 65536;
 extern const KcsrFunctions avx512vnni_spmm_quads;
+/// The same of row pairs.
+extern const KcsrFunctions avx512vnni_spmm_rowquads;
 /// Blocks of a number of columns that four divides.
 extern const KcsrFunctions avx512vnni_spmm_block_quads;
 

@@ -11,6 +11,8 @@
 namespace gossamer {
 namespace {
 
+#include "cpu/round_all.inl"
+//
 #include "cpu/quantize.inl"
 
 /// One instruction set: a token at its own scale, at a given one, and results.
@@ -27,7 +29,7 @@ Functions best_functions() {
   if (host_machine().has(kIsaAvx2))
     return {cpu::avx2_quantize, cpu::avx2_quantize_at, cpu::avx2_requantize};
 #endif
-  return {quantize, quantize_at, requantize_all};
+  return {quantize<round_all>, quantize_at, requantize_all};
 }
 
 const Functions& functions_here() {

@@ -5,17 +5,8 @@
 #include "cpu/cut_bits.inl"
 #include "cpu/largest.inl"
 
-/// x · inverse to nearest even, |x · inverse| <= 127: the sum with 1.5·2^23 leaves the integer in
-/// the lowest bits.
-inline void round_all(const float* x, std::int64_t count, float inverse, std::int8_t* q) {
-  for (std::int64_t k = 0; k < count; ++k) {
-    const float shifted = x[k] * inverse + 12582912.0f;
-    std::int32_t bits;
-    __builtin_memcpy(&bits, &shifted, sizeof(bits));
-    q[k] = static_cast<std::int8_t>(bits);
-  }
-}
-
+/// `round`: x · inverse to nearest even, |x · inverse| <= 127.
+template <void (*round)(const float*, std::int64_t, float, std::int8_t*)>
 float quantize(const float* x, std::int64_t count, std::int8_t* q) {
   const std::int32_t bits = largest_bits(x, count);
   float largest;
@@ -26,7 +17,7 @@ float quantize(const float* x, std::int64_t count, std::int8_t* q) {
     for (std::int64_t k = 0; k < count; ++k) q[k] = 0;
     return is_finite ? 0.0f : __builtin_nanf("");
   }
-  round_all(x, count, inverse, q);
+  round(x, count, inverse, q);
   return largest / 127.0f;
 }
 

@@ -6,7 +6,6 @@
 // bits in four cycles where vpcompressb is there, and serve all panels of tokens. So the format
 // that is saved also runs, without a second copy, and the block of inputs is the kernel's choice.
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -116,18 +115,6 @@ void add_row(std::string_view name, std::uint32_t needs, DType dtype) {
              [&](std::int64_t batch) { return BitmaskSource(args.weight, batch, block, index); });
   };
   register_linear_kernel(kernel);
-}
-
-/// Units cost as much as values. Of density d there are 1 - (1 - d)^n of an n-th as many, but where
-/// the pattern keeps units whole.
-double unit_seconds(std::int64_t lanes, const SpmmCost& cost, int vectors, std::int64_t block,
-                    int inputs, const LinearDesc& desc, std::int64_t tokens, int threads) {
-  LinearDesc units = desc;
-  units.in = ceil_div(desc.in, inputs);
-  const bool whole =
-      desc.pattern.kind == Pattern::Kind::kBlock && desc.pattern.block_cols % inputs == 0;
-  units.density = whole ? desc.density : 1.0 - std::pow(1.0 - desc.density, inputs);
-  return spmm_seconds(lanes, cost, vectors, block / inputs, units, tokens, threads);
 }
 
 /// `inputs`: of a unit.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -348,6 +349,19 @@ inline double spmm_seconds(std::int64_t vector_lanes, const SpmmCost& cost, int 
   const double used_threads =
       std::clamp(work / static_cast<double>(kMinWorkPerThread), 1.0, std::max(threads, 1) * 1.0);
   return std::max(cycles, memory) / (kHertz * used_threads);
+}
+
+/// Units cost as much as values. Of density d there are 1 - (1 - d)^n of an n-th as many, but where
+/// the pattern keeps units whole.
+inline double unit_seconds(std::int64_t vector_lanes, const SpmmCost& cost, int vectors,
+                           std::int64_t block, int inputs, const LinearDesc& desc,
+                           std::int64_t tokens, int threads) {
+  LinearDesc units = desc;
+  units.in = detail::ceil_div(desc.in, inputs);
+  const bool whole =
+      desc.pattern.kind == Pattern::Kind::kBlock && desc.pattern.block_cols % inputs == 0;
+  units.density = whole ? desc.density : 1.0 - std::pow(1.0 - desc.density, inputs);
+  return spmm_seconds(vector_lanes, cost, vectors, block / inputs, units, tokens, threads);
 }
 
 }  // namespace gossamer::cpu

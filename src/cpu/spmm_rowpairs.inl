@@ -29,8 +29,14 @@ template <int NV>
 }
 
 /// How many columns narrow panels take at once: the sums of two rows are too few chains of
-/// multiply-adds to cover their latency.
-constexpr int pair_ways(int vectors) { return vectors == 1 ? 4 : vectors == 2 ? 2 : 1; }
+/// multiply-adds to cover their latency, which takes six, or as many as the unit says.
+template <typename Unit>
+constexpr int pair_ways(int vectors) {
+  int chains = 6;
+  if constexpr (requires { Unit::kChains; }) chains = Unit::kChains;
+  const int ways = (chains + 2 * vectors - 1) / (2 * vectors);
+  return ways == 1 ? 1 : ways == 2 ? 2 : 4;
+}
 
 template <typename Unit, int NV>
 [[gnu::always_inline]] inline void add_shared(const typename Unit::Type* values,
@@ -52,7 +58,7 @@ template <typename Unit, int NV>
                                                      float* second_sums,
                                                      PairStream<typename Unit::Type>& stream) {
   constexpr std::int64_t kPanel = NV * kLanes;
-  constexpr int kWays = pair_ways(NV);
+  constexpr int kWays = pair_ways<Unit>(NV);
   const auto* tile = static_cast<const float*>(task.tile);
   const auto* values = stream.values;
   const std::uint8_t* cols = stream.cols;
@@ -184,5 +190,6 @@ constexpr gossamer::cpu::KcsrFunctions with_row_pairs(gossamer::cpu::KcsrFunctio
           functions.store,
           nullptr,
           nullptr,
-          {}};
+          {},
+          functions.word_inputs};
 }

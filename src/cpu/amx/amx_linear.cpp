@@ -18,11 +18,11 @@ namespace {
 // Each builds on those above.
 #include "cpu/epilogue.inl"
 //
-#include "cpu/avx512/dequantize.inl"
 #include "cpu/avx512/transpose.inl"
 //
 #include "cpu/avx512/pack_pairs.inl"
 #include "cpu/avx512/pack_quads.inl"
+#include "cpu/avx512/store_quads.inl"
 #include "cpu/avx512vbmi2/bits.inl"
 //
 #include "cpu/amx/tiles.inl"

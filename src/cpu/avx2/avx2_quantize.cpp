@@ -4,6 +4,8 @@
 
 namespace {
 
+#include "cpu/round_all.inl"
+//
 #include "cpu/quantize.inl"
 
 }  // namespace
@@ -11,7 +13,7 @@ namespace {
 namespace gossamer::cpu {
 
 float avx2_quantize(const float* x, std::int64_t count, std::int8_t* q) {
-  return quantize(x, count, q);
+  return quantize<round_all>(x, count, q);
 }
 
 float avx2_quantize_at(const float* x, std::int64_t count, float scale, std::int8_t* q) {
