@@ -6,12 +6,11 @@
 
 #include <algorithm>
 #include <array>
-#include <cstdio>
-#include <cstdlib>
 
 #include "core/layouts.h"
 #include "core/nm24_tile.h"
 #include "cuda/linear_sp24.h"
+#include "torch/cuda_choice.h"
 #include "torch/cuda_layout_argument.h"
 #include "torch/dense.h"
 #include "torch/ops_cuda.h"
@@ -95,44 +94,6 @@ void check_operand(const Tensor& tensor, const char* name, const Tensor& packed,
     refuse(fmt::format("{} is {} {}; expected {} {}", name, dtype_name(dtype_of(tensor, name)),
                        shape_text(sizes_of(tensor)), dtype_name(dtype), shape_text(shape)));
   }
-}
-
-/// GOSSAMER_CUT, for tests of a forced row: "2x4" lets two blocks share X and four divide the
-/// inputs.
-cuda::Sp24Cut forced_cut() {
-  cuda::Sp24Cut cut;
-  if (const char* text = std::getenv("GOSSAMER_CUT"); text != nullptr && *text != '\0') {
-    if (std::sscanf(text, "%dx%d", &cut.shared_by, &cut.split) != 2) {
-      throw Error(ErrorCode::kInvalidArgument,
-                  fmt::format("GOSSAMER_CUT={}: expected two numbers as in 2x4", text));
-    }
-  }
-  return cut;
-}
-
-/// GOSSAMER_KERNEL forces a row.
-const LinearSp24Kernel& choose(LinearSp24Args& args, const cuda::DeviceInfo& device) {
-  if (const char* forced = std::getenv("GOSSAMER_KERNEL"); forced != nullptr && *forced != '\0') {
-    if (const LinearSp24Kernel* row = cuda::find_linear_sp24(forced)) {
-      const std::string why = row->dtype == args.dtype
-                                  ? row->refuses(*row, args, device)
-                                  : "computes " + std::string(dtype_name(row->dtype));
-      if (why.empty()) {
-        args.cut = forced_cut();
-        return *row;
-      }
-      throw Error(ErrorCode::kUnsupported,
-                  fmt::format("GOSSAMER_KERNEL={}: the kernel {}", forced, why));
-    }
-  }
-  const LinearSp24Kernel* const row = cuda::choose_linear_sp24(args, device);
-  if (row != nullptr) return *row;
-  throw Error(
-      ErrorCode::kUnsupported,
-      fmt::format("no kernel multiplies 2:4 weights on {} (compute capability {}.{}); "
-                  "kernels of {} need {}: unpack the model with gossamer.desparsify_(model)",
-                  device.name, device.compute_major, device.compute_minor, dtype_name(args.dtype),
-                  args.dtype == DType::kFloat8E4M3 ? "9.x" : "8.x or 9.x"));
 }
 
 /// Sizes that kernels count in 32 bits.
@@ -284,7 +245,7 @@ Tensor multiply(const Call& call) {
     if (residual_rows) {
       args.residual = at(residual_rows->tensor, y_bytes * b * residual_rows->batch_stride);
     }
-    const LinearSp24Kernel& row = choose(args, info);
+    const LinearSp24Kernel& row = choose_row(args, info);
     row.launch(row, args, info);
   }
   return y;

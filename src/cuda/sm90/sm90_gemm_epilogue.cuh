@@ -6,14 +6,12 @@
 #include "cuda/common/epilogue.cuh"
 #include "cuda/sm90/element.cuh"
 #include "cuda/sm90/ptx.cuh"
+#include "cuda/sm90/sm90_gemm_shape.cuh"
 
 // The end of a tile of sm90_gemm_sp24.cuh: sums of a divided product are exchanged, scales, bias,
 // residual and activation applied, and the result is turned around on its way to Y. Everything is
 // inlined into the kernel: the sums stay in the registers that the tensor core left them in.
 namespace gossamer::cuda::sm90 {
-
-template <typename T>
-struct GemmParams;  // sm90_gemm_sp24.cuh
 
 /// Where a thread of a multiplying warpgroup stands.
 struct GemmPlace {

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "torch/cuda_choice.h"
+
+#include <fmt/format.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+
+#include "gossamer/error.h"
+
+namespace gossamer::door {
+
+using cuda::LinearSp24Args;
+using cuda::LinearSp24Kernel;
+
+namespace {
+
+/// GOSSAMER_CUT, for tests of a forced row: "2x4" lets two blocks share X and four divide the
+/// inputs.
+cuda::Sp24Cut forced_cut() {
+  cuda::Sp24Cut cut;
+  if (const char* text = std::getenv("GOSSAMER_CUT"); text != nullptr && *text != '\0') {
+    if (std::sscanf(text, "%dx%d", &cut.shared_by, &cut.split) != 2) {
+      throw Error(ErrorCode::kInvalidArgument,
+                  fmt::format("GOSSAMER_CUT={}: expected two numbers as in 2x4", text));
+    }
+  }
+  return cut;
+}
+
+}  // namespace
+
+const LinearSp24Kernel& choose_row(LinearSp24Args& args, const cuda::DeviceInfo& device) {
+  if (const char* forced = std::getenv("GOSSAMER_KERNEL"); forced != nullptr && *forced != '\0') {
+    if (const LinearSp24Kernel* row = cuda::find_linear_sp24(forced)) {
+      const std::string why = row->dtype == args.dtype
+                                  ? row->refuses(*row, args, device)
+                                  : "computes " + std::string(dtype_name(row->dtype));
+      if (why.empty()) {
+        args.cut = forced_cut();
+        return *row;
+      }
+      throw Error(ErrorCode::kUnsupported,
+                  fmt::format("GOSSAMER_KERNEL={}: the kernel {}", forced, why));
+    }
+  }
+  const LinearSp24Kernel* const row = cuda::choose_linear_sp24(args, device);
+  if (row != nullptr) return *row;
+  throw Error(
+      ErrorCode::kUnsupported,
+      fmt::format("no kernel multiplies 2:4 weights on {} (compute capability {}.{}); "
+                  "kernels of {} need {}: unpack the model with gossamer.desparsify_(model)",
+                  device.name, device.compute_major, device.compute_minor, dtype_name(args.dtype),
+                  args.dtype == DType::kFloat8E4M3 ? "9.x" : "8.x or 9.x"));
+}
+
+}  // namespace gossamer::door

@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+
+#include "cuda/linear_sp24.h"
+
+namespace gossamer::door {
+
+/// The row that multiplies: the one that GOSSAMER_KERNEL names, in the cut of GOSSAMER_CUT, which
+/// is written into `args`; otherwise the tuned one or the cost model's. Throws Error(kUnsupported)
+/// where none can.
+const cuda::LinearSp24Kernel& choose_row(cuda::LinearSp24Args& args,
+                                         const cuda::DeviceInfo& device);
+
+}  // namespace gossamer::door
