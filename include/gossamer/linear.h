@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -118,10 +119,10 @@ enum class PlanMode {
 
 /// What a plan may hold in memory.
 enum class MemoryMode {
-  kDefault,  ///< one layout; a layer that would be slower than dense at some token count stays
-             ///< plain
+  kDefault,  ///< one layout, or two where few and many tokens want different ones; a layer that
+             ///< would be slower than dense at some token count stays plain
   kSpeed,    ///< a dense copy may be kept too, and runs where it is faster
-  kLow,      ///< as kDefault, in a layout of at most 1.15 times the bytes of the weight's format
+  kLow,      ///< one layout of at most 1.15 times the bytes of the weight's format
 };
 
 /// The kernel of one bucket, with the numbers behind the choice.
@@ -136,6 +137,9 @@ struct PlanChoice {
 struct Plan {
   bool sparse = false;  ///< false: the layer should stay plain
   Layout layout = Layout::kBitmask;
+  /// What the choices need beside it: the buckets whose kernel is of this layout run there. At most
+  /// 1.15 times the bytes of the weight's format, as `layout` is then.
+  std::optional<Layout> second;
   std::array<PlanChoice, kTokenBuckets> choices;
   std::string reason;  ///< why sparse, or why plain
   bool from_cache = false;
@@ -167,12 +171,13 @@ struct PlanOptions {
   double call_overhead = 0.0;
 };
 
-/// Chooses layout and kernels for a weight given in any layout. Rows that need another layout are
+/// Chooses layouts and kernels for a weight given in any layout. Rows that need another layout are
 /// timed on a converted copy.
 Plan plan_linear(const PackedView& weight, const Epilogue& epilogue, const Machine& machine,
                  const DensePeer& dense, const PlanOptions& options);
 
-/// Writes the plan's choices into a packed weight of the plan's layout.
+/// Writes the plan's choices into a packed weight of the plan's layouts (convert() makes them). Of
+/// a second layout that is not filled yet only the first one's header is written.
 void store_plan(PackedWeight& weight, const Plan& plan);
 
 /// The row that `run_linear` will call for `tokens`: the header's choice if this machine can run

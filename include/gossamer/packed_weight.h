@@ -67,7 +67,10 @@ struct PackedHeader {
   Layout layout = Layout::kBitmask;
   Pattern::Kind pattern_kind = Pattern::Kind::kUnstructured;
   std::uint8_t array_count = 0;
-  std::uint16_t reserved0 = 0;
+  /// 1: a second block lies behind the arrays, the same weight in another layout.
+  std::uint8_t has_second = 0;
+  /// Which token buckets the plan runs in the second layout: bit 0 is the first bucket.
+  std::uint8_t second_buckets = 0;
   std::int32_t pattern_n = 0;
   std::int32_t pattern_m = 0;
   std::int32_t pattern_v = 0;
@@ -82,7 +85,7 @@ struct PackedHeader {
   std::int64_t in = 0;
   /// Stored positions of all batches: padding of N:M and fan-in and whole blocks of bsr included.
   std::int64_t kept = 0;
-  std::int64_t total_bytes = 0;  ///< header and arrays
+  std::int64_t total_bytes = 0;  ///< header and arrays, and the second block where there is one
   struct Array {
     std::int64_t offset = 0;
     std::int64_t bytes = 0;
@@ -117,7 +120,13 @@ class PackedView {
   std::int64_t out() const { return header_->out; }
   std::int64_t in() const { return header_->in; }
   std::int64_t kept() const { return header_->kept; }
+  /// Of the whole block, a second layout included.
   std::int64_t size_bytes() const { return header_->total_bytes; }
+  /// Of this layout alone.
+  std::int64_t layout_bytes() const;
+  /// The same weight in the block's other layout, where it holds two. Checks the header as open()
+  /// does, and that both speak of a weight of the same shape and dtype.
+  std::optional<PackedView> second() const;
   Pattern pattern() const;
   bool transposed() const { return header_->transposed != 0; }
   /// The taps of a convolution's kernel; 1 for a matrix.
@@ -187,9 +196,28 @@ void unpack(const PackedView& packed, const MatrixView& values, const MatrixView
 void unpack_mask(const PackedView& packed, const MatrixView& mask,
                  const ParallelFor& parallel = {});
 
-/// The same weight in another layout or format.
+/// The same weight in another layout or format. Of a block that holds two layouts only the first
+/// is read, and the result holds one: so do slice_rows, concat_rows, unpack and format_arrays.
 PackedWeight convert(const PackedView& packed, Layout layout,
                      const PackedAllocator& allocator = {});
+
+/// The same weight in two layouts, one block behind the other: a plan may run few tokens in one and
+/// many in the other. `first` is what the header of the whole describes. They must differ, or this
+/// throws Error(kInvalidArgument).
+PackedWeight convert(const PackedView& packed, Layout first, Layout second,
+                     const PackedAllocator& allocator = {});
+
+/// The same in two steps, so that `packed` can be freed in between: the block with room for the
+/// second layout, which is not there yet (PackedView::second() refuses it), and the second layout,
+/// made from the first. The allocator's memory behind the first layout is not touched, but for a
+/// header.
+PackedWeight convert_leaving_room(const PackedView& packed, Layout first, Layout second,
+                                  const PackedAllocator& allocator = {});
+void fill_second(std::byte* block, std::int64_t bytes, Layout second);
+
+/// Bytes that convert() to one layout takes, counted as it counts: exact, and of row pairs as slow
+/// as pairing the rows.
+std::int64_t converted_size_bytes(const PackedView& packed, Layout layout);
 
 /// Rows [begin, end) of every batch as a weight of their own, same layout. Block layouts are cut at
 /// block rows only: Error(kInvalidArgument) names the nearest ones.

@@ -139,7 +139,8 @@ def info(packed: Tensor) -> dict[str, Any]:
         packed: uint8 [bytes], as `torch.ops.gossamer.pack` returns it.
 
     Returns:
-        `layout`, `layout_code`, `format`, `pattern`, `dtype`, `shape` ([out, in] or
+        `layout` (`"first+second"` of a block of two layouts), `layout_code` (of the first),
+        `format`, `pattern`, `dtype`, `shape` ([out, in] or
         [batch, out, in]), `batch`, `out`, `in`, `kept`, `bytes`, `transposed`, `plan` (a kernel's
         name or None for each bucket of token counts), and `arrays` (`name`, `dtype`, `shape`; empty
         where the layout is not a format). Of a convolution also `kernel` ([height, width]); its
@@ -277,6 +278,11 @@ def _with_plan_fake(packed: Tensor, kernels: str) -> Tensor:
 
 @_shape_of("pack_")
 def _pack_in_place_fake(packed: Tensor, values: Tensor, mask: Tensor | None = None) -> None:
+    return None
+
+
+@_shape_of("fill_second_")
+def _fill_second_fake(packed: Tensor, layout: str) -> None:
     return None
 
 

@@ -95,7 +95,9 @@ def decide(
         )
     else:
         weight = SparseWeight.from_dense(values, request.pattern, transposed=transposed, name=name)
-    decision = decide_packed(weight, values, request, bias=bias, convolution=convolution)
+    decision = decide_packed(
+        weight, values, request, bias=bias, convolution=convolution, consumes=True
+    )
     note = _taps_note(values, request.pattern)
     if note is not None:
         decision.report["reason"] = f"{note}: {decision.report['reason']}"
@@ -263,6 +265,7 @@ def decide_packed(
     *,
     bias: bool,
     convolution: Convolution | None = None,
+    consumes: bool = False,
 ) -> Decision:
     """Plans a weight that is packed in its format.
 
@@ -272,6 +275,8 @@ def decide_packed(
         request: what was asked for; its pattern is not looked at.
         bias: the layer adds one.
         convolution: the layer's numbers, None for a linear layer.
+        consumes: nobody needs `weight` any more. Its bytes are let go before the second layout of a
+            large one is made, and packing stays below two and a half times the layer.
     """
     ops = torch.ops.gossamer
     report: Report = {
@@ -303,6 +308,10 @@ def decide_packed(
         packed, text = ops.plan_conv2d(weight.packed, logical, *numbers, last, *wishes)
     found = json.loads(text)
     report["reason"] = _quantized_note(weight) + found["reason"]
+    if found["unfilled"]:
+        if consumes:
+            weight._adopt(packed, weight._facts, None, weight.scale)
+        ops.fill_second_(packed, found["second"])
     if request.memory == "low":
         report["reason"] += '; memory="low" admits layouts of at most 1.15 times the format'
     report["plan"] = _buckets(found)

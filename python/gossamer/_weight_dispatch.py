@@ -193,6 +193,8 @@ def _replanned(planned: SparseWeight, weight: SparseWeight) -> SparseWeight:
     found = json.loads(text)
     if not found["sparse"]:
         return _as_dense(weight, values)
+    if found["unfilled"]:
+        torch.ops.gossamer.fill_second_(packed, found["second"])
     runs_dense = any(choice["kernel"] == "dense" for choice in found["choices"])
     return weight._replace(packed, values if memory == "speed" and runs_dense else None)
 
@@ -233,7 +235,8 @@ def _in_layout(packed: Tensor, layout: str) -> Tensor | None:
     try:
         return torch.ops.gossamer.convert(packed, layout)
     except ValueError as error:
-        if not str(error).startswith(f"layout {layout} holds "):
+        names = layout.split("+")
+        if not str(error).startswith(tuple(f"layout {name} holds " for name in names)):
             raise
         return None
 
@@ -260,7 +263,7 @@ def _dispatch_copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
             pattern = ""  # any number of non-zeros is one; the record says how many
         values = source.detach().to(device=target.device, dtype=target.dtype)
         new = _pack_like(target, values, None, pattern)
-        if new.layout_code == target.layout_code:
+        if new.layout_name == target.layout_name:
             new = new._replace(_with_plan(new.packed, target.packed))
     if new.density > _MUCH_DENSER * target.density and new.device.type == "cpu":
         new = _replanned(target, new)
@@ -289,7 +292,7 @@ def _copy_quantized(target: SparseWeight, source: Tensor) -> SparseWeight:
     if packed is None:
         packed = torch.ops.gossamer.convert(formed, "format")
     facts = target._replace(packed)._facts._replace(input_scale=input_scale)
-    if facts.layout_code == target.layout_code:
+    if _ops.info(packed)["layout"] == target.layout_name:
         packed = _with_plan(packed, target.packed)
     return SparseWeight(packed, facts, None, scale)
 
@@ -315,7 +318,7 @@ def _copy_packed(target: SparseWeight, source: SparseWeight) -> SparseWeight:
         )
     if source.dtype != target.dtype:
         source = _cast(source, target.dtype)
-    if source.layout_code == target.layout_code:
+    if source.layout_name == target.layout_name:
         packed = source.packed.clone()
         return source._replace(_with_plan(packed, target.packed))
     converted = _in_layout(source.packed, target.layout_name)

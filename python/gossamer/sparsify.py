@@ -48,10 +48,11 @@ def sparsify_(
         filter_fn: called with each of these layers and its name; False leaves it plain.
         plan: "measure" times the best candidates against dense (results are cached between
             processes), "model" asks the cost model alone and is deterministic.
-        memory: "default" keeps one layout, the fastest. "speed" may keep a dense copy too, which
-            runs at token counts where it is faster. "low" keeps one layout, of those that take at
-            most 1.15 times the bytes of the saved format. On a GPU, where few layers win at every
-            token count, "default" keeps the copy as "speed" does, and only "low" does without.
+        memory: "default" keeps the fastest layout, or two where few and many tokens want different
+            ones. "speed" may keep a dense copy too, which runs at token counts where it is faster.
+            "low" keeps one layout, of those that take at most 1.15 times the bytes of the saved
+            format. On a GPU, where few layers win at every token count, "default" keeps the copy as
+            "speed" does, and only "low" does without.
         layout: packs in this layout without asking whether it is faster; "format" is the one that
             is saved.
 

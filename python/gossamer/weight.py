@@ -49,8 +49,8 @@ class SparseWeight(torch.Tensor):
         dense: the dense values [[batch,] out, in] where the plan keeps them too, else None.
         scale: float32 [out], of a quantized weight: row r is `scale[r]` times its int8 or float8
             values. None where the values are the weight itself.
-        layout_code: the number of the layout (`layout_name` is its name). `layout` itself is
-            torch's and says `torch.strided`.
+        layout_code: the number of the layout (`layout_name` is its name), the first of two where
+            the plan needs two. `layout` itself is torch's and says `torch.strided`.
         transposed: True where the module stores [in, out], as GPT-2's `Conv1D` does.
         in_features: inputs, whatever the orientation; of a convolution channels times taps.
         out_features: outputs, whatever the orientation.
@@ -137,7 +137,8 @@ class SparseWeight(torch.Tensor):
             pattern: `unstructured:S`, `N:M`, `block:RxC:S`, `vnm:V:N:M` or `fanin:S`; None takes
                 the tightest that the zeros satisfy.
             mask: bool, shape of `values`: what is kept, zeros included. None keeps the non-zeros.
-            layout: "format" for what is saved, or the name of a layout.
+            layout: "format" for what is saved, the name of a layout, or two names with a plus
+                between them.
             transposed: the module stores [in, out].
             name: what error messages call the weight.
 
@@ -299,7 +300,7 @@ class SparseWeight(torch.Tensor):
 
     @property
     def layout_name(self) -> str:
-        """The layout it is held in, e.g. `kcsr128`, or a format's name."""
+        """The layout it is held in, e.g. `kcsr128`, or a format's name; `first+second` of two."""
         return _ops.info(self.packed)["layout"]
 
     @property

@@ -11,7 +11,9 @@ namespace {
 
 constexpr std::align_val_t kAlignment{static_cast<std::size_t>(kArrayAlignment)};
 
-std::shared_ptr<std::byte> allocate(std::int64_t bytes, const PackedAllocator& allocator) {
+}  // namespace
+
+std::shared_ptr<std::byte> allocate_packed(std::int64_t bytes, const PackedAllocator& allocator) {
   if (!allocator) {
     auto* data =
         static_cast<std::byte*>(::operator new(static_cast<std::size_t>(bytes), kAlignment));
@@ -26,11 +28,9 @@ std::shared_ptr<std::byte> allocate(std::int64_t bytes, const PackedAllocator& a
   return data;
 }
 
-}  // namespace
-
 PackedBuffer::PackedBuffer(const FormatInfo& info, std::int64_t kept,
                            const PackedAllocator& allocator, const PairSizes& sizes)
-    : spec_(layout_spec(info, kept, sizes)), data_(allocate(spec_.total_bytes, allocator)) {
+    : spec_(layout_spec(info, kept, sizes)), data_(allocate_packed(spec_.total_bytes, allocator)) {
   const PackedHeader header = make_header(info, spec_);
   std::memcpy(data_.get(), &header, sizeof(header));
   for (int i = 0; i < spec_.count; ++i) {
@@ -69,6 +69,21 @@ PackedWeight encode(const RowSource& source, const FormatInfo& info,
       break;
   }
   return encode_nm24_tiles(source, info, allocator);
+}
+
+std::int64_t encoded_bytes(const RowSource& source, const FormatInfo& info) {
+  // Every encoder counts, asks for memory and fills it: the size is what it asks for.
+  struct Asked {
+    std::int64_t bytes;
+  };
+  try {
+    encode(source, info,
+           [](std::int64_t bytes) -> std::shared_ptr<std::byte> { throw Asked{bytes}; });
+  } catch (const Asked& asked) {
+    return asked.bytes;
+  }
+  fail(ErrorCode::kUnsupported, "the encoder of layout {} asked for no memory",
+       layout_name(info.format));
 }
 
 }  // namespace gossamer::detail

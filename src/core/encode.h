@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <memory>
 
 #include "core/layouts.h"
 #include "core/row_source.h"
@@ -29,6 +31,13 @@ class PackedBuffer {
   LayoutSpec spec_;
   std::shared_ptr<std::byte> data_;
 };
+
+/// Memory for a packed weight, from the allocator or, where it is empty, from operator new. Throws
+/// Error(kInvalidArgument) where it is not aligned.
+std::shared_ptr<std::byte> allocate_packed(std::int64_t bytes, const PackedAllocator& allocator);
+
+/// Bytes that `encode` will ask its allocator for.
+std::int64_t encoded_bytes(const RowSource& source, const FormatInfo& info);
 
 /// Packs what the source keeps in the layout `info.format`. Throws Error(kPatternViolation) where a
 /// row keeps more than the layout can hold.

@@ -38,8 +38,10 @@ void check_arrays(const PackedHeader& h, const detail::LayoutSpec& spec) {
     refuse(fmt::format("{} arrays, layout {} has {}", h.array_count, layout_name(h.layout),
                        spec.count));
   }
-  if (h.total_bytes != spec.total_bytes) {
-    refuse(fmt::format("it says {} bytes, its shape needs {}", h.total_bytes, spec.total_bytes));
+  const std::int64_t behind = h.total_bytes - spec.total_bytes;
+  if (h.has_second == 0 ? behind != 0 : behind < std::int64_t{sizeof(PackedHeader)}) {
+    refuse(fmt::format("it says {} bytes, its shape needs {}{}", h.total_bytes, spec.total_bytes,
+                       h.has_second == 0 ? "" : " and a second layout"));
   }
   for (int i = 0; i < PackedHeader::kMaxArrays; ++i) {
     const auto& array = h.arrays[static_cast<std::size_t>(i)];
@@ -48,6 +50,15 @@ void check_arrays(const PackedHeader& h, const detail::LayoutSpec& spec) {
       refuse(fmt::format("array {} has {} bytes at {}, expected {} at {}", i, array.bytes,
                          array.offset, expected.bytes, expected.offset));
     }
+  }
+}
+
+void check_second_fields(const PackedHeader& h) {
+  if (h.has_second > 1) refuse(fmt::format("it says {} layouts follow the first", h.has_second));
+  const int buckets = h.has_second == 0 ? 0 : (1 << PackedHeader::kTokenBuckets) - 1;
+  if ((h.second_buckets & ~buckets) != 0) {
+    refuse(fmt::format("token buckets {:#x} run in its second layout; it has {}", h.second_buckets,
+                       h.has_second == 0 ? "none" : "seven buckets"));
   }
 }
 
@@ -81,6 +92,7 @@ PackedView PackedView::open(const std::byte* data, std::int64_t bytes) {
   CheckedBytes& known = slot_of(data);
   if (std::memcmp(data, known.data(), known.size()) == 0) return PackedView(header);
   if (header->transposed > 1) refuse(fmt::format("transposed is {}", header->transposed));
+  check_second_fields(*header);
   try {
     // How many units and columns row pairs store depends on the weight: the header's table of
     // arrays says it.

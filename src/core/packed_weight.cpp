@@ -58,6 +58,12 @@ PackedWeight convert(const PackedView& packed, Layout layout, const PackedAlloca
   return detail::encode(*detail::packed_source(packed), info, allocator);
 }
 
+std::int64_t converted_size_bytes(const PackedView& packed, Layout layout) {
+  FormatInfo info = detail::info_of(packed.header());
+  info.format = layout;
+  return detail::encoded_bytes(*detail::packed_source(packed), info);
+}
+
 PackedWeight slice_rows(const PackedView& packed, std::int64_t begin, std::int64_t end,
                         const PackedAllocator& allocator) {
   if (begin < 0 || begin > end || end > packed.out()) {

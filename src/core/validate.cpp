@@ -10,6 +10,7 @@
 #include "core/nm24_tile.h"
 #include "core/nm_group.h"
 #include "core/row_pairs.h"
+#include "core/validate.h"
 #include "gossamer/packed_weight.h"
 
 namespace gossamer {
@@ -262,14 +263,13 @@ void validate_nm24_tiles(const PackedView& p) {
 /// Reserved fields and the bytes between arrays are zero, so that equal weights are equal bytes.
 void check_padding(const PackedView& p) {
   const PackedHeader& h = p.header();
-  if (h.reserved0 != 0 ||
-      std::any_of(h.reserved2.begin(), h.reserved2.end(), [](std::uint8_t b) { return b != 0; })) {
+  if (std::any_of(h.reserved2.begin(), h.reserved2.end(), [](std::uint8_t b) { return b != 0; })) {
     malformed("a reserved field of the header is not zero");
   }
   for (int i = 0; i < h.array_count; ++i) {
     const auto& array = h.arrays[static_cast<std::size_t>(i)];
     const std::int64_t next =
-        i + 1 < h.array_count ? h.arrays[static_cast<std::size_t>(i) + 1].offset : h.total_bytes;
+        i + 1 < h.array_count ? h.arrays[static_cast<std::size_t>(i) + 1].offset : p.layout_bytes();
     if (!all_zero(p.data() + array.offset + array.bytes, p.data() + next)) {
       malformed("the padding after array {} is not zero", i);
     }
@@ -278,8 +278,7 @@ void check_padding(const PackedView& p) {
 
 }  // namespace
 
-void validate(const PackedView& packed) {
-  const PackedView p = PackedView::open(packed.data(), packed.size_bytes());
+void detail::validate_layout(const PackedView& p) {
   check_padding(p);
   switch (p.layout()) {
     case Layout::kNm:

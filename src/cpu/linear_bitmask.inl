@@ -89,11 +89,11 @@ inline void decode_rows(const gossamer::cpu::DecodeTask& task, std::int64_t row)
   }
 }
 
-/// Two rows at a time where the inputs of many tokens would otherwise be loaded for every one, and
-/// the sums fit the registers.
+/// Four or two rows at a time, as far as their sums fit the registers: they share the inputs, which
+/// would otherwise be loaded for every one. With one token that gains nothing.
 template <typename Step, int T>
 inline void decode_all_rows(const gossamer::cpu::DecodeTask& task) {
-  constexpr int R = T > 2 && 2 * T <= kMaxSums ? 2 : 1;
+  constexpr int R = T == 1 ? 1 : 4 * T <= kMaxSums ? 4 : 2 * T <= kMaxSums ? 2 : 1;
   std::int64_t row = 0;
   for (; row + R <= task.rows; row += R) decode_rows<Step, R, T>(task, row);
   for (; row < task.rows; ++row) decode_rows<Step, 1, T>(task, row);

@@ -30,7 +30,7 @@ std::string_view memory_word(MemoryMode memory) {
 
 using Json = nlohmann::json;
 
-constexpr int kCacheVersion = 2;
+constexpr int kCacheVersion = 3;
 constexpr const char* kFileName = "plans-v1.json";
 constexpr std::size_t kMaxPlans = 4096;
 constexpr std::uintmax_t kMaxFileBytes = std::uintmax_t{64} << 20;
@@ -75,10 +75,12 @@ Json to_json(const Plan& plan) {
                        {"dense_milliseconds", c.dense_milliseconds},
                        {"reason", c.reason}});
   }
-  return {{"sparse", plan.sparse},
-          {"layout", layout_name(plan.layout)},
-          {"reason", plan.reason},
-          {"choices", std::move(choices)}};
+  Json json = {{"sparse", plan.sparse},
+               {"layout", layout_name(plan.layout)},
+               {"reason", plan.reason},
+               {"choices", std::move(choices)}};
+  if (plan.second) json["second"] = layout_name(*plan.second);
+  return json;
 }
 
 // Throws a JSON exception where a field is missing or of another type.
@@ -91,6 +93,10 @@ std::optional<Plan> from_json(const Json& json) {
   const Json& choices = json.at("choices");
   if (!layout || choices.size() != plan.choices.size()) return std::nullopt;
   plan.layout = *layout;
+  if (const auto second = json.find("second"); second != json.end()) {
+    plan.second = parse_layout(second->get<std::string>());
+    if (!plan.second || plan.second == layout) return std::nullopt;
+  }
   for (std::size_t i = 0; i < plan.choices.size(); ++i) {
     const Json& c = choices.at(i);
     plan.choices[i] = {.kernel = c.at("kernel").get<std::string>(),
@@ -107,7 +113,7 @@ bool runs_here(const Plan& plan, const LinearDesc& desc, const Machine& machine)
   for (const PlanChoice& choice : plan.choices) {
     if (choice.kernel == kDenseKernel) continue;
     const LinearKernel* row = find_linear_kernel(choice.kernel);
-    if (row == nullptr || row->layout != plan.layout) return false;
+    if (row == nullptr || !plan::holds(plan, row->layout)) return false;
     if (!why_not(*row, desc, machine).empty()) return false;
     any_sparse = true;
   }

@@ -13,6 +13,11 @@
 // again next time, and neither is an error.
 namespace gossamer::plan {
 
+/// Whether a plan's weight is held in a layout.
+inline bool holds(const Plan& plan, Layout layout) {
+  return layout == plan.layout || layout == plan.second;
+}
+
 /// The file that PlanOptions.cache means; empty where nothing is to be kept. `option` may be a
 /// file, an existing directory, "off", or "" for $GOSSAMER_CACHE (a directory or "off"),
 /// $XDG_CACHE_HOME/gossamer or ~/.cache/gossamer.

@@ -7,6 +7,7 @@
 #include <map>
 
 #include "plan/dense_model.h"
+#include "plan/memory.h"
 
 namespace gossamer::plan {
 namespace {
@@ -65,15 +66,20 @@ std::vector<Entrant> promising(const std::vector<ModelledRow>& rows) {
   return entrants;
 }
 
-Evidence model_rows(const std::vector<ModelledRow>& rows, const LinearDesc& desc,
-                    const Machine& machine, const DensePeer& dense, const PlanOptions& options) {
+Evidence model_rows(const std::vector<ModelledRow>& rows, const PackedView& weight,
+                    const LinearDesc& desc, const Machine& machine, const DensePeer& dense,
+                    const PlanOptions& options) {
+  LayoutSizes sizes(weight);
   Evidence evidence;
   evidence.has_dense = true;
   evidence.modelled = true;
   evidence.probed.fill(true);
   for (const ModelledRow& row : rows) {
-    Candidate candidate{
-        .name = row.row->name, .layout = row.row->layout, .at = {}, .model = row.seconds};
+    Candidate candidate{.name = row.row->name,
+                        .layout = row.row->layout,
+                        .small = sizes.is_small(row.row->layout),
+                        .at = {},
+                        .model = row.seconds};
     for (std::size_t p = 0; p < kProbeCount; ++p) {
       const std::int64_t tokens = kProbes[p].tokens;
       Timing& timing = candidate.at[p];

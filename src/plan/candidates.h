@@ -19,8 +19,9 @@ struct ModelledRow {
 
 /// The predictions of all rows as evidence, beside `dense.seconds` or a built-in dense model.
 /// Deterministic.
-Evidence model_rows(const std::vector<ModelledRow>& rows, const LinearDesc& desc,
-                    const Machine& machine, const DensePeer& dense, const PlanOptions& options);
+Evidence model_rows(const std::vector<ModelledRow>& rows, const PackedView& weight,
+                    const LinearDesc& desc, const Machine& machine, const DensePeer& dense,
+                    const PlanOptions& options);
 
 /// A row and the buckets in which the cost model finds it promising.
 struct Entrant {

@@ -5,6 +5,7 @@
 #include "gossamer/conv.h"
 #include "plan/conv_plan.h"
 #include "plan/kernel_table.h"
+#include "plan/planned_layout.h"
 
 namespace gossamer {
 namespace {
@@ -111,7 +112,7 @@ const Conv2dKernel* choose_conv2d_kernel(const PackedView& weight, std::int64_t 
   if (forced == kDenseKernel) return nullptr;
   const std::uint32_t planned = planned_hash(weight, pixels);
   if (planned == dense && plan::environment_conv2d_row() == nullptr) return nullptr;
-  const Conv2dKernel& row = sparse_row(weight, planned);
+  const Conv2dKernel& row = sparse_row(plan::planned_layout(weight, pixels), planned);
   return planned == dense && row.name != forced ? nullptr : &row;
 }
 
@@ -120,10 +121,13 @@ void run_conv2d(const Conv2dArgs& args) {
   const std::int64_t pixels = args.shape.images == 0 ? 0 : args.shape.pixels();
   if (pixels <= 0 || args.shape.out_channels == 0) return;
   check_pointers(args);
-  const Conv2dKernel& row = sparse_row(args.weight, planned_hash(args.weight, pixels));
+  const PackedView layout = plan::planned_layout(args.weight, pixels);
+  const Conv2dKernel& row = sparse_row(layout, planned_hash(args.weight, pixels));
   if (row.layout == args.weight.layout()) return row.run(args);
-  const PackedWeight converted = convert(args.weight, row.layout);
   Conv2dArgs call = args;
+  call.weight = layout;
+  if (row.layout == layout.layout()) return row.run(call);
+  const PackedWeight converted = convert(args.weight, row.layout);
   call.weight = converted.view();
   row.run(call);
 }

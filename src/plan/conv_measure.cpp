@@ -81,6 +81,7 @@ class ConvMeasurer {
       : problem_(problem), clock_(problem.options.seconds_budget), inputs_(problem) {
     // As many layouts as fit beside the layer, at least one.
     std::int64_t room = trial_bytes(problem.weight, problem.weight.dtype() == DType::kInt8);
+    const LayoutSizes sizes(problem.weight);
     for (const Conv2dKernel* row : rows) {
       if (row->layout != problem.weight.layout() && !weights_.contains(row->layout)) {
         if (!rows_.empty() && layout_bytes(problem.weight, row->layout) > room) continue;
@@ -93,7 +94,11 @@ class ConvMeasurer {
                                       : weights_.at(row->layout).view());
       rows_.push_back(row);
       evidence_.candidates.push_back(
-          {.name = row->name, .layout = row->layout, .at = {}, .model = {}});
+          {.name = row->name,
+           .layout = row->layout,
+           .small = sizes.is_small(views_.at(row->layout).layout_bytes()),
+           .at = {},
+           .model = {}});
     }
     series_.resize(rows_.size());
     evidence_.unit = "pixel";

@@ -86,9 +86,10 @@ std::vector<const Conv2dKernel*> runnable_rows(const PackedView& weight, const M
   if (forced.row != nullptr) return {forced.row};
   std::vector<const Conv2dKernel*> rows;
   std::map<Layout, int> widest;
+  plan::LayoutSizes sizes(weight);
   for (const Conv2dKernel& row : conv2d_kernels()) {
     if (!runs_here(row, weight, machine)) continue;
-    if (memory == MemoryMode::kLow && !plan::is_small(weight, row.layout)) continue;
+    if (memory == MemoryMode::kLow && !sizes.is_small(row.layout)) continue;
     rows.push_back(&row);
     widest[row.layout] = std::max(widest[row.layout], row.lanes);
   }
@@ -120,8 +121,13 @@ Plan modelled_plan(const std::vector<const Conv2dKernel*>& rows, const PackedVie
   evidence.probes = plan::conv_probes(weight, layer);
   std::fill_n(evidence.probed.begin(), plan::kConvProbes.size(), true);
   const LinearDesc desc = describe(weight, epilogue);
+  plan::LayoutSizes sizes(weight);
   for (const Conv2dKernel* row : rows) {
-    plan::Candidate candidate{.name = row->name, .layout = row->layout, .at = {}, .model = {}};
+    plan::Candidate candidate{.name = row->name,
+                              .layout = row->layout,
+                              .small = sizes.is_small(row->layout),
+                              .at = {},
+                              .model = {}};
     for (std::size_t p = 0; p < plan::kConvProbes.size(); ++p) {
       const std::int64_t pixels = evidence.probes[p].tokens;
       plan::Timing& timing = candidate.at[p];
@@ -160,7 +166,7 @@ bool plan_runs_here(const Plan& plan, const PackedView& weight, const Machine& m
   for (const PlanChoice& choice : plan.choices) {
     if (choice.kernel == kDenseKernel) continue;
     const Conv2dKernel* row = find_conv2d_kernel(choice.kernel);
-    if (row == nullptr || row->layout != plan.layout || !runs_here(*row, weight, machine)) {
+    if (row == nullptr || !plan::holds(plan, row->layout) || !runs_here(*row, weight, machine)) {
       return false;
     }
     any_sparse = true;

@@ -7,32 +7,10 @@
 #include <cmath>
 #include <optional>
 
-#include "gossamer/error.h"
+#include "plan/score.h"
 
 namespace gossamer::plan {
 namespace {
-
-/// A row in a bucket. `mean` is over the bucket's token counts that were timed, `worst` the least
-/// of them; `expected` is over all of them, where the model makes up for those that were not.
-struct BucketScore {
-  std::size_t candidate = 0;
-  std::size_t worst_probe = 0;
-  double mean = 0.0;
-  double expected = 0.0;
-  double worst = 0.0;
-  double worst_beyond_call = 0.0;  ///< the same with kCallSeconds forgiven
-  double spread = 0.0;
-  bool dense = false;  ///< kSpeed runs dense here
-};
-
-struct LayoutScore {
-  Layout layout = Layout::kBitmask;
-  std::vector<BucketScore> buckets;  ///< of the probed buckets, smallest first
-  double objective = 0.0;
-  bool slower = false;
-  bool forgiven = false;  ///< slower somewhere, by no more than a call may cost
-  bool wins = false;
-};
 
 std::string format_seconds(double seconds) {
   if (seconds < 1e-3) return fmt::format("{:.1f} µs", seconds * 1e6);
@@ -42,21 +20,30 @@ std::string format_seconds(double seconds) {
 class Decider {
  public:
   Decider(const Evidence& evidence, MemoryMode memory, const std::string& forced)
-      : evidence_(evidence), memory_(memory), forced_(forced) {}
+      : evidence_(evidence), forced_(forced), scorer_(evidence, memory, !forced.empty()) {}
 
   Verdict verdict() const {
-    const LayoutScore best = best_layout();
+    const LayoutScore single = scorer_.best_single();
+    const std::optional<LayoutScore> pair = scorer_.best_pair();
+    const LayoutScore& best = pair && scorer_.pays(*pair, single) ? *pair : single;
     Verdict result;
     result.plan.layout = best.layout;
+    result.plan.second = best.second;
     result.plan.sparse =
-        !forced_.empty() || !evidence_.has_dense || (admissible(best) && best.wins);
+        !forced_.empty() || !evidence_.has_dense || (scorer_.admissible(best) && best.wins);
     result.plan.reason = result.plan.sparse ? sparse_reason(best) : plain_reason(best);
+    if (best.second) result.plan.reason += why_two(best, single);
     for (int bucket = 0; bucket < kTokenBuckets; ++bucket) {
       result.plan.choices[static_cast<std::size_t>(bucket)] =
           choice(best, bucket, result.plan.sparse);
     }
     if (evidence_.has_dense && forced_.empty()) {
       result.contested = contested(best);
+      if (pair) add_contested_second(*pair, single, result.contested);
+      if (best.second) {  // nor is a second one kept because of a single unlucky time
+        const std::vector<Contested> more = contested(single);
+        result.contested.insert(result.contested.end(), more.begin(), more.end());
+      }
       if (!result.plan.sparse) add_contested_layouts(best.layout, result.contested);
     }
     return result;
@@ -65,130 +52,6 @@ class Decider {
  private:
   std::string format_tokens(std::int64_t tokens) const {
     return fmt::format("{} {}{}", tokens, evidence_.unit, tokens == 1 ? "" : "s");
-  }
-
-  // Without a dense peer rows are compared with the fastest row of the same token count.
-  double ratio(std::size_t candidate, std::size_t probe) const {
-    const Timing& timing = evidence_.candidates[candidate].at[probe];
-    if (evidence_.has_dense) return timing.ratio;
-    double fastest = timing.seconds;
-    for (const Candidate& other : evidence_.candidates) {
-      if (other.at[probe].known) fastest = std::min(fastest, other.at[probe].seconds);
-    }
-    return fastest / timing.seconds;
-  }
-
-  double ratio_beyond_call(std::size_t candidate, std::size_t probe) const {
-    const double seconds = evidence_.candidates[candidate].at[probe].seconds;
-    const double counted = std::max(seconds - kCallSeconds, 0.01 * seconds);
-    return ratio(candidate, probe) * seconds / counted;
-  }
-
-  // Nothing where the row was not timed at every probed token count of the bucket.
-  std::optional<BucketScore> score(std::size_t candidate, int bucket) const {
-    BucketScore s;
-    s.candidate = candidate;
-    double log_sum = 0.0;
-    int count = 0;
-    std::size_t last = 0;
-    for (std::size_t p = 0; p < kProbeCount; ++p) {
-      if (evidence_.probes[p].bucket != bucket || !evidence_.probed[p]) continue;
-      last = p;
-      const Timing& timing = evidence_.candidates[candidate].at[p];
-      if (!timing.known) return std::nullopt;
-      const double r = ratio(candidate, p);
-      if (count == 0 || r < s.worst) {
-        s.worst = r;
-        s.worst_probe = p;
-      }
-      const double beyond_call = ratio_beyond_call(candidate, p);
-      if (count == 0 || beyond_call < s.worst_beyond_call) s.worst_beyond_call = beyond_call;
-      s.spread = std::max(s.spread, timing.spread);
-      log_sum += std::log(r);
-      ++count;
-    }
-    if (count == 0) return std::nullopt;
-    s.mean = std::exp(log_sum / count);
-    for (std::size_t p = last + 1; p < kProbeCount; ++p) {
-      if (evidence_.probes[p].bucket != bucket) continue;
-      log_sum += std::log(expected_ratio(candidate, last, p));
-      ++count;
-    }
-    s.expected = std::exp(log_sum / count);
-    return s;
-  }
-
-  // At a probe that was not timed: dense grows with the tokens, a row as the model says.
-  double expected_ratio(std::size_t c, std::size_t timed, std::size_t p) const {
-    const auto& model = evidence_.candidates[c].model;
-    if (model[timed] <= 0.0) return ratio(c, timed);
-    const double tokens = static_cast<double>(evidence_.probes[p].tokens) /
-                          static_cast<double>(evidence_.probes[timed].tokens);
-    return ratio(c, timed) * tokens * model[timed] / model[p];
-  }
-
-  // A row that is nowhere slower than dense goes before one that is faster on average.
-  static bool better(const BucketScore& a, const BucketScore& b) {
-    const bool a_safe = a.worst >= kNotSlowerRatio;
-    const bool b_safe = b.worst >= kNotSlowerRatio;
-    if (a_safe != b_safe) return a_safe;
-    return a_safe ? a.expected > b.expected : a.worst > b.worst;
-  }
-
-  bool bucket_probed(int bucket) const {
-    for (std::size_t p = 0; p < kProbeCount; ++p) {
-      if (evidence_.probes[p].bucket == bucket && evidence_.probed[p]) return true;
-    }
-    return false;
-  }
-
-  // Nothing where some probed bucket has no row of this layout.
-  std::optional<LayoutScore> score(Layout layout) const {
-    LayoutScore s;
-    s.layout = layout;
-    double log_sum = 0.0;
-    for (int bucket = 0; bucket < kTokenBuckets && bucket_probed(bucket); ++bucket) {
-      std::optional<BucketScore> best;
-      for (std::size_t c = 0; c < evidence_.candidates.size(); ++c) {
-        if (evidence_.candidates[c].layout != layout) continue;
-        const std::optional<BucketScore> own = score(c, bucket);
-        if (own && (!best || better(*own, *best))) best = own;
-      }
-      if (!best) return std::nullopt;
-      const bool slower = evidence_.has_dense && best->worst < kNotSlowerRatio;
-      best->dense = slower && memory_ == MemoryMode::kSpeed && forced_.empty();
-      const bool forgiven = best->worst_beyond_call >= kNotSlowerRatio;
-      s.slower |= slower && !forgiven;
-      s.forgiven |= slower && forgiven;
-      s.wins |= !slower && best->mean >= kWinRatio;
-      log_sum += best->dense ? 0.0 : std::log(best->mean);
-      s.buckets.push_back(*best);
-    }
-    s.objective = std::exp(log_sum / static_cast<double>(s.buckets.size()));
-    s.slower |= s.forgiven && s.objective < kWinRatio;
-    return s;
-  }
-
-  bool admissible(const LayoutScore& s) const { return !s.slower || memory_ == MemoryMode::kSpeed; }
-
-  int rank(const LayoutScore& s) const { return !admissible(s) ? 0 : s.wins ? 2 : 1; }
-
-  LayoutScore best_layout() const {
-    std::optional<LayoutScore> best;
-    for (const Candidate& candidate : evidence_.candidates) {
-      const std::optional<LayoutScore> own = score(candidate.layout);
-      if (!own) continue;
-      if (!best || rank(*own) > rank(*best) ||
-          (rank(*own) == rank(*best) && own->objective > best->objective)) {
-        best = own;
-      }
-    }
-    if (!best) {
-      throw Error(ErrorCode::kUnsupported,
-                  "no layout has a kernel for every token count; plan with another pattern or "
-                  "dtype, or keep the layer dense");
-    }
-    return *best;
   }
 
   const Candidate& candidate(const BucketScore& s) const {
@@ -234,12 +97,10 @@ class Decider {
                                     beside_dense(least_gaining(s), "")));
     }
     if (!evidence_.has_dense) {
-      return with_limit(
-          fmt::format("sparse in layout {}: {}", layout_name(s.layout), beside_dense(top, "")));
+      return with_limit(fmt::format("sparse in {}: {}", layouts_text(s), beside_dense(top, "")));
     }
     const BucketScore& low = least_gaining(s);
-    std::string reason =
-        fmt::format("sparse in layout {}: {}", layout_name(s.layout), beside_dense(top, ""));
+    std::string reason = fmt::format("sparse in {}: {}", layouts_text(s), beside_dense(top, ""));
     if (low.worst_probe != top.worst_probe) {
       reason += fmt::format("; {}: {}", low.dense ? "dense where it is faster" : "least gain",
                             beside_dense(low, ""));
@@ -248,6 +109,33 @@ class Decider {
       }
     }
     return with_limit(std::move(reason));
+  }
+
+  static std::string layouts_text(const LayoutScore& s) {
+    if (!s.second) return fmt::format("layout {}", layout_name(s.layout));
+    return fmt::format("layouts {} and {}", layout_name(s.layout), layout_name(*s.second));
+  }
+
+  // Why one layout is not enough: where the best single one falls behind most.
+  std::string why_two(const LayoutScore& pair, const LayoutScore& single) const {
+    const std::size_t bucket = scorer_.most_gaining_bucket(pair, single);
+    const BucketScore& with = pair.buckets[bucket];
+    const BucketScore& without = single.buckets[bucket];
+    const auto times_as_long = [&](std::size_t p) {
+      return candidate(without).at[p].seconds / candidate(with).at[p].seconds;
+    };
+    std::size_t most = with.worst_probe;
+    for (std::size_t p = 0; p < kProbeCount; ++p) {
+      const bool timed =
+          evidence_.probes[p].bucket == evidence_.probes[most].bucket && evidence_.probed[p];
+      if (timed && times_as_long(p) > times_as_long(most)) most = p;
+    }
+    const Timing& t = candidate(with).at[most];
+    const Timing& alone = candidate(without).at[most];
+    return fmt::format("; two layouts, because with {} alone {} takes {} at {}, {} {}",
+                       layout_name(single.layout), candidate(without).name,
+                       format_seconds(alone.seconds), format_tokens(evidence_.probes[most].tokens),
+                       candidate(with).name, format_seconds(t.seconds));
   }
 
   std::string plain_reason(const LayoutScore& s) const {
@@ -294,7 +182,8 @@ class Decider {
     std::size_t best = last.candidate;
     for (std::size_t c = 0; c < evidence_.candidates.size(); ++c) {
       const Candidate& row = evidence_.candidates[c];
-      if (row.layout != s.layout || row.model[probe] <= 0.0) continue;
+      const bool held = row.layout == s.layout || row.layout == s.second;
+      if (!held || row.model[probe] <= 0.0) continue;
       if (expected(c) < expected(best)) best = c;
     }
     return best;
@@ -336,12 +225,30 @@ class Decider {
           continue;
         const Timing& t = candidate(b).at[p];
         const bool near_slower =
-            std::abs(ratio_beyond_call(b.candidate, p) - kNotSlowerRatio) < t.spread;
+            std::abs(scorer_.ratio_beyond_call(b.candidate, p) - kNotSlowerRatio) < t.spread;
         const bool near_win = !clear_win && std::abs(t.ratio - kWinRatio) < t.spread;
         if (near_slower || near_win) found.push_back({b.candidate, p});
       }
     }
     return found;
+  }
+
+  // Whether the second layout gains enough, where only one bucket could say so and is in doubt.
+  void add_contested_second(const LayoutScore& pair, const LayoutScore& single,
+                            std::vector<Contested>& found) const {
+    const std::size_t bucket = scorer_.most_gaining_bucket(pair, single);
+    const BucketScore& with = pair.buckets[bucket];
+    const BucketScore& without = single.buckets[bucket];
+    if (with.candidate == without.candidate || with.dense || without.dense) return;
+    const double spread = with.spread / with.mean + without.spread / without.mean;
+    const double off = Scorer::gain(pair, single, bucket) / kSecondRatio - 1.0;
+    if (std::abs(off) >= spread) return;
+    for (std::size_t p = 0; p < kProbeCount; ++p) {
+      if (evidence_.probes[p].bucket != evidence_.probes[with.worst_probe].bucket ||
+          !evidence_.probed[p])
+        continue;
+      for (const std::size_t c : {with.candidate, without.candidate}) found.push_back({c, p});
+    }
   }
 
   // A layer is not left dense because one unlucky time barred a layout that may be better than the
@@ -351,7 +258,7 @@ class Decider {
     for (const Candidate& candidate : evidence_.candidates) {
       if (std::find(seen.begin(), seen.end(), candidate.layout) != seen.end()) continue;
       seen.push_back(candidate.layout);
-      if (const std::optional<LayoutScore> own = score(candidate.layout)) {
+      if (const std::optional<LayoutScore> own = scorer_.score(candidate.layout)) {
         const std::vector<Contested> more = contested(*own);
         found.insert(found.end(), more.begin(), more.end());
       }
@@ -359,8 +266,8 @@ class Decider {
   }
 
   const Evidence& evidence_;
-  MemoryMode memory_;
   const std::string& forced_;
+  Scorer scorer_;
 };
 
 }  // namespace

@@ -12,10 +12,13 @@
 
 // From times to a plan: pure functions, the same for measured and modelled times.
 //
-// One layout serves the whole weight. Of each layout, each bucket takes the row that is best there;
-// of the layouts, the one with the greatest geometric mean over the buckets of dense time / sparse
-// time is chosen among those that are slower than dense in no bucket. Where MemoryMode::kSpeed
-// keeps a dense copy, a bucket that would be slower runs dense and counts as 1.
+// Of a layout, each bucket takes the row that is best there; of the layouts, the one with the
+// least geometric mean of times over the buckets is chosen among those that are slower than dense
+// in no bucket. Rows and layouts are compared with each other by their least times, which other
+// work on the machine spoils last, and with dense by the median of ratios. Where MemoryMode::kSpeed
+// keeps a dense copy, a bucket that would be slower runs dense and counts as 1. Two layouts are
+// judged as one that has the rows of both, and held where one alone would leave the layer plain or
+// falls kSecondRatio behind in some bucket (docs/architecture.md says why so much).
 namespace gossamer::plan {
 
 inline constexpr double kWinRatio = 1.05;        ///< sparse must win by 5 % somewhere
@@ -24,6 +27,9 @@ inline constexpr double kNotSlowerRatio = 0.97;  ///< and lose nowhere by more t
 /// nothing but layers of a few microseconds, and those only where the packed layer gains on the
 /// whole.
 inline constexpr double kCallSeconds = 3e-6;
+/// What a second layout must gain over the best single one in some bucket: up to there the single
+/// one keeps the promise that a choice takes at most 1.10 times as long as the best row there is.
+inline constexpr double kSecondRatio = 1.10;
 
 /// One row beside dense at one token count.
 struct Timing {
@@ -32,11 +38,13 @@ struct Timing {
   double dense_seconds = 0.0;  ///< 0 where there is no dense peer
   double ratio = 0.0;          ///< dense / sparse, the median over rounds
   double spread = 0.0;         ///< two standard errors of the ratio; 0 for a model
+  double least = 0.0;          ///< of the rounds' seconds; 0 where `seconds` is all there is
 };
 
 struct Candidate {
   std::string_view name;
   Layout layout = Layout::kBitmask;
+  bool small = true;  ///< its layout may be one of two: hardly larger than the format
   std::array<Timing, kProbeCount> at{};
   std::array<double, kProbeCount> model{};  ///< predicted seconds; 0 where no model is at hand
 };

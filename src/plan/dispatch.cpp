@@ -12,6 +12,7 @@
 #include "core/fail.h"
 #include "gossamer/linear.h"
 #include "plan/kernel_table.h"
+#include "plan/planned_layout.h"
 #include "plan/probes.h"
 
 namespace gossamer {
@@ -194,7 +195,8 @@ const LinearKernel* choose_kernel(const PackedView& weight, std::int64_t tokens,
   if (planned_dense && forced.empty()) return nullptr;
   // An int8 weight has no products but quantized ones.
   const Epilogue epilogue{.quantized = weight.dtype() == DType::kInt8};
-  const LinearKernel& row = sparse_row(weight, tokens, threads, epilogue);
+  const PackedView layout = plan::planned_layout(weight, tokens);
+  const LinearKernel& row = sparse_row(layout, tokens, threads, epilogue);
   return planned_dense && row.name != forced ? nullptr : &row;
 }
 
@@ -208,7 +210,12 @@ void run_linear(const LinearArgs& args) {
   if (args.weight.in() == 0) return reference_linear(args);  // no product: act(bias + residual)
   const Epilogue epilogue{args.bias != nullptr, args.residual != nullptr, args.activation,
                           args.x_scale != nullptr};
-  sparse_row(args.weight, args.tokens, args.parallel.threads, epilogue).run(args);
+  const PackedView layout = plan::planned_layout(args.weight, args.tokens);
+  const LinearKernel& row = sparse_row(layout, args.tokens, args.parallel.threads, epilogue);
+  if (layout.data() == args.weight.data()) return row.run(args);
+  LinearArgs call = args;
+  call.weight = layout;
+  row.run(call);
 }
 
 }  // namespace gossamer

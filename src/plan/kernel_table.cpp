@@ -176,6 +176,12 @@ const LinearKernel& require_kernel(std::string_view name, std::string_view sourc
                source, name, fmt::join(nearest_names(name), ", "), kDenseKernel);
 }
 
+std::optional<Layout> layout_of(std::string_view name) {
+  if (const LinearKernel* row = find_linear_kernel(name)) return row->layout;
+  if (const Conv2dKernel* row = find_conv2d_kernel(name)) return row->layout;
+  return std::nullopt;
+}
+
 const LinearKernel* environment_linear_row() {
   const std::string& name = environment_kernel();
   if (name.empty() || name == kDenseKernel || find_conv2d_kernel(name) != nullptr) return nullptr;

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -36,6 +37,10 @@ const std::string& environment_kernel();
 /// The row of that name; throws Error(kInvalidArgument) with the nearest names where there is none.
 /// `source` says who asked: "GOSSAMER_KERNEL", "kernel".
 const LinearKernel& require_kernel(std::string_view name, std::string_view source);
+
+/// The layout of the linear layer's or the convolution's row of that name; nothing where there is
+/// none.
+std::optional<Layout> layout_of(std::string_view name);
 
 /// The linear row that GOSSAMER_KERNEL names; null where it is unset, "dense", or a convolution's.
 /// Throws as require_kernel does.

@@ -36,10 +36,14 @@ class Measurer {
     series_.resize(entrants_.size());
     evidence_.has_dense = dense.run || dense.seconds;
     evidence_.dense_modelled = !dense.run;
+    const LayoutSizes sizes(weight);
     for (const Entrant& entrant : entrants_) {
       const LinearKernel& row = *entrant.model.row;
-      evidence_.candidates.push_back(
-          {.name = row.name, .layout = row.layout, .at = {}, .model = entrant.model.seconds});
+      evidence_.candidates.push_back({.name = row.name,
+                                      .layout = row.layout,
+                                      .small = sizes.is_small(views_.at(row.layout).layout_bytes()),
+                                      .at = {},
+                                      .model = entrant.model.seconds});
       complete_layouts_.insert(row.layout);
     }
   }

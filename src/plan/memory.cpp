@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "plan/memory.h"
 
+#include "core/layouts.h"
 #include "gossamer/error.h"
 
 namespace gossamer::plan {
@@ -10,14 +11,23 @@ std::int64_t layout_bytes(const PackedView& weight, Layout layout) {
                            weight.in(), weight.kept());
 }
 
-bool is_small(const PackedView& weight, Layout layout) {
+bool LayoutSizes::is_small(std::int64_t bytes) const {
   constexpr double kLargest = 1.15;
+  const std::int64_t format = layout_bytes(weight_, format_for(weight_.pattern()));
+  return static_cast<double>(bytes) <= kLargest * static_cast<double>(format);
+}
+
+bool LayoutSizes::is_small(Layout layout) {
+  if (const auto known = known_.find(layout); known != known_.end()) return known->second;
+  bool small = false;
   try {
-    return static_cast<double>(layout_bytes(weight, layout)) <=
-           kLargest * static_cast<double>(layout_bytes(weight, format_for(weight.pattern())));
+    small =
+        is_small(layout_bytes(weight_, layout)) ||
+        (detail::row_pairs_block(layout) != 0 && is_small(converted_size_bytes(weight_, layout)));
   } catch (const Error&) {
-    return false;  // it holds other patterns
+    // It holds other patterns.
   }
+  return known_[layout] = small;
 }
 
 std::int64_t trial_bytes(const PackedView& weight, bool quantized) {

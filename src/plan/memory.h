@@ -2,18 +2,32 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 
 #include "gossamer/packed_weight.h"
 
 // What a plan may take in memory: of the layout that it chooses, and of those that it tries.
 namespace gossamer::plan {
 
-/// Of the weight in a layout, taps and padding of groups aside. Throws Error where that holds other
-/// patterns.
+/// Of the weight in a layout, at most: rows of row pairs may share more. Taps and padding of groups
+/// aside. Throws Error where the layout holds other patterns.
 std::int64_t layout_bytes(const PackedView& weight, Layout layout);
 
-/// Whether MemoryMode::kLow admits a layout: at most 1.15 times the bytes of the weight's format.
-bool is_small(const PackedView& weight, Layout layout);
+/// What layouts take beside the weight's format: MemoryMode::kLow admits those that take at most
+/// 1.15 times as much, and so does a plan of two layouts.
+class LayoutSizes {
+ public:
+  explicit LayoutSizes(const PackedView& weight) : weight_(weight) {}
+
+  /// Counted exactly where an upper bound does not say it, once a layout.
+  bool is_small(Layout layout);
+  /// The same of a layout that takes so many bytes.
+  bool is_small(std::int64_t bytes) const;
+
+ private:
+  PackedView weight_;
+  std::map<Layout, bool> known_;
+};
 
 /// The least size at which layouts are left out for the memory that trying them takes; smaller
 /// layers are nothing beside a process.

@@ -73,11 +73,12 @@ std::vector<ModelledRow> runnable_rows(const PackedView& weight, const LinearDes
                                        const Forced& forced) {
   const int threads = std::max(options.parallel.threads, 1);
   std::vector<ModelledRow> rows;
+  plan::LayoutSizes sizes(weight);
   for (const LinearKernel& row : linear_kernels()) {
     if (forced.row != nullptr && row.name != forced.row->name) continue;
     if (!refusal(row, desc, machine, options.mode).empty()) continue;
     const bool low = options.memory == MemoryMode::kLow && forced.row == nullptr;
-    if (low && !plan::is_small(weight, row.layout)) continue;
+    if (low && !sizes.is_small(row.layout)) continue;
     ModelledRow modelled;
     modelled.row = &row;
     bool sound = true;
@@ -128,7 +129,7 @@ Plan plan_linear(const PackedView& weight, const Epilogue& epilogue, const Machi
     return plan;
   };
   if (options.mode == PlanMode::kModel) {
-    const plan::Evidence evidence = plan::model_rows(rows, desc, machine, dense, options);
+    const plan::Evidence evidence = plan::model_rows(rows, weight, desc, machine, dense, options);
     return in_own_layout(plan::decide(evidence, options.memory, forced.source).plan);
   }
   const std::filesystem::path file = plan::cache_file(options.cache);
@@ -147,17 +148,24 @@ Plan plan_linear(const PackedView& weight, const Epilogue& epilogue, const Machi
 
 void store_plan(PackedWeight& weight, const Plan& plan) {
   const PackedView view = weight.view();
-  if (view.layout() != plan.layout) {
+  if (view.layout() != plan.layout || (view.header().has_second != 0) != plan.second.has_value()) {
     fail(ErrorCode::kInvalidArgument,
-         "the plan is for layout {}, the weight is in layout {}; convert() it first",
-         layout_name(plan.layout), layout_name(view.layout()));
+         "the plan is for {} layouts, {} first, the weight is in {}, {} first; convert() it first",
+         plan.second ? 2 : 1, layout_name(plan.layout), view.header().has_second != 0 ? 2 : 1,
+         layout_name(view.layout()));
   }
-  std::array<std::uint32_t, kTokenBuckets> hashes{};
-  for (std::size_t bucket = 0; bucket < hashes.size(); ++bucket) {
+  auto* const header = reinterpret_cast<PackedHeader*>(weight.data());
+  header->second_buckets = 0;
+  for (std::size_t bucket = 0; bucket < plan.choices.size(); ++bucket) {
     const std::string& name = plan.choices[bucket].kernel;
-    if (!name.empty()) hashes[bucket] = kernel_hash(name);
+    header->plan[bucket] = name.empty() ? 0 : kernel_hash(name);
+    if (plan.second && plan::layout_of(name) == plan.second) {
+      header->second_buckets |= static_cast<std::uint8_t>(1u << bucket);
+    }
   }
-  std::memcpy(weight.data() + offsetof(PackedHeader, plan), hashes.data(), sizeof(hashes));
+  if (!plan.second) return;
+  auto* const second = reinterpret_cast<PackedHeader*>(weight.data() + view.layout_bytes());
+  if (second->magic == PackedHeader::kMagic) second->plan = header->plan;
 }
 
 }  // namespace gossamer

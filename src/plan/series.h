@@ -105,6 +105,7 @@ struct Series {
     if (sparse.empty()) return t;
     t.known = true;
     t.seconds = typical(sparse);
+    t.least = *std::min_element(sparse.begin(), sparse.end());
     if (dense.empty()) return t;
     t.dense_seconds = typical(dense);
     std::vector<double> ratios(sparse.size());

@@ -145,6 +145,13 @@ PackedView PackedTensor::open(const Tensor& tensor) {
   return PackedView::open(static_cast<const std::byte*>(tensor.const_data_ptr()), tensor.numel());
 }
 
+PackedView open_in_place(const Tensor& packed) {
+  if (reinterpret_cast<std::uintptr_t>(packed.const_data_ptr()) % kAlignment != 0) {
+    refuse("packed does not begin at a multiple of 64 bytes; write to a clone of it");
+  }
+  return PackedTensor(packed).view();
+}
+
 PackedAllocator tensor_allocator() {
   return [](std::int64_t bytes) {
     return share(empty(std::span<const std::int64_t>(&bytes, 1), DType::kUInt8));

@@ -81,6 +81,9 @@ class PackedTensor {
   PackedView view_;
 };
 
+/// A packed weight that is written to where it lies.
+PackedView open_in_place(const Tensor& packed);
+
 /// Memory for packed weights that is a torch tensor from the start, so that packing copies nothing.
 PackedAllocator tensor_allocator();
 /// The tensor behind a packed weight made with tensor_allocator().

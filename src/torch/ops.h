@@ -103,13 +103,24 @@ void pack_(const Tensor& packed, const Tensor& values, const std::optional<Tenso
 void unpack_(const Tensor& packed, const Tensor& values, const std::optional<Tensor>& mask);
 Tensor unpack(const Tensor& packed, const std::vector<std::int64_t>& shape, ScalarType dtype);
 Tensor unpack_mask(const Tensor& packed, const std::vector<std::int64_t>& shape);
-Tensor convert(const Tensor& packed, const std::string& layout);
-Tensor slice_rows(const Tensor& packed, std::int64_t begin, std::int64_t end);
-Tensor concat_rows(const std::vector<Tensor>& parts);
-void validate(const Tensor& packed);
 std::string info(const Tensor& packed);
 std::vector<Tensor> format_arrays(const Tensor& packed);
 Tensor from_format_arrays(const std::string& info, const std::vector<Tensor>& arrays);
+
+// ops_layout.cpp
+/// What one name of a layout stands for: "bitmask", "rowpairs64+bitmask".
+struct Layouts {
+  Layout first = Layout::kBitmask;
+  std::optional<Layout> second;
+};
+Layouts layouts_from_name(const std::string& name, const Pattern& pattern);
+std::string layouts_name(const PackedView& weight);
+Tensor convert(const Tensor& packed, const std::string& layout);
+/// Makes the second layout that a plan of a large weight left out.
+void fill_second_(const Tensor& packed, const std::string& layout);
+Tensor slice_rows(const Tensor& packed, std::int64_t begin, std::int64_t end);
+Tensor concat_rows(const std::vector<Tensor>& parts);
+void validate(const Tensor& packed);
 
 // ops_plan.cpp
 std::tuple<Tensor, std::string> plan(const Tensor& packed, const Tensor& dense, bool bias,

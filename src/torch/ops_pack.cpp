@@ -19,15 +19,6 @@ namespace {
 
 using nlohmann::json;
 
-Layout layout_from_name(const std::string& name, const Pattern& pattern) {
-  if (name == "format") return format_for(pattern);
-  if (const auto layout = parse_layout(name)) return *layout;
-  refuse(fmt::format(
-      "layout '{}' is not known; \"format\" (the one that is saved), a format (\"nm\", "
-      "\"bitmask\", \"bsr\", \"fanin\") or an execution layout such as \"kcsr128\" is accepted",
-      name));
-}
-
 /// The order [OC, KH, KW, IC] of a convolution weight [OC, IC, KH, KW], and the way back.
 constexpr std::array<std::int64_t, 4> kTapsFirst{0, 2, 3, 1};
 constexpr std::array<std::int64_t, 4> kTapsLast{0, 3, 1, 2};
@@ -147,14 +138,6 @@ std::vector<std::string> array_names(const json& text) {
   return names;
 }
 
-/// A packed weight that is written to where it lies.
-PackedView open_in_place(const Tensor& packed) {
-  if (reinterpret_cast<std::uintptr_t>(packed.const_data_ptr()) % detail::kArrayAlignment != 0) {
-    refuse("packed does not begin at a multiple of 64 bytes; write to a clone of it");
-  }
-  return PackedTensor(packed).view();
-}
-
 }  // namespace
 
 Tensor pack(const Tensor& values, const std::optional<Tensor>& mask, const std::string& pattern,
@@ -180,8 +163,10 @@ Tensor pack(const Tensor& values, const std::optional<Tensor>& mask, const std::
     options.name = name;
     options.allocator = tensor_allocator();
     options.parallel = torch_threads();
-    return to_tensor(
-        gossamer::pack(values_view, kept, wanted, layout_from_name(layout, wanted), options));
+    const Layouts layouts = layouts_from_name(layout, wanted);
+    const PackedWeight first = gossamer::pack(values_view, kept, wanted, layouts.first, options);
+    if (!layouts.second) return to_tensor(first);
+    return to_tensor(gossamer::convert(first, layouts.first, *layouts.second, tensor_allocator()));
   });
 }
 
@@ -203,14 +188,30 @@ void pack_(const Tensor& packed, const Tensor& values, const std::optional<Tenso
     options.kernel_h = before.kernel_h;
     options.kernel_w = before.kernel_w;
     options.parallel = torch_threads();
+    const auto check_bytes = [](std::int64_t bytes, std::int64_t there) {
+      if (bytes == there) return;
+      refuse(
+          fmt::format("what is kept takes {} bytes, the packed weight has {}; keep as many as "
+                      "before, or pack anew",
+                      bytes, there));
+    };
+    auto* const memory = static_cast<std::byte*>(packed.mutable_data_ptr());
+    if (const std::optional<PackedView> second = view.second()) {
+      // Elsewhere first: whether both layouts fit is not known before both are there.
+      const PackedWeight one = gossamer::pack(values_view, mask ? &mask_view : nullptr,
+                                              view.pattern(), view.layout(), options);
+      const PackedWeight both = gossamer::convert(one, view.layout(), second->layout());
+      check_bytes(both.size_bytes(), view.size_bytes());
+      check_bytes(both.view().layout_bytes(), view.layout_bytes());
+      auto* const header = reinterpret_cast<PackedHeader*>(both.data());
+      header->plan = before.plan;
+      header->second_buckets = before.second_buckets;
+      reinterpret_cast<PackedHeader*>(both.data() + view.layout_bytes())->plan = before.plan;
+      std::memcpy(memory, both.data(), static_cast<std::size_t>(both.size_bytes()));
+      return 0;
+    }
     options.allocator = [&](std::int64_t bytes) {
-      if (bytes != view.size_bytes()) {
-        refuse(
-            fmt::format("what is kept takes {} bytes, the packed weight has {}; keep as many as "
-                        "before, or pack anew",
-                        bytes, view.size_bytes()));
-      }
-      auto* const memory = static_cast<std::byte*>(packed.mutable_data_ptr());
+      check_bytes(bytes, view.size_bytes());
       return std::shared_ptr<std::byte>(memory, [](std::byte*) {});
     };
     const PackedWeight again = gossamer::pack(values_view, mask ? &mask_view : nullptr,
@@ -267,41 +268,13 @@ Tensor unpack_mask(const Tensor& packed, const std::vector<std::int64_t>& shape)
   });
 }
 
-Tensor convert(const Tensor& packed, const std::string& layout) {
-  return guarded([&] {
-    const PackedTensor weight(packed);
-    const Layout wanted = layout_from_name(layout, weight.view().pattern());
-    return to_tensor(gossamer::convert(weight.view(), wanted, tensor_allocator()));
-  });
-}
-
-Tensor slice_rows(const Tensor& packed, std::int64_t begin, std::int64_t end) {
-  return guarded([&] {
-    const PackedTensor weight(packed);
-    return to_tensor(gossamer::slice_rows(weight.view(), begin, end, tensor_allocator()));
-  });
-}
-
-Tensor concat_rows(const std::vector<Tensor>& parts) {
-  return guarded([&] {
-    std::vector<PackedTensor> weights;
-    std::vector<PackedView> views;
-    for (const Tensor& part : parts) views.push_back(weights.emplace_back(part).view());
-    return to_tensor(gossamer::concat_rows(views, tensor_allocator()));
-  });
-}
-
-void validate(const Tensor& packed) {
-  guarded([&] { gossamer::validate(PackedTensor(packed).view()); });
-}
-
 std::string info(const Tensor& packed) {
   return guarded([&] {
     const PackedTensor weight(packed);
     const PackedView& view = weight.view();
     std::vector<std::int64_t> shape{view.out(), view.in()};
     if (view.batch() != 1) shape.insert(shape.begin(), view.batch());
-    json text{{"layout", layout_name(view.layout())},
+    json text{{"layout", layouts_name(view)},
               {"layout_code", static_cast<int>(view.layout())},
               {"format", layout_name(format_for(view.pattern()))},
               {"pattern", view.pattern().to_string()},
@@ -319,7 +292,7 @@ std::string info(const Tensor& packed) {
       text["kernel"] = {view.header().kernel_h, view.header().kernel_w};
     }
     if (is_format(view.layout())) {
-      text["format"] = text["layout"];
+      text["format"] = layout_name(view.layout());
       for (const PackedArray& array : gossamer::format_arrays(view)) {
         text["arrays"].push_back(
             {{"name", array.name}, {"dtype", dtype_name(array.dtype)}, {"shape", array.shape}});

@@ -12,6 +12,7 @@
 
 #include "gossamer/linear.h"
 #include "gossamer/machine.h"
+#include "plan/memory.h"
 #include "torch/ops.h"
 
 namespace gossamer::door {
@@ -163,9 +164,39 @@ json to_json(const Plan& plan) {
                        {"dense_milliseconds", choice.dense_milliseconds},
                        {"reason", choice.reason}});
   }
-  return {{"sparse", plan.sparse},           {"layout", layout_name(plan.layout)},
-          {"reason", plan.reason},           {"from_cache", plan.from_cache},
-          {"bucket_ends", kTokenBucketEnds}, {"choices", std::move(choices)}};
+  return {{"sparse", plan.sparse},
+          {"layout", layout_name(plan.layout)},
+          {"second", plan.second ? json(layout_name(*plan.second)) : json()},
+          {"reason", plan.reason},
+          {"from_cache", plan.from_cache},
+          {"bucket_ends", kTokenBucketEnds},
+          {"choices", std::move(choices)}};
+}
+
+/// The weight as a plan wants it, and the plan's text. A second layout of a large weight is left
+/// out, as "unfilled" says: with the dense layer and `weight` it would be too much at a time.
+std::tuple<Tensor, std::string> planned(const PackedView& weight, const Plan& plan,
+                                        bool quantized) {
+  json text = to_json(plan);
+  text["unfilled"] = false;
+  if (!plan.sparse) return {to_tensor(copy_packed(weight)), text.dump()};
+  const auto made = [&] {
+    if (!plan.second) {
+      const bool as_it_is = plan.layout == weight.layout() && weight.header().has_second == 0;
+      return as_it_is ? copy_packed(weight)
+                      : gossamer::convert(weight, plan.layout, tensor_allocator());
+    }
+    const std::int64_t bytes =
+        plan::layout_bytes(weight, plan.layout) + plan::layout_bytes(weight, *plan.second);
+    text["unfilled"] = bytes > plan::trial_bytes(weight, quantized);
+    if (bytes > plan::trial_bytes(weight, quantized)) {
+      return convert_leaving_room(weight, plan.layout, *plan.second, tensor_allocator());
+    }
+    return gossamer::convert(weight, plan.layout, *plan.second, tensor_allocator());
+  };
+  PackedWeight laid_out = made();
+  store_plan(laid_out, plan);
+  return {to_tensor(laid_out), text.dump()};
 }
 
 PlanOptions plan_options(const PackedView& weight, const std::string& mode,
@@ -241,11 +272,7 @@ std::tuple<Tensor, std::string> plan(const Tensor& packed, const Tensor& dense, 
     if (quantized) peer.name = dtype_name(dtype_of(dense, "dense"));
 
     const Plan found = plan_linear(weight, epilogue, host_machine(), peer, options);
-    PackedWeight planned = found.sparse && found.layout != weight.layout()
-                               ? gossamer::convert(weight, found.layout, tensor_allocator())
-                               : copy_packed(weight);
-    if (found.sparse) store_plan(planned, found);
-    return std::tuple(to_tensor(planned), to_json(found).dump());
+    return planned(weight, found, quantized);
   });
 }
 
@@ -276,21 +303,19 @@ std::tuple<Tensor, std::string> plan_conv2d(const Tensor& packed, const Tensor& 
 
     const Plan found =
         gossamer::plan_conv2d(weight, layer, epilogue, host_machine(), peer, options);
-    PackedWeight planned = found.sparse && found.layout != weight.layout()
-                               ? gossamer::convert(weight, found.layout, tensor_allocator())
-                               : copy_packed(weight);
-    if (found.sparse) store_plan(planned, found);
-    return std::tuple(to_tensor(planned), to_json(found).dump());
+    return planned(weight, found, epilogue.quantized);
   });
 }
 
 Tensor with_plan(const Tensor& packed, const std::string& kernels) {
   return guarded([&] {
     const PackedTensor packed_tensor(packed);
-    PackedWeight planned = copy_packed(packed_tensor.view());
+    const PackedView& view = packed_tensor.view();
+    PackedWeight planned = copy_packed(view);
     Plan stored;
     stored.sparse = true;
-    stored.layout = packed_tensor.view().layout();
+    stored.layout = view.layout();
+    if (const std::optional<PackedView> second = view.second()) stored.second = second->layout();
     try {
       const json names = json::parse(kernels);
       if (!names.is_array() || names.size() != stored.choices.size()) {

@@ -54,6 +54,7 @@ STABLE_TORCH_LIBRARY(gossamer, m) {
   m.def("unpack(Tensor packed, int[] shape, ScalarType dtype) -> Tensor");
   m.def("unpack_mask(Tensor packed, int[] shape) -> Tensor");
   m.def("convert(Tensor packed, str layout) -> Tensor");
+  m.def("fill_second_(Tensor(a!) packed, str layout) -> ()");
   m.def("slice_rows(Tensor packed, int begin, int end) -> Tensor");
   m.def("concat_rows(Tensor[] parts) -> Tensor");
   m.def("validate(Tensor packed) -> ()");
@@ -113,6 +114,7 @@ STABLE_TORCH_LIBRARY_IMPL(gossamer, CPU, m) {
   m.impl("unpack", TORCH_BOX(&unpack));
   m.impl("unpack_mask", TORCH_BOX(&unpack_mask));
   m.impl("convert", TORCH_BOX(&convert));
+  m.impl("fill_second_", TORCH_BOX(&fill_second_));
   m.impl("slice_rows", TORCH_BOX(&slice_rows));
   m.impl("concat_rows", TORCH_BOX(&concat_rows));
   m.impl("validate", TORCH_BOX(&validate));

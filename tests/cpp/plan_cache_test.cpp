@@ -70,6 +70,29 @@ TEST_F(PlanCache, TheSecondPlanComesFromTheFileUnchanged) {
   }
 }
 
+TEST_F(PlanCache, TwoLayoutsAreKept) {
+  const LinearDesc desc = describe(fake_weight().view());
+  Plan two;
+  two.sparse = true;
+  two.layout = Layout::kBitmask;
+  two.second = Layout::kKcsr64;
+  for (std::size_t b = 0; b < two.choices.size(); ++b) {
+    two.choices[b].kernel = b < 2 ? "fake_bitmask" : "fake_kcsr64_fast";
+  }
+  plan::write_cached_plan(file(), "key", two);
+  const std::optional<Plan> kept = plan::read_cached_plan(file(), "key", desc, host_machine());
+  ASSERT_TRUE(kept.has_value());
+  EXPECT_EQ(kept->layout, two.layout);
+  EXPECT_EQ(kept->second, two.second);
+  // A row of a layout that the plan does not hold.
+  two.second.reset();
+  plan::write_cached_plan(file(), "key", two);
+  EXPECT_FALSE(plan::read_cached_plan(file(), "key", desc, host_machine()).has_value());
+  two.second = two.layout;
+  plan::write_cached_plan(file(), "key", two);
+  EXPECT_FALSE(plan::read_cached_plan(file(), "key", desc, host_machine()).has_value());
+}
+
 TEST_F(PlanCache, PlainVerdictsAreKeptToo) {
   dense_ = fake_dense(constant(5e-6));
   EXPECT_FALSE(plan().sparse);

@@ -129,18 +129,104 @@ TEST(Decide, OneLayoutServesAllBuckets) {
   const auto bitmask = row_with("fake_bitmask", [](int b) { return b == 0 ? 4.0 : 1.1; });
   const auto slow = row_with("fake_kcsr64_slow", [](int b) { return b < 3 ? 2.0 : 1.2; });
   const auto fast = row_with("fake_kcsr64_fast", [](int b) { return b < 3 ? 1.0 : 3.0; });
-  const Plan plan = verdict_of(evidence_of({bitmask, slow, fast}));
+  const Plan plan = verdict_of(evidence_of({bitmask, slow, fast}), MemoryMode::kLow);
   EXPECT_TRUE(plan.sparse);
   EXPECT_EQ(plan.layout, Layout::kKcsr64);
+  EXPECT_FALSE(plan.second.has_value());
   EXPECT_EQ(plan.choices[0].kernel, "fake_kcsr64_slow");
   EXPECT_EQ(plan.choices[6].kernel, "fake_kcsr64_fast");
+}
+
+TEST(Decide, TwoLayoutsServeWhatEachIsBetterAt) {
+  const auto bitmask = row_with("fake_bitmask", [](int b) { return b < 2 ? 4.0 : 1.1; });
+  const auto kcsr = row_with("fake_kcsr64_fast", [](int b) { return b < 2 ? 2.0 : 3.0; });
+  const Plan plan = verdict_of(evidence_of({bitmask, kcsr}));
+  EXPECT_TRUE(plan.sparse);
+  EXPECT_EQ(plan.layout, Layout::kBitmask) << "it is a format";
+  EXPECT_EQ(plan.second, Layout::kKcsr64);
+  for (int bucket = 0; bucket < kTokenBuckets; ++bucket) {
+    EXPECT_EQ(plan.choices[static_cast<std::size_t>(bucket)].kernel,
+              bucket < 2 ? "fake_bitmask" : "fake_kcsr64_fast");
+  }
+  EXPECT_TRUE(contains(plan.reason,
+                       "sparse in layouts bitmask and kcsr64: dense 10.00 ms, fake_bitmask 2.50 ms "
+                       "at 1 token (4.00x)"))
+      << plan.reason;
+  EXPECT_TRUE(contains(plan.reason,
+                       "two layouts, because with kcsr64 alone fake_kcsr64_fast takes 5.00 ms at 1 "
+                       "token, fake_bitmask 2.50 ms"))
+      << plan.reason;
+  EXPECT_FALSE(verdict_of(evidence_of({bitmask, kcsr}), MemoryMode::kLow).second.has_value());
+}
+
+TEST(Decide, ASecondLayoutNeedsTenPercentSomewhere) {
+  const auto second_with = [](double gain) {
+    return verdict_of(evidence_of({row_with("fake_bitmask",
+                                            [gain](int b) { return b == 0 ? 2.0 * gain : 1.0; }),
+                                   row_with("fake_kcsr64_fast", [](int) { return 2.0; })}))
+        .second;
+  };
+  EXPECT_EQ(second_with(1.101), Layout::kKcsr64);
+  EXPECT_FALSE(second_with(1.099).has_value());
+}
+
+TEST(Decide, RowsAreComparedByTheirLeastTimes) {
+  // Dense was disturbed beside one row, so that its ratio is better though its times are not.
+  auto bitmask = row_with("fake_bitmask", [](int) { return 3.0; });
+  const auto slow = row_with("fake_kcsr64_slow", [](int) { return 2.0; });
+  auto fast = row_with("fake_kcsr64_fast", [](int) { return 1.9; });
+  for (std::size_t p = 0; p < kProbeCount; ++p) {
+    bitmask.at[p].least = 5.1e-3;  // dense takes 10 ms
+    fast.at[p].least = 4.9e-3;
+  }
+  const Plan plan = verdict_of(evidence_of({bitmask, slow, fast}));
+  EXPECT_EQ(plan.layout, Layout::kKcsr64);
+  EXPECT_FALSE(plan.second.has_value());
+  EXPECT_EQ(plan.choices[0].kernel, "fake_kcsr64_fast");
+}
+
+TEST(Decide, TwoLayoutsPackALayerThatNeitherAlonePacks) {
+  const auto few = row_with("fake_bitmask", [](int b) { return b < 2 ? 1.0 : 0.9; });
+  const auto many = row_with("fake_kcsr64_fast", [](int b) { return b < 2 ? 0.9 : 1.5; });
+  const Evidence evidence = evidence_of({few, many});
+  EXPECT_FALSE(verdict_of(evidence, MemoryMode::kLow).sparse);
+  const Plan plan = verdict_of(evidence);
+  EXPECT_TRUE(plan.sparse);
+  EXPECT_EQ(plan.second, Layout::kKcsr64);
+}
+
+TEST(Decide, LayoutsThatAreLargerThanTheFormatAreNotHeldTwice) {
+  auto bitmask = row_with("fake_bitmask", [](int b) { return b == 0 ? 4.0 : 1.1; });
+  auto kcsr = row_with("fake_kcsr64_fast", [](int) { return 2.0; });
+  kcsr.small = false;
+  const Plan plan = verdict_of(evidence_of({bitmask, kcsr}));
+  EXPECT_EQ(plan.layout, Layout::kKcsr64);
+  EXPECT_FALSE(plan.second.has_value());
+}
+
+TEST(Decide, ASecondLayoutWhoseGainIsInDoubtIsTimedAgain) {
+  const auto contested = [](double gain, double spread) {
+    const auto bitmask =
+        row_with("fake_bitmask", [gain](int b) { return b == 0 ? 2.0 * gain : 1.0; }, spread);
+    const auto kcsr = row_with("fake_kcsr64_fast", [](int) { return 2.0; }, spread);
+    return plan::decide(evidence_of({bitmask, kcsr}), MemoryMode::kDefault, "").contested.size();
+  };
+  EXPECT_EQ(contested(1.11, 0.04), 2u) << "both rows at one token";
+  EXPECT_EQ(contested(1.09, 0.04), 2u);
+  EXPECT_EQ(contested(1.2, 0.04), 0u);
+  EXPECT_EQ(contested(1.0, 0.04), 0u);
 }
 
 TEST(Decide, ALayoutThatIsSlowerSomewhereLosesToOneThatIsNot) {
   const auto bitmask = row_with("fake_bitmask", [](int b) { return b == 0 ? 0.5 : 9.0; });
   const auto kcsr = row_with("fake_kcsr64_fast", [](int) { return 1.2; });
-  EXPECT_EQ(verdict_of(evidence_of({bitmask, kcsr})).layout, Layout::kKcsr64);
-  EXPECT_EQ(verdict_of(evidence_of({bitmask, kcsr}), MemoryMode::kSpeed).layout, Layout::kBitmask);
+  const Evidence evidence = evidence_of({bitmask, kcsr});
+  EXPECT_EQ(verdict_of(evidence, MemoryMode::kLow).layout, Layout::kKcsr64);
+  EXPECT_EQ(verdict_of(evidence, MemoryMode::kSpeed).layout, Layout::kBitmask);
+  const Plan plan = verdict_of(evidence);
+  EXPECT_EQ(plan.second, Layout::kKcsr64);
+  EXPECT_EQ(plan.choices[0].kernel, "fake_kcsr64_fast");
+  EXPECT_EQ(plan.choices[1].kernel, "fake_bitmask");
 }
 
 TEST(Decide, DoubtsAboutEveryLayoutAreRaisedBeforeALayerStaysDense) {

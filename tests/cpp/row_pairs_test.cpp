@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "gossamer/packed_weight.h"
+#include "plan/memory.h"
 #include "testing.h"
 
 namespace gossamer {
@@ -154,6 +155,28 @@ TEST(RowPairsTest, OpenRefusesANumberOfColumnsThatCannotBe) {
     std::memcpy(packed.data(), &header, sizeof(header));
     EXPECT_EQ(code_of([&] { packed.view(); }), ErrorCode::kMalformedData) << columns;
   }
+}
+
+// The upper bound says that half of 512x512 in row pairs takes more than memory="low" admits; what
+// it takes is less.
+TEST(RowPairsTest, AreAsSmallAsTheyAreNotAsTheyMightBe) {
+  test::Random random(11);
+  const Pattern pattern = Pattern::parse("unstructured:0.5");
+  const PackedWeight format = pack_matrix(
+      test::random_sparse(random, DType::kFloat32, pattern, 512, 512), pattern, Layout::kBitmask);
+  const auto times_format = [&](std::int64_t bytes) {
+    return static_cast<double>(bytes) / static_cast<double>(format.size_bytes());
+  };
+  plan::LayoutSizes sizes(format);
+  for (const Layout layout : {Layout::kRowPairs64, Layout::kRowPairs128}) {
+    EXPECT_GT(times_format(plan::layout_bytes(format, layout)), 1.15);
+    EXPECT_LE(times_format(convert(format, layout).size_bytes()), 1.15);
+    EXPECT_EQ(converted_size_bytes(format, layout), convert(format, layout).size_bytes());
+    EXPECT_TRUE(sizes.is_small(layout));
+  }
+  EXPECT_FALSE(sizes.is_small(Layout::kKcsr64));
+  EXPECT_FALSE(sizes.is_small(Layout::kNm24Pairs)) << "holds another pattern";
+  EXPECT_TRUE(sizes.is_small(Layout::kBitmask));
 }
 
 }  // namespace

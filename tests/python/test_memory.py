@@ -73,6 +73,26 @@ def test_low_memory_leaves_larger_layouts_out() -> None:
     assert LARGEST < blocks.numel() / packed.numel() < 1.25
 
 
+@pytest.mark.parametrize("zeros", [0.5, 0.9])
+@pytest.mark.parametrize("plan", ["model", "measure"])
+def test_each_of_two_layouts_is_small(zeros: float, plan: str) -> None:
+    torch.set_num_threads(1)
+    layer = nn.Linear(768, 768)
+    prune_(layer.weight, f"unstructured:{zeros}")
+    gs.sparsify_(layer, plan=plan)
+    weight = layer.weight
+    if not isinstance(weight, gs.SparseWeight) or "+" not in weight.layout_name:
+        pytest.skip("one layout serves this layer here")
+    layouts = [torch.ops.gossamer.convert(weight.packed, n) for n in weight.layout_name.split("+")]
+    sizes = [one.numel() for one in layouts]
+    assert sum(sizes) == weight.packed.numel()
+    assert max(sizes) <= LARGEST * format_bytes(weight)
+    report = gs.explain(layer)[""]
+    assert report.layout == weight.layout_name
+    assert report.packed_bytes == weight.packed.numel()
+    assert "two layouts, because" in report.reason
+
+
 def test_low_memory_of_convolutions() -> None:
     for zeros, fits in ((0.5, False), (0.9, True)):
         layer = nn.Conv2d(64, 64, 3)
@@ -154,7 +174,7 @@ ctypes.CDLL("libc.so.6").malloc_trim(0)
 open("/proc/self/clear_refs", "w").write("5")
 before = status("VmRSS")
 gs.sparsify_(layer, config, plan=plan)
-print(1 + (status("VmHWM") - before) / layer_bytes)
+print(1 + (status("VmHWM") - before) / layer_bytes, getattr(layer.weight, "layout_name", ""))
 """
 
 
@@ -187,5 +207,9 @@ def test_packing_peaks_at_two_and_a_half_layers(
             text=True,
             check=True,
         )
-        peaks.append(float(done.stdout))
+        peak, *layout = done.stdout.split()
+        peaks.append(float(peak))
     assert min(peaks) <= PEAK, peaks
+    if (kind, shape, zeros, plan) == ("float32", "linear", 0.5, "model"):
+        # Two layouts beside the format and the dense weight would be 2.7: the format has gone.
+        assert "avx512" not in gs.machine().isa or layout == ["bitmask+rowpairs64"]

@@ -45,6 +45,14 @@ def planned_layout(w: Tensor) -> tuple[Call, Call]:
     return lambda x: F.linear(x, weight, bias), lambda x: F.linear(x, w, bias)
 
 
+def two_layouts(w: Tensor) -> tuple[Call, Call]:
+    """A weight in two layouts; few tokens run in the second."""
+    packed = SparseWeight.from_dense(w, layout="bitmask+kcsr128").packed
+    packed = torch.ops.gossamer.with_plan(packed, json.dumps(["generic_spmm_kcsr128_f32"] * 7))
+    weight, bias = SparseWeight.from_packed(packed), torch.randn(16)
+    return lambda x: F.linear(x, weight, bias), lambda x: F.linear(x, w, bias)
+
+
 def transposed(w: Tensor) -> tuple[Call, Call]:
     """`torch.addmm` with a weight stored [in, out], as GPT-2's Conv1D calls it."""
     weight, bias = SparseWeight.from_dense(w, layout="kcsr128", transposed=True), torch.randn(16)
@@ -84,7 +92,7 @@ def cost(packed: Call, dense: Call) -> Cost:
 
 @pytest.mark.timing
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-@pytest.mark.parametrize("case", [planned_layout, transposed, dense_copy])
+@pytest.mark.parametrize("case", [planned_layout, two_layouts, transposed, dense_copy])
 def test_a_packed_call_costs_at_most_three_microseconds_more(
     mode: type, case: Callable[[Tensor], tuple[Call, Call]]
 ) -> None:

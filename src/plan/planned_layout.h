@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+
+#include <cstdint>
+#include <optional>
+
+#include "gossamer/packed_weight.h"
+#include "plan/kernel_table.h"
+
+namespace gossamer::plan {
+
+/// The layout in which a packed weight runs at a count of tokens or pixels: of a block that holds
+/// one that one, of two the one that the plan named, or that which the row named by GOSSAMER_KERNEL
+/// needs. What a call of a single layout pays for is one comparison.
+inline PackedView planned_layout(const PackedView& weight, std::int64_t tokens) {
+  const PackedHeader& header = weight.header();
+  if (header.has_second == 0) return weight;
+  bool is_second = (header.second_buckets >> token_bucket(tokens) & 1) != 0;
+  if (!environment_kernel().empty()) {
+    const std::optional<Layout> forced = layout_of(environment_kernel());
+    if (forced == header.layout) is_second = false;
+    if (forced && forced == weight.second()->layout()) is_second = true;
+  }
+  return is_second ? *weight.second() : weight;
+}
+
+}  // namespace gossamer::plan
