@@ -106,6 +106,7 @@ void check_row_pairs_block(const PackedView& p, std::int64_t place, std::int64_t
 
 void check_corrections(const PackedView& p) {
   if (row_pairs_unit(p.layout()) == 1 || p.dtype() != DType::kInt8) return;
+  if (p.batch() * p.out() == 0) return;  // no rows, perhaps of very many inputs
   const auto source = packed_source(p);
   const auto* corrections = p.array<std::int32_t>(RowPairsArrays::kCorrections);
   std::vector<std::int32_t> cols(static_cast<std::size_t>(p.in()));

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <map>
 #include <optional>
+#include <utility>
 
 #include "core/fail.h"
 #include "core/layouts.h"
@@ -203,6 +204,8 @@ Plan plan_conv2d(const PackedView& weight, const Conv2dLayer& layer, const Epilo
   }
   const auto in_own_layout = [&](Plan plan) {
     if (!plan.sparse) plan.layout = weight.layout();
+    // What is unpacked, sliced and saved is the first one: the format where one of the two is.
+    if (plan.second == format_for(weight.pattern())) std::swap(plan.layout, *plan.second);
     return plan;
   };
   if (options.mode == PlanMode::kModel) {

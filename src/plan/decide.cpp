@@ -32,7 +32,11 @@ class Decider {
     result.plan.sparse =
         !forced_.empty() || !evidence_.has_dense || (scorer_.admissible(best) && best.wins);
     result.plan.reason = result.plan.sparse ? sparse_reason(best) : plain_reason(best);
-    if (best.second) result.plan.reason += why_two(best, single);
+    if (!result.plan.sparse) {
+      result.plan.second.reset();
+    } else if (best.second) {
+      result.plan.reason += why_two(best, single);
+    }
     for (int bucket = 0; bucket < kTokenBuckets; ++bucket) {
       result.plan.choices[static_cast<std::size_t>(bucket)] =
           choice(best, bucket, result.plan.sparse);

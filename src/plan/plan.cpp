@@ -9,6 +9,7 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/fail.h"
@@ -126,6 +127,8 @@ Plan plan_linear(const PackedView& weight, const Epilogue& epilogue, const Machi
 
   const auto in_own_layout = [&](Plan plan) {
     if (!plan.sparse) plan.layout = weight.layout();
+    // What is unpacked, sliced and saved is the first one: the format where one of the two is.
+    if (plan.second == format_for(weight.pattern())) std::swap(plan.layout, *plan.second);
     return plan;
   };
   if (options.mode == PlanMode::kModel) {

@@ -158,9 +158,6 @@ std::optional<LayoutScore> Scorer::best_pair() const {
       if (own && (!best || is_better(*own, *best))) best = own;
     }
   }
-  if (!best) return std::nullopt;
-  // The first is what is unpacked, sliced and saved from: a format where one of them is, which has
-  // the lower number.
   return best;
 }
 
@@ -179,7 +176,9 @@ std::size_t Scorer::most_gaining_bucket(const LayoutScore& pair, const LayoutSco
 bool Scorer::pays(const LayoutScore& pair, const LayoutScore& single) const {
   if (rank(pair) != rank(single)) return rank(pair) > rank(single);
   const bool packs = !evidence_.has_dense || rank(pair) == 2;
-  return packs && gain(pair, single, most_gaining_bucket(pair, single)) >= kSecondRatio;
+  // The single one may be larger than a layout of a pair can be, and so the quicker.
+  return packs && pair.seconds <= single.seconds &&
+         gain(pair, single, most_gaining_bucket(pair, single)) >= kSecondRatio;
 }
 
 }  // namespace gossamer::plan

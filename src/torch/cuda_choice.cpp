@@ -21,7 +21,9 @@ namespace {
 cuda::Sp24Cut forced_cut() {
   cuda::Sp24Cut cut;
   if (const char* text = std::getenv("GOSSAMER_CUT"); text != nullptr && *text != '\0') {
-    if (std::sscanf(text, "%dx%d", &cut.shared_by, &cut.split) != 2) {
+    int end = 0;
+    if (std::sscanf(text, "%dx%d%n", &cut.shared_by, &cut.split, &end) != 2 || text[end] != '\0' ||
+        cut.shared_by < 1 || cut.split < 1) {
       throw Error(ErrorCode::kInvalidArgument,
                   fmt::format("GOSSAMER_CUT={}: expected two numbers as in 2x4", text));
     }

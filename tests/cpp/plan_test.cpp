@@ -204,6 +204,26 @@ TEST(Decide, LayoutsThatAreLargerThanTheFormatAreNotHeldTwice) {
   EXPECT_FALSE(plan.second.has_value());
 }
 
+TEST(Decide, TwoLayoutsThatAreSlowerOnTheWholeGiveWayToALargerOne) {
+  const auto bitmask = row_with("fake_bitmask", [](int b) { return b == 0 ? 2.4 : 1.1; });
+  const auto kcsr = row_with("fake_kcsr64_fast", [](int b) { return b == 0 ? 1.0 : 1.3; });
+  auto large = row_with("fake_kcsr64_slow", [](int) { return 2.0; });
+  large.layout = Layout::kKcsr256;
+  large.small = false;
+  const Plan plan = verdict_of(evidence_of({bitmask, kcsr, large}));
+  EXPECT_EQ(plan.layout, Layout::kKcsr256);
+  EXPECT_FALSE(plan.second.has_value());
+}
+
+TEST(Decide, APlainLayerHasNoSecondLayout) {
+  const auto bitmask = row_with("fake_bitmask", [](int b) { return b == 0 ? 0.5 : 1.0; });
+  const auto kcsr = row_with("fake_kcsr64_fast", [](int b) { return b == 0 ? 1.0 : 0.5; });
+  const Plan plan = verdict_of(evidence_of({bitmask, kcsr}));
+  EXPECT_FALSE(plan.sparse);
+  EXPECT_FALSE(plan.second.has_value());
+  EXPECT_FALSE(contains(plan.reason, "two layouts")) << plan.reason;
+}
+
 TEST(Decide, ASecondLayoutWhoseGainIsInDoubtIsTimedAgain) {
   const auto contested = [](double gain, double spread) {
     const auto bitmask =

@@ -116,6 +116,7 @@ Cut best_cut(const LinearSp24Args& args, const DeviceInfo& device) {
     fit<T>(cut, args, kTokens);
     if (cut.stages < 2) continue;
     cut.clusters = std::min(rows, most_clusters<T, kTokens>(i, cut.half, device));
+    if (cut.clusters <= 0) continue;  // none fits a part of the processor, such as a slice of it
     const int rounds = (rows + cut.clusters - 1) / cut.clusters;
     const int slice = (inputs + cut.split - 1) / cut.split;
     const double tiles = static_cast<double>(rounds) * slice;
