@@ -130,6 +130,15 @@ PackedWeight convert(const PackedView& packed, Layout first, Layout second,
 
 namespace {
 
+/// Nothing where what is held does not fit the layout.
+std::optional<PackedWeight> converted(const PackedView& packed, Layout layout) {
+  try {
+    return convert(packed, layout);
+  } catch (const Error&) {
+    return std::nullopt;
+  }
+}
+
 /// Both layouts hold the same weight, bit by bit: an encoder gives equal weights equal bytes.
 void check_same_weight(const PackedView& first, const PackedView& second) {
   const bool may_be =
@@ -137,11 +146,7 @@ void check_same_weight(const PackedView& first, const PackedView& second) {
   // Nothing kept may be of more rows than can be converted.
   if (may_be && first.kept() == 0 && second.kept() == 0) return;
   if (may_be) {
-    std::optional<PackedWeight> again;
-    try {
-      again = convert(first, second.layout());
-    } catch (const Error&) {  // what the first holds does not fit the second's layout
-    }
+    const std::optional<PackedWeight> again = converted(first, second.layout());
     const bool alike =
         again && again->size_bytes() == second.size_bytes() &&
         std::memcmp(again->data() + sizeof(PackedHeader), second.data() + sizeof(PackedHeader),

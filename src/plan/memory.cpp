@@ -19,15 +19,16 @@ bool LayoutSizes::is_small(std::int64_t bytes) const {
 
 bool LayoutSizes::is_small(Layout layout) {
   if (const auto known = known_.find(layout); known != known_.end()) return known->second;
-  bool small = false;
-  try {
-    small =
-        is_small(layout_bytes(weight_, layout)) ||
-        (detail::row_pairs_block(layout) != 0 && is_small(converted_size_bytes(weight_, layout)));
-  } catch (const Error&) {
-    // It holds other patterns.
-  }
-  return known_[layout] = small;
+  const auto measured = [&] {
+    try {
+      return is_small(layout_bytes(weight_, layout)) ||
+             (detail::row_pairs_block(layout) != 0 &&
+              is_small(converted_size_bytes(weight_, layout)));
+    } catch (const Error&) {
+      return false;  // it holds other patterns
+    }
+  };
+  return known_[layout] = measured();
 }
 
 std::int64_t trial_bytes(const PackedView& weight, bool quantized) {

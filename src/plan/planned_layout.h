@@ -16,12 +16,16 @@ inline PackedView planned_layout(const PackedView& weight, std::int64_t tokens) 
   const PackedHeader& header = weight.header();
   if (header.has_second == 0) return weight;
   bool is_second = (header.second_buckets >> token_bucket(tokens) & 1) != 0;
-  if (!environment_kernel().empty()) {
+  const bool is_forced = !environment_kernel().empty();
+  if (!is_second && !is_forced) return weight;
+  const std::optional<PackedView> second = weight.second();
+  if (!second) return weight;
+  if (is_forced) {
     const std::optional<Layout> forced = layout_of(environment_kernel());
     if (forced == header.layout) is_second = false;
-    if (forced && forced == weight.second()->layout()) is_second = true;
+    if (forced == second->layout()) is_second = true;
   }
-  return is_second ? *weight.second() : weight;
+  return is_second ? *second : weight;
 }
 
 }  // namespace gossamer::plan
