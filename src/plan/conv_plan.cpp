@@ -202,28 +202,22 @@ Plan plan_conv2d(const PackedView& weight, const Conv2dLayer& layer, const Epilo
                                           "on {}; float32 and int8 have kernels",
                                           dtype_name(weight.dtype()), machine.name));
   }
-  const auto in_own_layout = [&](Plan plan) {
-    if (!plan.sparse) plan.layout = weight.layout();
-    // What is unpacked, sliced and saved is the first one: the format where one of the two is.
-    if (plan.second == format_for(weight.pattern())) std::swap(plan.layout, *plan.second);
-    return plan;
-  };
   if (options.mode == PlanMode::kModel) {
-    return in_own_layout(
-        modelled_plan(rows, weight, layer, epilogue, machine, options, forced.source));
+    return plan::for_weight(
+        weight, modelled_plan(rows, weight, layer, epilogue, machine, options, forced.source));
   }
   const std::filesystem::path file = plan::cache_file(options.cache);
   const std::string key = conv_key(weight, layer, epilogue, machine, dense, options, forced);
   if (!file.empty()) {
     const auto sound = [&](const Plan& plan) { return plan_runs_here(plan, weight, machine); };
     if (std::optional<Plan> kept = plan::read_cached_plan(file, key, sound)) {
-      return in_own_layout(std::move(*kept));
+      return plan::for_weight(weight, std::move(*kept));
     }
   }
   const plan::ConvProblem problem{weight, layer, epilogue, dense, options};
   const plan::Verdict verdict = plan::measure_conv2d(rows, problem, forced.source);
   if (!file.empty() && !verdict.disturbed) plan::write_cached_plan(file, key, verdict.plan);
-  return in_own_layout(verdict.plan);
+  return plan::for_weight(weight, verdict.plan);
 }
 
 }  // namespace gossamer

@@ -292,4 +292,10 @@ Plan plain_plan(const PackedView& weight, std::string reason) {
   return result;
 }
 
+Plan for_weight(const PackedView& weight, Plan plan) {
+  if (!plan.sparse) plan.layout = weight.layout();
+  if (plan.second == format_for(weight.pattern())) std::swap(plan.layout, *plan.second);
+  return plan;
+}
+
 }  // namespace gossamer::plan

@@ -79,4 +79,8 @@ Verdict decide(const Evidence& evidence, MemoryMode memory, const std::string& f
 /// The plan of a weight that nothing was timed for: dense everywhere, for one reason.
 Plan plain_plan(const PackedView& weight, std::string reason);
 
+/// A verdict in a weight's own terms: a plain one keeps the weight's layout, and of two layouts the
+/// first, from which it is unpacked, sliced and saved, is the format where one of them is.
+Plan for_weight(const PackedView& weight, Plan plan);
+
 }  // namespace gossamer::plan

@@ -125,28 +125,22 @@ Plan plan_linear(const PackedView& weight, const Epilogue& epilogue, const Machi
   const std::vector<ModelledRow> rows = runnable_rows(weight, desc, machine, options, forced);
   if (rows.empty()) return plain_plan(weight, no_row_reason(desc, machine, options.mode));
 
-  const auto in_own_layout = [&](Plan plan) {
-    if (!plan.sparse) plan.layout = weight.layout();
-    // What is unpacked, sliced and saved is the first one: the format where one of the two is.
-    if (plan.second == format_for(weight.pattern())) std::swap(plan.layout, *plan.second);
-    return plan;
-  };
   if (options.mode == PlanMode::kModel) {
     const plan::Evidence evidence = plan::model_rows(rows, weight, desc, machine, dense, options);
-    return in_own_layout(plan::decide(evidence, options.memory, forced.source).plan);
+    return plan::for_weight(weight, plan::decide(evidence, options.memory, forced.source).plan);
   }
   const std::filesystem::path file = plan::cache_file(options.cache);
   const std::string key = plan::cache_key(desc, machine, dense, options,
                                           std::string(forced.row ? forced.row->name : ""));
   if (!file.empty()) {
     if (std::optional<Plan> kept = plan::read_cached_plan(file, key, desc, machine)) {
-      return in_own_layout(std::move(*kept));
+      return plan::for_weight(weight, std::move(*kept));
     }
   }
   const plan::Verdict verdict =
       plan::measure_rows(rows, weight, desc, machine, dense, options, forced.source);
   if (!file.empty() && !verdict.disturbed) plan::write_cached_plan(file, key, verdict.plan);
-  return in_own_layout(verdict.plan);
+  return plan::for_weight(weight, verdict.plan);
 }
 
 void store_plan(PackedWeight& weight, const Plan& plan) {

@@ -108,10 +108,7 @@ template <typename T>
 ErrorCode code_after(int array, std::size_t index, T value) {
   const PackedWeight packed = pack_matrix(small(), kAny, kLayout);
   EXPECT_NO_THROW(validate(packed));
-  const auto offset = packed.view().header().arrays[static_cast<std::size_t>(array)].offset;
-  std::memcpy(packed.data() + offset + static_cast<std::int64_t>(index * sizeof(T)), &value,
-              sizeof(T));
-  return code_of([&] { validate(packed); });
+  return test::code_after_change(packed, array, index, value);
 }
 
 TEST(RowQuadsTest, ValidateRefusesWhatAKernelCannotRead) {

@@ -222,4 +222,13 @@ inline bool layout_holds(Layout layout, const Pattern& pattern) {
   return layout == format_for(pattern) || layout == Layout::kBitmask || !is_format(layout);
 }
 
+/// The code that validate() throws after one array's element was changed.
+template <typename T>
+ErrorCode code_after_change(const PackedWeight& packed, int array, std::size_t index, T value) {
+  const auto offset = packed.view().header().arrays[static_cast<std::size_t>(array)].offset;
+  std::memcpy(packed.data() + offset + static_cast<std::int64_t>(index * sizeof(T)), &value,
+              sizeof(T));
+  return code_of([&] { validate(packed); });
+}
+
 }  // namespace gossamer::test
