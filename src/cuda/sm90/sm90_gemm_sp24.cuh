@@ -160,6 +160,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     // other tokens once more where none are left for it: a block that did without its peers'
     // loads could hand back a stage for the second time before a peer's first hand-back arrived,
     // and barriers count arrivals without asking whose they are.
+    // Divided here: a division a stage in the one thread that loads costs a quarter of all.
     const int x_share = kTokens / p.shared_by;
     const auto is_full = [&](int token) { return token + kTokens <= p.epilogue.tokens; };
     const auto load_x = [&](int s, int token, int k, bool is_alone) {
@@ -187,7 +188,6 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
         }
       }
     };
-    // Computed once a tile: a division a stage in the one thread that loads costs a quarter of all.
     const auto expected = [&](int token) {
       const int tokens = is_full(token) ? kTokens : p.shared_by * p.tail_share;
       return kWBytes + (Shape::kXByTma ? tokens * 128 : 0);
