@@ -55,8 +55,12 @@ SHAPES: dict[str, tuple[int, int]] = {
 }
 """Name to [out, in]. ViT-B's other layers have the shapes of BERT-base's."""
 PATTERNS = (*(f"unstructured:{s}" for s in (0.5, 0.7, 0.8, 0.9, 0.95)), "2:4")
-BLOCKS = {"float32": "", "bfloat16": "block:1x2", "int8": "block:1x4"}
-"""The pattern whose blocks one instruction takes, where there is one."""
+BLOCKS: dict[str, tuple[str, ...]] = {
+    "float32": (),
+    "bfloat16": ("block:1x2", "block:32x32"),
+    "int8": ("block:1x4",),
+}
+"""Patterns whose blocks one instruction takes: of dot products, and of AMX tiles."""
 TOKENS = (1, 8, 32, 128, 256, 512)
 
 QUICK_SHAPES = ("minilm.up", "bert-base.query")
@@ -106,9 +110,12 @@ def cases(extent: str, dtype: str = "float32") -> list[Case]:
         ),
         "full": (tuple(SHAPES), PATTERNS, TOKENS),
     }[extent]
-    if block := BLOCKS[dtype]:
+    if blocks := BLOCKS[dtype]:
         one_by_one = [p for p in patterns if p.startswith("unstructured")]
-        patterns = (*one_by_one, *(p.replace("unstructured", block) for p in one_by_one))
+        patterns = (
+            *one_by_one,
+            *(p.replace("unstructured", block) for block in blocks for p in one_by_one),
+        )
     return [Case(name, *SHAPES[name], patterns, count, dtype) for name in names for count in tokens]
 
 

@@ -31,7 +31,6 @@ struct Epilogue {
   std::int64_t residual_stride;
   int out;
   int tokens;
-  float least;  // of a plain result: 0 under ReLU, otherwise -infinity
   Activation activation;
   FloatType y_type;
   FloatType bias_type;
@@ -41,6 +40,7 @@ struct Epilogue {
 
   // --- Plain results ---
 
+  __device__ __forceinline__ bool is_relu() const { return activation == Activation::kRelu; }
   __device__ __forceinline__ bool writes_half() const {
     if constexpr (kIsScaled) {
       return y_type == FloatType::kFloat16;
@@ -54,12 +54,29 @@ struct Epilogue {
         static_cast<const std::uint16_t*>(residual)[token * residual_stride + row];
     return writes_half() ? half_of(bits) : bfloat16_of(bits);
   }
-  __device__ __forceinline__ float plain_activate(float sum) const {
-    return max_or_nan(sum, least);
-  }
   /// Two results as one word, the first in the low half.
-  __device__ __forceinline__ std::uint32_t pack_plain_pair(float first, float second) const {
-    return pack_as(writes_half(), first, second);
+  template <bool kIsHalf>
+  __device__ __forceinline__ static std::uint32_t round_pair(float first, float second) {
+    if constexpr (kIsHalf) {
+      const __half2 pair = __floats2half2_rn(first, second);
+      return reinterpret_cast<const std::uint32_t&>(pair);
+    } else {
+      const __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);
+      return reinterpret_cast<const std::uint32_t&>(pair);
+    }
+  }
+  /// ReLU of two rounded results: rounding keeps their order, and 0.
+  template <bool kIsHalf>
+  __device__ __forceinline__ static std::uint32_t relu_pair(std::uint32_t pair) {
+    if constexpr (kIsHalf) {
+      const __half2 result =
+          __hmax2_nan(reinterpret_cast<const __half2&>(pair), __float2half2_rn(0.0f));
+      return reinterpret_cast<const std::uint32_t&>(result);
+    } else {
+      const __nv_bfloat162 result =
+          __hmax2_nan(reinterpret_cast<const __nv_bfloat162&>(pair), __float2bfloat162_rn(0.0f));
+      return reinterpret_cast<const std::uint32_t&>(result);
+    }
   }
 
   // --- Any result ---

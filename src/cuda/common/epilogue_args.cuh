@@ -29,8 +29,6 @@ Epilogue<T> epilogue_of(const LinearSp24Args& args) {
   epilogue.out = static_cast<int>(args.out);
   epilogue.tokens = static_cast<int>(args.tokens);
   epilogue.activation = args.activation;
-  epilogue.least =
-      args.activation == Activation::kRelu ? 0.0f : -std::numeric_limits<float>::infinity();
   const bool is_clamp =
       args.activation == Activation::kNone || args.activation == Activation::kRelu;
   const bool is_usual_type =

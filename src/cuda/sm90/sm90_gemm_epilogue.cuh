@@ -102,56 +102,78 @@ exchange_sums(typename Element<T>::Sum (&d)[Shape::kRowTiles][Shape::kTokens / 2
   return mine;
 }
 
-/// The scales that a thread will need, or will hand to its warpgroup: asked for before the
-/// products, so that they are there when those have ended; behind them where Shape::kIsFull, which
-/// leaves no registers to keep them in.
+/// The bias and scales that a thread will need, or will hand to its warpgroup: asked for before the
+/// products, so that they are there when those have ended. Where Shape::kIsFull there are no
+/// registers to keep them in: scales are asked for while the last products run, the bias where it
+/// is added.
 template <typename T, typename Shape>
-struct TileScales {
-  static constexpr int kRows = Epilogue<T>::kIsScaled ? 2 * Shape::kRowTiles : 1;
+struct TileTerms {
+  static constexpr int kRows = 2 * Shape::kRowTiles;
+  static constexpr int kScaledRows = Epilogue<T>::kIsScaled ? kRows : 1;
   static constexpr int kTokens = Epilogue<T>::kIsScaled ? (Shape::kTokens + 127) / 128 : 1;
-  float rows[kRows];
-  float tokens[kTokens];
+  float bias[kRows];
+  float row_scales[kScaledRows];
+  float token_scales[kTokens];
 
   __device__ __forceinline__ void load(const GemmParams<T>& p, const GemmPlace& at) {
+    const int first_row = at.first_row + at.warp() * 16 + at.lane() / 4;
+    if constexpr (!Shape::kIsFull) {
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+        bias[i] = p.epilogue.bias_of(first_row + i / 2 * 64 + i % 2 * 8);
+      }
+    }
     if constexpr (Epilogue<T>::kIsScaled) {
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
-        rows[i] = p.epilogue.weight_scale_of(at.first_row + i / 2 * 64 + at.warp() * 16 +
-                                             at.lane() / 4 + i % 2 * 8);
+        row_scales[i] = p.epilogue.weight_scale_of(first_row + i / 2 * 64 + i % 2 * 8);
       }
 #pragma unroll
       for (int i = 0; i < kTokens; ++i) {
-        tokens[i] = p.epilogue.x_scale_of(at.first_token + i * 128 + at.thread);
+        token_scales[i] = p.epilogue.x_scale_of(at.first_token + i * 128 + at.thread);
       }
     }
   }
 };
 
-/// Multiplies by the scales of tokens and outputs; those of tokens pass through the warpgroup's
-/// shared memory. From here on the registers of sums hold float32, as bit patterns where sums are
-/// integers.
+/// Hands the scales of tokens to all threads of the warpgroup, through its shared memory.
+template <typename T, typename Shape>
+__device__ __forceinline__ void share_token_scales(const TileTerms<T, Shape>& terms,
+                                                   const GemmPlace& at, float* shared_scales) {
+  named_barrier(at.group + 1, 128);  // all have read those of the tile before
+#pragma unroll
+  for (int i = 0; i < TileTerms<T, Shape>::kTokens; ++i) {
+    const int token = i * 128 + at.thread;
+    if (token < Shape::kTokens) {
+      shared_scales[token] = terms.token_scales[i];
+    }
+  }
+  named_barrier(at.group + 1, 128);
+}
+
+/// The scales of this thread's two tokens of octet `j`. An ordinary load: the compiler may ask for
+/// them early, between the writes of results before them.
+__device__ __forceinline__ float2 token_scales_of(const float* shared_scales, int j, int lane) {
+  return *reinterpret_cast<const float2*>(shared_scales + j * 8 + lane % 4 * 2);
+}
+
+/// Multiplies by the scales of tokens and outputs. From here on the registers of sums hold float32,
+/// as bit patterns where sums are integers.
 template <typename T, typename Shape>
 __device__ __forceinline__ void apply_scales(
     typename Element<T>::Sum (&d)[Shape::kRowTiles][Shape::kTokens / 2],
-    const TileScales<T, Shape>& scales, const GemmPlace& at, std::uint32_t shared_scales) {
+    const TileTerms<T, Shape>& terms, const GemmPlace& at, float* shared_scales) {
   using Sum = typename Element<T>::Sum;
-  named_barrier(at.group + 1, 128);  // all have read those of the tile before
-#pragma unroll
-  for (int i = 0; i < TileScales<T, Shape>::kTokens; ++i) {
-    const int token = i * 128 + at.thread;
-    if (token < Shape::kTokens) store_shared_float(shared_scales + token * 4, scales.tokens[i]);
-  }
-  named_barrier(at.group + 1, 128);
 #pragma unroll
   for (int j = 0; j < Shape::kTokens / 8; ++j) {
-    const float2 token = load_shared_float2(shared_scales + (j * 8 + at.lane() % 4 * 2) * 4);
+    const float2 token = token_scales_of(shared_scales, j, at.lane());
 #pragma unroll
     for (int i = 0; i < Shape::kRowTiles; ++i) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         Sum& sum = d[i][j * 4 + e];
         sum = from_bits<Sum>(static_cast<float>(sum) *
-                             (scales.rows[2 * i + e / 2] * (e % 2 == 0 ? token.x : token.y)));
+                             (terms.row_scales[2 * i + e / 2] * (e % 2 == 0 ? token.x : token.y)));
       }
     }
   }
@@ -180,18 +202,35 @@ template <typename T, typename Shape>
 struct PieceWriter {
   const GemmParams<T>& p;
   const CUtensorMap* y_map;
-  const GemmPlace& at;
   const unsigned char* shared;
   std::uint32_t pieces;  // of this warpgroup
-  int& buffer;           // the next one
-  std::uint32_t piece;   // the one being filled
+  int group;             // which of the warpgroups
+  int thread;            // of its 128
+  std::uint32_t corner;  // where this thread's address lies in a piece
+  int buffer = 0;        // the next one
+  std::uint32_t piece = 0;
+
+  __device__ __forceinline__ PieceWriter(const GemmParams<T>& params, const CUtensorMap* map,
+                                         const unsigned char* all_shared, std::uint32_t my_pieces,
+                                         int my_group, int my_thread)
+      : p(params),
+        y_map(map),
+        shared(all_shared),
+        pieces(my_pieces),
+        group(my_group),
+        thread(my_thread) {
+    const int matrix = thread % 32 / 8;
+    const int token = thread % 8;
+    const int chunk = thread / 32 * 2 + matrix % 2;
+    corner = (matrix / 2 * 8 + token) * 128 + (chunk ^ token) * 16;
+  }
 
   /// Waits until the next `kCount` buffers may be written again; as many are sent with each
   /// commit(), and kBuffers is a multiple of it.
   template <int kCount>
   __device__ __forceinline__ void begin() const {
-    if (at.thread == 0) tensor_store_wait_read<Shape::kBuffers / kCount - 1>();
-    named_barrier(at.group + 1, 128);
+    if (thread == 0) tensor_store_wait_read<Shape::kBuffers / kCount - 1>();
+    named_barrier(group + 1, 128);
   }
   /// Turns to the next buffer.
   __device__ __forceinline__ void next() {
@@ -200,26 +239,22 @@ struct PieceWriter {
   }
   /// 16 tokens from octet `j` of the piece on.
   __device__ __forceinline__ void put(int j, const std::uint32_t (&pairs)[4]) const {
-    const int matrix = at.lane() / 8;
-    const int token_row = (j + matrix / 2) * 8 + at.lane() % 8;
-    const int chunk = at.warp() * 2 + matrix % 2;
-    store_matrices_transposed(piece + token_row * 128 + ((chunk ^ (token_row & 7)) * 16), pairs[0],
-                              pairs[1], pairs[2], pairs[3]);
+    store_matrices_transposed(piece + corner + j * 1024, pairs[0], pairs[1], pairs[2], pairs[3]);
   }
   /// What was put is complete; sends follow.
   __device__ __forceinline__ void end() const {
     if (p.y_by_tma) fence_async_proxy();
-    named_barrier(at.group + 1, 128);
+    named_barrier(group + 1, 128);
   }
   /// Ends a group of sends; also one that had nothing to send, since begin() counts them.
   __device__ __forceinline__ void commit() const {
-    if (at.thread == 0) tensor_store_commit();
+    if (thread == 0) tensor_store_commit();
   }
   /// Sends a piece, whose first result is (first_row, first_token), to Y.
   __device__ __forceinline__ void send(std::uint32_t from_piece, int first_row,
                                        int first_token) const {
     if (p.y_by_tma) {
-      if (at.thread == 0 && first_row < p.epilogue.out && first_token < p.epilogue.tokens) {
+      if (thread == 0 && first_row < p.epilogue.out && first_token < p.epilogue.tokens) {
         tensor_store(y_map, from_piece, first_row, first_token);
       }
       return;
@@ -227,7 +262,7 @@ struct PieceWriter {
     const auto* from =
         reinterpret_cast<const unsigned short*>(shared + (from_piece - shared_address(shared)));
     auto* to = static_cast<unsigned short*>(p.y);
-    for (int e = at.thread; e < Shape::kPiece * 64; e += 128) {
+    for (int e = thread; e < Shape::kPiece * 64; e += 128) {
       const int t = e / 64;
       const int r = e % 64;
       if (first_token + t < p.epilogue.tokens && first_row + r < p.epilogue.out) {
@@ -238,19 +273,52 @@ struct PieceWriter {
   }
 };
 
+/// Plain results of 8 tokens, `octet` of tile `i` of rows: scales where `kScales`, the bias, and
+/// rounded to pairs of tokens, the first in the low half; row, then row + 8.
+template <bool kIsHalf, bool kScales, typename T, typename Shape>
+__device__ __forceinline__ void round_octet(
+    const typename Element<T>::Sum (&d)[Shape::kRowTiles][Shape::kTokens / 2], int i, int octet,
+    const TileTerms<T, Shape>& terms, const float (&bias)[2], const float* shared_scales, int lane,
+    std::uint32_t (&pairs)[2]) {
+  float2 token = make_float2(1.0f, 1.0f);
+  if constexpr (kScales) token = token_scales_of(shared_scales, octet, lane);
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const auto* v = &d[i][octet * 4 + r * 2];
+    float first;
+    float second;
+    if constexpr (kScales) {
+      const float row = terms.row_scales[2 * i + r];
+      first = fmaf(static_cast<float>(v[0]), row * token.x, bias[r]);
+      second = fmaf(static_cast<float>(v[1]), row * token.y, bias[r]);
+    } else {
+      first = to_bits(v[0]) + bias[r];
+      second = to_bits(v[1]) + bias[r];
+    }
+    pairs[r] = Epilogue<T>::template round_pair<kIsHalf>(first, second);
+  }
+}
+
 /// Plain results: the bias, perhaps ReLU, and out; unrolled over the sums. Half of the buffers are
 /// filled between two barriers.
-template <typename T, typename Shape>
-__device__ __forceinline__ void write_plain(
-    typename Element<T>::Sum (&d)[Shape::kRowTiles][Shape::kTokens / 2], const GemmParams<T>& p,
-    const GemmPlace& at, const PieceRange& mine, PieceWriter<T, Shape>& writer) {
-  using Sum = typename Element<T>::Sum;
+template <bool kIsHalf, bool kScales, typename T, typename Shape>
+__device__ __forceinline__ void write_plain_as(
+    const typename Element<T>::Sum (&d)[Shape::kRowTiles][Shape::kTokens / 2],
+    const GemmParams<T>& p, const GemmPlace& at, const PieceRange& mine,
+    const TileTerms<T, Shape>& terms, float* shared_scales, PieceWriter<T, Shape>& writer) {
   constexpr int kBatch = Shape::kBuffers / 2;
 #pragma unroll
   for (int i = 0; i < Shape::kRowTiles; ++i) {
-    const int tile_row = at.first_row + i * 64;
-    const int row = tile_row + at.warp() * 16 + at.lane() / 4;
-    const float bias[2] = {p.epilogue.bias_of(row), p.epilogue.bias_of(row + 8)};
+    float bias[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      if constexpr (Shape::kIsFull) {
+        bias[r] =
+            p.epilogue.bias_of(at.first_row + i * 64 + at.warp() * 16 + at.lane() / 4 + r * 8);
+      } else {
+        bias[r] = terms.bias[2 * i + r];
+      }
+    }
 #pragma unroll
     for (int first = 0; first < Shape::kPieces; first += kBatch) {
       if (first + kBatch <= mine.first || first >= mine.end) continue;
@@ -266,17 +334,17 @@ __device__ __forceinline__ void write_plain(
         if (h < mine.first || h >= mine.end) continue;
 #pragma unroll
         for (int j = 0; j < Shape::kPiece / 8; j += 2) {
-          std::uint32_t pairs[4];
+          std::uint32_t pairs[2][2];
 #pragma unroll
-          for (int m = 0; m < 4; ++m) {
-            const int octet = h * (Shape::kPiece / 8) + j + m / 2;
-            const int r = m % 2;
-            const Sum* v = &d[i][octet * 4 + r * 2];
-            pairs[m] =
-                p.epilogue.pack_plain_pair(p.epilogue.plain_activate(to_bits(v[0]) + bias[r]),
-                                           p.epilogue.plain_activate(to_bits(v[1]) + bias[r]));
+          for (int m = 0; m < 2; ++m) {
+            round_octet<kIsHalf, kScales, T, Shape>(d, i, h * (Shape::kPiece / 8) + j + m, terms,
+                                                    bias, shared_scales, at.lane(), pairs[m]);
+            if (p.epilogue.is_relu()) {
+              pairs[m][0] = Epilogue<T>::template relu_pair<kIsHalf>(pairs[m][0]);
+              pairs[m][1] = Epilogue<T>::template relu_pair<kIsHalf>(pairs[m][1]);
+            }
           }
-          writer.put(j, pairs);
+          writer.put(j, {pairs[0][0], pairs[0][1], pairs[1][0], pairs[1][1]});
         }
       }
       writer.end();
@@ -284,10 +352,25 @@ __device__ __forceinline__ void write_plain(
       for (int b = 0; b < kBatch; ++b) {
         const int h = first + b;
         if (h < mine.first || h >= mine.end) continue;
-        writer.send(filled[b], tile_row, at.first_token + h * Shape::kPiece);
+        writer.send(filled[b], at.first_row + i * 64, at.first_token + h * Shape::kPiece);
       }
       writer.commit();
     }
+  }
+}
+
+/// The same in the type that is written, which only 8-bit products choose at run time.
+template <bool kScales, typename T, typename Shape>
+__device__ __forceinline__ void write_plain(
+    const typename Element<T>::Sum (&d)[Shape::kRowTiles][Shape::kTokens / 2],
+    const GemmParams<T>& p, const GemmPlace& at, const PieceRange& mine,
+    const TileTerms<T, Shape>& terms, float* shared_scales, PieceWriter<T, Shape>& writer) {
+  if constexpr (!Epilogue<T>::kIsScaled) {
+    write_plain_as<__is_same(T, __half), kScales>(d, p, at, mine, terms, shared_scales, writer);
+  } else if (p.epilogue.writes_half()) {
+    write_plain_as<true, kScales>(d, p, at, mine, terms, shared_scales, writer);
+  } else {
+    write_plain_as<false, kScales>(d, p, at, mine, terms, shared_scales, writer);
   }
 }
 
@@ -375,15 +458,22 @@ __device__ __forceinline__ void write_any(
 template <typename T, typename Shape>
 __device__ __forceinline__ void finish_tile(
     typename Element<T>::Sum (&d)[Shape::kRowTiles][Shape::kTokens / 2], const GemmParams<T>& p,
-    const CUtensorMap* y_map, const GemmPlace& at, const TileScales<T, Shape>& scales,
-    const unsigned char* shared, std::uint32_t stages, std::uint32_t pieces,
-    std::uint32_t shared_scales, int& buffer) {
+    const GemmPlace& at, const TileTerms<T, Shape>& terms, std::uint32_t stages,
+    float* shared_scales, PieceWriter<T, Shape>& writer) {
   const PieceRange mine = exchange_sums<T, Shape>(d, at, stages);
-  if constexpr (Epilogue<T>::kIsScaled) apply_scales<T, Shape>(d, scales, at, shared_scales);
-  PieceWriter<T, Shape> writer{p, y_map, at, shared, pieces, buffer, 0};
+  const bool has_residual = p.epilogue.residual != nullptr;
+  if constexpr (Epilogue<T>::kIsScaled) {
+    share_token_scales<T, Shape>(terms, at, shared_scales);
+    // Plain results are scaled where they are rounded, which saves a multiplication.
+    if (!Shape::kIsFull && p.epilogue.is_plain && !has_residual) {
+      write_plain<true, T, Shape>(d, p, at, mine, terms, shared_scales, writer);
+      return;
+    }
+    apply_scales<T, Shape>(d, terms, at, shared_scales);
+  }
   if (p.epilogue.is_plain) {
-    if (p.epilogue.residual != nullptr) add_residual<T, Shape>(d, p, at);
-    write_plain<T, Shape>(d, p, at, mine, writer);
+    if (has_residual) add_residual<T, Shape>(d, p, at);
+    write_plain<false, T, Shape>(d, p, at, mine, terms, shared_scales, writer);
   } else {
     write_any<T, Shape>(d, p, at, mine, writer);
   }

@@ -41,14 +41,19 @@ struct TileCursor {
   int row_cluster;
   int token_block;
 
-  __device__ __forceinline__ TileCursor(int tile, int row_clusters, int token_blocks) {
-    const int per_group = kGroup * row_clusters;
-    const int group = tile / per_group;
-    const int first = group * kGroup;
-    const int width = min(kGroup, token_blocks - first);
-    const int inside = tile - group * per_group;
-    token_block = first + inside % width;
-    row_cluster = inside / width;
+  __device__ __forceinline__ TileCursor(unsigned tile, unsigned row_clusters, int token_blocks) {
+    // Divisions are slow, and all warps wait for them between two tiles: one will do.
+    const unsigned group = tile / kGroup / row_clusters;
+    const unsigned inside = tile - group * kGroup * row_clusters;
+    const int first = static_cast<int>(group) * kGroup;
+    const int width = token_blocks - first;
+    if (width >= kGroup) {
+      token_block = first + static_cast<int>(inside % kGroup);
+      row_cluster = static_cast<int>(inside / kGroup);
+    } else {
+      row_cluster = static_cast<int>(inside / width);
+      token_block = first + static_cast<int>(inside) - row_cluster * width;
+    }
   }
 };
 
@@ -57,6 +62,8 @@ template <typename T>
 struct GemmRounds {
   const GemmParams<T>& p;
   int rank;      // in the cluster
+  int sharing;   // log2 of the blocks that share X; they are a power of two, like parts
+  int parts;     // log2 of the parts of the inputs
   int clusters;  // of the launch
   int tiles;     // for the blocks that share X together
   int whole;     // of them in rounds that keep all clusters busy, or all
@@ -74,26 +81,28 @@ struct GemmRounds {
 
   __device__ __forceinline__ GemmRounds(const GemmParams<T>& params, int cluster_rank)
       : p(params), rank(cluster_rank) {
-    clusters = static_cast<int>(gridDim.x) / (p.shared_by * p.split);
-    tiles = p.row_blocks / p.shared_by * p.token_blocks;
+    sharing = __popc(p.shared_by - 1);
+    parts = __popc(p.split - 1);
+    clusters = static_cast<int>(gridDim.x) >> (sharing + parts);
+    tiles = (p.row_blocks >> sharing) * p.token_blocks;
     whole = p.splits_last_round ? tiles / clusters * clusters : tiles;
-    end = whole + (tiles - whole) * p.shared_by;
+    end = whole + ((tiles - whole) << sharing);
   }
 
   __device__ __forceinline__ Work work_at(int number) const {
     Work work;
     work.is_alone = number >= whole;
     const int among = number - whole;
-    const int tile = work.is_alone ? whole + among / p.shared_by : number;
-    const TileCursor at(tile, p.row_blocks / p.shared_by, p.token_blocks);
+    const int tile = work.is_alone ? whole + (among >> sharing) : number;
+    const TileCursor at(tile, p.row_blocks >> sharing, p.token_blocks);
     work.token_block = at.token_block;
-    work.part = work.is_alone ? rank : rank / p.shared_by;
-    work.split = work.is_alone ? p.shared_by : p.split;
+    work.part = work.is_alone ? rank : rank >> sharing;
+    const int log_split = work.is_alone ? sharing : parts;
+    work.split = 1 << log_split;
     work.row_block =
-        at.row_cluster * p.shared_by + (work.is_alone ? among % p.shared_by : rank % p.shared_by);
-    const long long inputs = p.input_tiles;
-    work.first = static_cast<int>(inputs * work.part / work.split);
-    work.steps = static_cast<int>(inputs * (work.part + 1) / work.split) - work.first;
+        (at.row_cluster << sharing) + ((work.is_alone ? among : rank) & (p.shared_by - 1));
+    work.first = (p.input_tiles * work.part) >> log_split;
+    work.steps = ((p.input_tiles * (work.part + 1)) >> log_split) - work.first;
     return work;
   }
 };
@@ -125,10 +134,10 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
 
   // Blocks of a cluster: `shared_by` that need the same X, times `split` that share the tile.
   const int rank = cluster_rank();
-  const int first_peer = rank / p.shared_by * p.shared_by;
-  const int row_rank = rank - first_peer;
-  const int cluster = static_cast<int>(blockIdx.x) / (p.shared_by * p.split);
   const GemmRounds<T> rounds(p, rank);
+  const int row_rank = rank & (p.shared_by - 1);
+  const int first_peer = rank - row_rank;
+  const int cluster = static_cast<int>(blockIdx.x) >> (rounds.sharing + rounds.parts);
 
   const int warpgroup = static_cast<int>(threadIdx.x) / 128;
   const int thread = static_cast<int>(threadIdx.x) % 128;
@@ -161,7 +170,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     // loads could hand back a stage for the second time before a peer's first hand-back arrived,
     // and barriers count arrivals without asking whose they are.
     // Divided here: a division a stage in the one thread that loads costs a quarter of all.
-    const int x_share = kTokens / p.shared_by;
+    const int x_share = kTokens >> rounds.sharing;
     const auto is_full = [&](int token) { return token + kTokens <= p.epilogue.tokens; };
     const auto load_x = [&](int s, int token, int k, bool is_alone) {
       const std::uint32_t to = x_stages + s * kXBytes;
@@ -247,14 +256,14 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     wait_for_predecessors();
     const int group = warpgroup - 1;
     const int lane = thread % 32;
-    const bool elected = thread == 0;
     int stage = 0;
     std::uint32_t parity = 0;
-    int buffer = 0;
     // A stage goes back to all blocks that loaded a part of it.
     const bool releases = lane < p.shared_by;
-    const std::uint32_t my_scales = empty + kStages * 8 + group * Shape::kScaleBytes;
-    const std::uint32_t my_pieces = pieces + group * Shape::kBuffers * Shape::kPieceBytes;
+    auto* const my_scales = reinterpret_cast<float*>(
+        shared + (empty + kStages * 8 - shared_address(shared)) + group * Shape::kScaleBytes);
+    PieceWriter<T, Shape> writer(
+        p, &y_map, shared, pieces + group * Shape::kBuffers * Shape::kPieceBytes, group, thread);
 
     for (int i = cluster; i < rounds.end; i += rounds.clusters) {
       const auto work = rounds.work_at(i);
@@ -269,8 +278,8 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
                             .peer_stride = work.is_alone ? 1 : p.shared_by,
                             .first_row = (work.row_block * kWarpgroups + group) * kRowTiles * 64,
                             .first_token = work.token_block * kTokens};
-      TileScales<T, Shape> scales;
-      if constexpr (!Shape::kIsFull) scales.load(p, place);
+      TileTerms<T, Shape> terms;
+      if constexpr (!Shape::kIsFull) terms.load(p, place);
       Sum d[kRowTiles][kTokens / 2];
       [[maybe_unused]] Sum promoted[kRowTiles][Shape::kPromotes ? kTokens / 2 : 1] = {};
       int previous = -1;
@@ -327,6 +336,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
         step(even);
         promote();
       }
+      if constexpr (Shape::kIsFull) terms.load(p, place);
       wgmma_wait<0>();
       release(previous);
       if constexpr (Shape::kPromotes) {
@@ -337,11 +347,9 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
         }
       }
 
-      if constexpr (Shape::kIsFull) scales.load(p, place);
-      finish_tile<T, Shape>(d, p, &y_map, place, scales, shared, x_stages, my_pieces, my_scales,
-                            buffer);
+      finish_tile<T, Shape>(d, p, place, terms, x_stages, my_scales, writer);
     }
-    if (elected) tensor_store_wait();
+    if (thread == 0) tensor_store_wait();
   }
   const bool exchanges =
       p.split > 1 || (rounds.whole < rounds.end && rounds.whole + cluster < rounds.end);

@@ -38,7 +38,7 @@ struct GemmInstance {
   static constexpr double kPower = Shape::kIsFull ? 1.17 : 1.0;
   // X that every block reads for itself: 2 to 4 % at 512 tokens.
   static constexpr double kUnshared = 1.03;
-  static constexpr double kTileClocks = 4500;
+  static constexpr double kTileClocks = 3000;  // the fit has 4500, and ends are shorter since
   static constexpr double kSplitClocks = 250 + 45.0 * Shape::kTokens * Shape::kRowTiles;
   static constexpr double kClock = 1.9e9;
   static constexpr double kLaunchSeconds = 2e-6;
