@@ -139,7 +139,7 @@ def plan_24(
     if not plan.sparse:
         return plan
     rows = _rows_argument(rows_of_buckets(found.rows, plan.choices), dense, quantization)
-    return replace(plan, rows=rows | plan.upper_packed)
+    return replace(plan, rows=rows | plan.packed_parts)
 
 
 def _kernel(x: Tensor, out: int) -> str:

@@ -13,7 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from gossamer._tune_cuda import operator_bucket
-from gossamer._weight_facts import FIRST_HALVED_BUCKET, UPPER_PACKED_SHIFT
+from gossamer._weight_facts import (
+    FIRST_EIGHTH_BUCKET,
+    FIRST_EIGHTH_DENSE_SHIFT,
+    FIRST_HALVED_BUCKET,
+    UPPER_PACKED_SHIFT,
+)
 
 BUCKETS: tuple[tuple[int, ...], ...] = (
     (1,),
@@ -22,13 +27,17 @@ BUCKETS: tuple[tuple[int, ...], ...] = (
     (33, 64),
     (65, 128),
     (129, 256),
-    (257, 512),
+    (257, 288),
+    (289, 512),
     (513, 1024),
-    (1025, 2048),
+    (1025, 1152),
+    (1153, 2048),
     (2049, 8192),
 )
-"""Buckets of token counts, of gossamer/linear.h or halves of them, by the counts at which each is
-timed: both ends, the last one's where activations of most models end."""
+"""Buckets of token counts, of gossamer/linear.h or parts of them, by the counts at which each is
+timed: both ends, the last one's where activations of most models end. Parts are halves, and the
+first eighth of the upper half of two: a further column of tiles has begun there that is all but
+empty, which costs what dense kernels pay elsewhere."""
 
 BUCKET_ENDS = [counts[-1] for counts in BUCKETS[:-1]]
 
@@ -64,14 +73,21 @@ class CudaPlan:
         return dense_buckets([choice["kernel"] for choice in self.choices])
 
     @property
-    def upper_packed(self) -> int:
-        """Bits of `layout` for those of these buckets whose upper half is packed all the same."""
-        bits, dense = 0, self.dense_buckets
-        for bucket, choice in zip(BUCKET_OF, self.choices, strict=False):  # or none
-            # The last one of a bucket counts: its upper half.
-            if dense[bucket] and BUCKET_OF.count(bucket) == 2:
-                place = 1 << (UPPER_PACKED_SHIFT + bucket - FIRST_HALVED_BUCKET)
-                bits = bits & ~place if choice["kernel"] == "dense" else bits | place
+    def packed_parts(self) -> int:
+        """Bits of `layout` for the parts of these buckets that are packed all the same."""
+        bits = 0
+        for bucket in set(BUCKET_OF) if self.choices else ():
+            packed = [
+                choice["kernel"] != "dense"
+                for of, choice in zip(BUCKET_OF, self.choices, strict=True)
+                if of == bucket
+            ]
+            if all(packed) or not any(packed):
+                continue
+            if not packed[0]:
+                bits |= 1 << (UPPER_PACKED_SHIFT + bucket - FIRST_HALVED_BUCKET)
+            if len(packed) == 3 and not packed[1]:
+                bits |= 1 << (FIRST_EIGHTH_DENSE_SHIFT + bucket - FIRST_EIGHTH_BUCKET)
         return bits
 
 
@@ -98,7 +114,7 @@ def decide(times: list[list[float]], kernels: list[str], memory: str, dense_byte
                 "reason": f"packed {ms:.4f} ms, dense {dense_ms:.4f} ms at {tokens} tokens",
             }
         )
-    _agree_in_halves(choices)
+    _agree_in_parts(choices)
     wins = any(gain and c["kernel"] != "dense" for gain, c in zip(gains, choices, strict=True))
     size = f"{dense_bytes / 1e6:.3g} MB"
     if not wins:
@@ -132,17 +148,21 @@ def dense_buckets(kernels: Sequence[str]) -> list[str | None]:
     return dense
 
 
-def _agree_in_halves(choices: list[dict[str, Any]]) -> None:
-    """Only the upper half of a bucket can be packed alone: where it is dense, so is the lower."""
-    for i in range(1, len(choices)):
-        if BUCKET_OF[i] == BUCKET_OF[i - 1] and choices[i]["kernel"] == "dense":
-            if choices[i - 1]["kernel"] != "dense":
-                choices[i - 1]["reason"] += "; dense, as the upper half of its bucket is"
-            (choices[i - 1],) = _all_dense(choices[i - 1 : i])
+def _agree_in_parts(choices: list[dict[str, Any]]) -> None:
+    """Where the last part of a bucket is dense, so are those before it."""
+    for i in reversed(range(len(choices) - 1)):
+        if BUCKET_OF[i] == BUCKET_OF[i + 1] and _last_of_bucket(i, choices)["kernel"] == "dense":
+            if choices[i]["kernel"] != "dense":
+                choices[i]["reason"] += "; dense, as the last part of its bucket is"
+            (choices[i],) = _all_dense(choices[i : i + 1])
+
+
+def _last_of_bucket(i: int, choices: list[dict[str, Any]]) -> dict[str, Any]:
+    return [choice for of, choice in zip(BUCKET_OF, choices, strict=True) if of == BUCKET_OF[i]][-1]
 
 
 def rows_of_buckets(rows: Sequence[str], choices: Sequence[Mapping[str, Any]]) -> list[str]:
-    """For each bucket of gossamer/linear.h the row that its packed halves agree on, or ""."""
+    """For each bucket of gossamer/linear.h the row that its packed parts agree on, or ""."""
     found: list[set[str]] = [set() for _ in range(_OPERATOR_BUCKETS)]
     for bucket, row, choice in zip(BUCKET_OF, rows, choices, strict=True):
         if choice["kernel"] != "dense":

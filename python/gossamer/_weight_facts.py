@@ -31,6 +31,8 @@ DTYPES = {
 UPPER_PACKED_SHIFT = 25
 FIRST_HALVED_BUCKET = 3
 HALVED_BUCKETS = 3
+FIRST_EIGHTH_DENSE_SHIFT = 28
+FIRST_EIGHTH_BUCKET = 4
 
 
 def count_nonzeros(values: torch.Tensor) -> int:
@@ -61,17 +63,32 @@ class Facts(NamedTuple):
     core's 14 bits."""
     rows: int = 0
     """Bits of `layout_argument` that name a row of the GPU's kernel table for each bucket
-    (`_tune_cuda.rows_argument`), and the buckets of which only the lower half is dense. They live
+    (`_tune_cuda.rows_argument`), and which parts of a dense bucket are packed (`packs`). They live
     as long as the weight: a file has none, and what it becomes is planned anew or left to the cost
     model."""
     input_scale: float = 0.0
     """What inputs of a quantized weight are rounded at, as calibration found it; 0 where each token
     (image) gets a scale of its own in every call."""
 
-    def packs_upper_half(self, bucket: int) -> bool:
-        """Whether the plan of a GPU runs packed in the upper half of a bucket that is dense."""
+    def packs(self, bucket: int, tokens: int, end: int) -> bool:
+        """Whether the plan of a GPU runs packed at so many tokens of a bucket that is dense.
+
+        Args:
+            bucket: of gossamer/linear.h.
+            tokens: in that bucket.
+            end: its last count.
+        """
         halved = bucket - FIRST_HALVED_BUCKET
-        return 0 <= halved < HALVED_BUCKETS and bool(self.rows >> UPPER_PACKED_SHIFT + halved & 1)
+        if not 0 <= halved < HALVED_BUCKETS:
+            return False
+        lower_is_dense = bool(self.rows >> UPPER_PACKED_SHIFT + halved & 1)
+        eighth = bucket - FIRST_EIGHTH_BUCKET
+        eighth_is_dense = eighth >= 0 and bool(self.rows >> FIRST_EIGHTH_DENSE_SHIFT + eighth & 1)
+        if not lower_is_dense and not eighth_is_dense:
+            return False
+        if tokens * 2 <= end:
+            return not lower_is_dense
+        return not (eighth_is_dense and tokens * 16 <= end * 9)
 
     def layout_argument(self, device: torch.device) -> int:
         """What the operators are told of the bytes beside the inputs and outputs of a call.

@@ -181,7 +181,9 @@ def _runs_dense(x: Tensor, weight: SparseWeight) -> bool:
     bucket = bisect_left(_BUCKET_ENDS, tokens)
     if not weight._dense_buckets >> bucket & 1:
         return False
-    return not weight._facts.packs_upper_half(bucket) or tokens * 2 <= _BUCKET_ENDS[bucket]
+    if bucket == len(_BUCKET_ENDS):
+        return True
+    return not weight._facts.packs(bucket, tokens, _BUCKET_ENDS[bucket])
 
 
 def product(

@@ -19,8 +19,11 @@ namespace gossamer::door::cuda_ops {
 //   15        the inputs are told: modulo 128 in the next seven bits; tiles are padded, so that the
 //             bytes alone do not tell 60 inputs from 64
 //   23, 24    of a quantized weight: its values are float8, their sums are to be accurate
-//   25 .. 27  for the buckets of 33 to 2048 tokens: the upper half of a bucket that is said to run
-//             dense is packed all the same
+//   25 .. 27  for the buckets of 33 to 2048 tokens that are said to run dense: the lower half does,
+//             the upper is packed all the same
+//   28, 29    for those of 129 to 2048 tokens, likewise: the first eighth of the upper half runs
+//             dense, the rest of that half is packed all the same, and so is the lower half where
+//             the bit above does not say otherwise
 //   30 .. 59  five bits for each bucket but the first, which shares those of the second: the row of
 //             the kernel table that was the fastest there (LinearSp24Args::tuned_row), 0 where the
 //             cost model chooses
@@ -36,9 +39,12 @@ inline constexpr int kAccurateShift = 24;
 inline constexpr int kUpperPackedShift = 25;
 inline constexpr int kFirstHalvedBucket = 3;
 inline constexpr int kHalvedBuckets = 3;
+inline constexpr int kFirstEighthDenseShift = 28;
+inline constexpr int kFirstEighthBucket = 4;
 inline constexpr int kRowShift = 25;
 inline constexpr int kRowBits = 5;
-static_assert(kUpperPackedShift + kHalvedBuckets <= kRowShift + kRowBits);
+static_assert(kUpperPackedShift + kHalvedBuckets <= kFirstEighthDenseShift);
+static_assert(kFirstEighthDenseShift + kHalvedBuckets - 1 <= kRowShift + kRowBits);
 inline constexpr int kStackShift = 60;
 inline constexpr int kTableShift = 61;
 static_assert(kDenseShift + kTokenBuckets <= kInputsToldShift);
@@ -68,8 +74,14 @@ inline bool runs_dense(std::int64_t argument, std::int64_t tokens) {
   if (!has_bit(argument, kDenseShift + bucket)) return false;
   const int halved = bucket - kFirstHalvedBucket;
   if (halved < 0 || halved >= kHalvedBuckets) return true;
-  const bool is_upper = tokens * 2 > kTokenBucketEnds[static_cast<std::size_t>(bucket)];
-  return !(is_upper && has_bit(argument, kUpperPackedShift + halved));
+  const bool lower_is_dense = has_bit(argument, kUpperPackedShift + halved);
+  const bool eighth_is_dense =
+      bucket >= kFirstEighthBucket &&
+      has_bit(argument, kFirstEighthDenseShift + bucket - kFirstEighthBucket);
+  if (!lower_is_dense && !eighth_is_dense) return true;
+  const std::int64_t end = kTokenBucketEnds[static_cast<std::size_t>(bucket)];
+  if (tokens * 2 <= end) return lower_is_dense;
+  return eighth_is_dense && tokens * 16 <= end * 9;
 }
 
 /// The row that the plan found for so many tokens; 0 where it found none in this table.

@@ -57,27 +57,56 @@ def test_slower_somewhere_runs_dense_there(memory: str) -> None:
     assert plan.choices[5]["tokens"] == 129
     assert plan.choices[5]["milliseconds"] == 0.5
     assert plan.choices[6]["kernel"] == KERNELS[6]
-    facts = weight_of(64, 128)._facts._replace(rows=plan.upper_packed)
-    assert [facts.packs_upper_half(bucket) for bucket in range(7)] == [i == 4 for i in range(7)]
+    assert dense_counts(plan, 4) == {129, 256}
 
 
-def test_a_bucket_whose_upper_half_is_dense_is_dense() -> None:
+def dense_counts(plan: _plan_cuda.CudaPlan, bucket: int) -> set[int]:
+    """Those of a dense bucket's counts, at the ends of its parts, that run dense."""
+    ends = {3: 128, 4: 512, 5: 2048}
+    facts = weight_of(64, 128)._facts._replace(rows=plan.packed_parts)
+    counts = {
+        3: (33, 64, 65, 128),
+        4: (129, 256, 257, 288, 289, 512),
+        5: (513, 1024, 1025, 1152, 1153, 2048),
+    }
+    return {n for n in counts[bucket] if not facts.packs(bucket, n, ends[bucket])}
+
+
+def test_a_bucket_whose_last_part_is_dense_is_dense() -> None:
     plan = _plan_cuda.decide(times(t2048=(1.0, 0.5), t33=(1.0, 0.5)), KERNELS, "speed", 10)
     assert plan.dense_buckets == [None, None, None, "dense", None, "dense", None]
-    assert [choice["kernel"] for choice in plan.choices[7:9]] == ["dense", "dense"]
+    assert [choice["kernel"] for choice in plan.choices[8:11]] == ["dense", "dense", "dense"]
     assert plan.choices[3]["kernel"] == "dense"
     assert plan.choices[4]["kernel"] == KERNELS[4]
-    assert plan.upper_packed == 1 << 25
+    assert dense_counts(plan, 3) == {33, 64}
+    assert dense_counts(plan, 5) == {513, 1024, 1025, 1152, 1153, 2048}
 
 
-def test_a_gain_in_a_half_that_runs_dense_is_none() -> None:
+@pytest.mark.parametrize(
+    ("slow", "bucket", "dense"),
+    [
+        ({257}, 4, {257, 288}),
+        ({129, 288}, 4, {129, 256, 257, 288}),
+        ({300, 512}, 4, {129, 256, 257, 288, 289, 512}),
+        ({1025}, 5, {1025, 1152}),
+        ({1024}, 5, {513, 1024}),
+    ],
+)
+def test_parts_of_a_bucket_run_dense(slow: set[int], bucket: int, dense: set[int]) -> None:
+    found = times(**{f"t{tokens}": (1.0, 0.5) for tokens in slow})
+    plan = _plan_cuda.decide(found, KERNELS, "speed", 10)
+    assert plan.dense_buckets == ["dense" if i == bucket else None for i in range(7)]
+    assert dense_counts(plan, bucket) == dense
+
+
+def test_a_gain_in_a_part_that_runs_dense_is_none() -> None:
     even = {f"t{tokens}": (1.0, 1.0) for bucket in _plan_cuda.BUCKETS for tokens in bucket}
     halves = even | {"t33": (1.0, 2.0), "t64": (1.0, 2.0), "t128": (1.0, 0.5)}
     plan = _plan_cuda.decide(times(**halves), KERNELS, "speed", 10)
     assert not plan.sparse
     lower = plan.choices[3]
     assert lower["kernel"] == "dense"
-    assert lower["reason"].endswith("; dense, as the upper half of its bucket is")
+    assert lower["reason"].endswith("; dense, as the last part of its bucket is")
 
 
 def test_what_timing_cannot_tell_apart_is_no_loss_and_no_gain() -> None:
@@ -227,8 +256,8 @@ def test_a_plan_reaches_the_weight_and_the_report(monkeypatch: pytest.MonkeyPatc
     assert kept.weight.dense is not None
     assert torch.equal(kept.weight.dense, layer.weight)
     assert [bucket["kernel"] for bucket in kept.report["plan"]] == [
-        "sm90_1", "sm90_8", "sm90_32", "sm90_64", "sm90_128", "dense", "sm90_512", "sm90_1024",
-        "sm90_2048", "sm90_8192",
+        "sm90_1", "sm90_8", "sm90_32", "sm90_64", "sm90_128", "dense", "sm90_288", "sm90_512",
+        "sm90_1024", "sm90_1152", "sm90_2048", "sm90_8192",
     ]  # fmt: skip
     assert [bucket["tokens"] for bucket in kept.report["plan"]][5] == "129–256"
     layer.weight = nn.Parameter(kept.weight, requires_grad=False)

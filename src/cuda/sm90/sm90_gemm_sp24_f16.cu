@@ -17,8 +17,6 @@ void add_gemm_f16_rows(std::vector<LinearSp24Kernel>& rows) {
   rows.push_back(
       GemmInstance<T, GemmShape<T, 2, 128, 6>>::row("sm90_gemm_sp24_f16_256x128", kType));
   rows.push_back(
-      GemmInstance<T, GemmShape<T, 1, 160, 8>>::row("sm90_gemm_sp24_f16_128x160", kType));
-  rows.push_back(
       GemmInstance<T, GemmShape<T, 1, 128, 8>>::row("sm90_gemm_sp24_f16_128x128", kType));
   rows.push_back(GemmInstance<T, GemmShape<T, 1, 96, 6>>::row("sm90_gemm_sp24_f16_128x96", kType));
   rows.push_back(GemmInstance<T, GemmShape<T, 1, 64, 4>>::row("sm90_gemm_sp24_f16_128x64", kType));

@@ -18,8 +18,6 @@ void add_gemm_f8_rows(std::vector<LinearSp24Kernel>& rows) {
   rows.push_back(
       GemmInstance<T, GemmShape<T, 2, 128, 6>>::row("sm90_gemm_sp24_f8e4m3_256x128", kType));
   rows.push_back(
-      GemmInstance<T, GemmShape<T, 1, 160, 8>>::row("sm90_gemm_sp24_f8e4m3_128x160", kType));
-  rows.push_back(
       GemmInstance<T, GemmShape<T, 1, 128, 8>>::row("sm90_gemm_sp24_f8e4m3_128x128", kType));
   rows.push_back(
       GemmInstance<T, GemmShape<T, 1, 96, 6>>::row("sm90_gemm_sp24_f8e4m3_128x96", kType));

@@ -12,7 +12,6 @@ void add_gemm_i8_rows(std::vector<LinearSp24Kernel>& rows) {
   rows.push_back(GemmInstance<T, GemmShape<T, 1, 256, 6>>::row("sm90_gemm_sp24_i8_128x256", kType));
   rows.push_back(GemmInstance<T, GemmShape<T, 1, 192, 6>>::row("sm90_gemm_sp24_i8_128x192", kType));
   rows.push_back(GemmInstance<T, GemmShape<T, 2, 128, 6>>::row("sm90_gemm_sp24_i8_256x128", kType));
-  rows.push_back(GemmInstance<T, GemmShape<T, 1, 160, 8>>::row("sm90_gemm_sp24_i8_128x160", kType));
   rows.push_back(GemmInstance<T, GemmShape<T, 1, 128, 8>>::row("sm90_gemm_sp24_i8_128x128", kType));
   rows.push_back(GemmInstance<T, GemmShape<T, 1, 96, 6>>::row("sm90_gemm_sp24_i8_128x96", kType));
   rows.push_back(GemmInstance<T, GemmShape<T, 1, 64, 4>>::row("sm90_gemm_sp24_i8_128x64", kType));
