@@ -27,8 +27,8 @@ BUCKETS: tuple[tuple[int, ...], ...] = (
     (1025, 2048),
     (2049, 8192),
 )
-"""Buckets of token counts, of gossamer/linear.h or halves of them, by the counts at which each is
-timed: both ends, the last one's where activations of most models end."""
+"""Buckets of token counts, of src/torch/cuda_layout_argument.h or halves of them, by the counts at
+which each is timed: both ends, the last one's where activations of most models end."""
 
 BUCKET_ENDS = [counts[-1] for counts in BUCKETS[:-1]]
 
@@ -66,10 +66,10 @@ class CudaPlan:
     @property
     def upper_packed(self) -> int:
         """Bits of `layout` for those of these buckets whose upper half is packed all the same."""
-        bits, dense = 0, self.dense_buckets
+        bits, dense = 0, _dense_operator_buckets([c["kernel"] for c in self.choices])
         for bucket, choice in zip(BUCKET_OF, self.choices, strict=False):  # or none
             # The last one of a bucket counts: its upper half.
-            if dense[bucket] and BUCKET_OF.count(bucket) == 2:
+            if bucket in dense and BUCKET_OF.count(bucket) == 2:
                 place = 1 << (UPPER_PACKED_SHIFT + bucket - FIRST_HALVED_BUCKET)
                 bits = bits & ~place if choice["kernel"] == "dense" else bits | place
         return bits
@@ -125,11 +125,13 @@ def dense_buckets(kernels: Sequence[str]) -> list[str | None]:
 
     As the packed weight's header keeps it. `kernels` are those of BUCKETS in turn, or none.
     """
-    dense: list[str | None] = [None] * _OPERATOR_BUCKETS
-    for bucket, kernel in zip(BUCKET_OF, kernels, strict=False):
-        if kernel == "dense":
-            dense[bucket] = "dense"
-    return dense
+    dense = _dense_operator_buckets(kernels)
+    names = ["dense" if bucket in dense else None for bucket in range(_OPERATOR_BUCKETS)]
+    return [names[0], names[1], *names[1:]]  # the header tells 2–4 tokens from 5–8
+
+
+def _dense_operator_buckets(kernels: Sequence[str]) -> set[int]:
+    return {b for b, kernel in zip(BUCKET_OF, kernels, strict=False) if kernel == "dense"}
 
 
 def _agree_in_halves(choices: list[dict[str, Any]]) -> None:
@@ -142,7 +144,7 @@ def _agree_in_halves(choices: list[dict[str, Any]]) -> None:
 
 
 def rows_of_buckets(rows: Sequence[str], choices: Sequence[Mapping[str, Any]]) -> list[str]:
-    """For each bucket of gossamer/linear.h the row that its packed halves agree on, or ""."""
+    """For each bucket of the operators' argument the row that its packed halves agree on, or ""."""
     found: list[set[str]] = [set() for _ in range(_OPERATOR_BUCKETS)]
     for bucket, row, choice in zip(BUCKET_OF, rows, choices, strict=True):
         if choice["kernel"] != "dense":

@@ -99,7 +99,7 @@ void fill_second(std::byte* block, std::int64_t bytes, Layout second) {
   };
   try {
     const PackedWeight made = detail::encode(*source, info_in(first, second), room);
-    reinterpret_cast<PackedHeader*>(made.data())->plan = first.header().plan;
+    reinterpret_cast<PackedHeader*>(made.data())->set_plan(first.header());
   } catch (...) {  // a header alone would make the room look filled
     if (first.header().has_second != 0) std::memset(block + begin, 0, sizeof(PackedHeader));
     throw;

@@ -24,15 +24,16 @@ struct ConvProbe {
 /// At least one of each bucket; small ones come first. The smallest map has 2×2 pixels and stands
 /// for a single pixel too: there torch's dense product is one of a matrix and a vector, which would
 /// keep layers plain that gain on every map that a network has.
-inline constexpr std::array<ConvProbe, 9> kConvProbes{{{1, 2, 0},
-                                                       {1, 2, 1},
-                                                       {1, 4, 2},
-                                                       {1, 7, 3},
-                                                       {1, 14, 4},
-                                                       {1, 28, 5},
-                                                       {1, 56, 6},
-                                                       {16, 14, 6},
-                                                       {16, 28, 6}}};
+inline constexpr std::array<ConvProbe, 10> kConvProbes{{{1, 2, 0},
+                                                        {1, 2, 1},
+                                                        {2, 2, 2},
+                                                        {1, 4, 3},
+                                                        {1, 7, 4},
+                                                        {1, 14, 5},
+                                                        {1, 28, 6},
+                                                        {1, 56, 7},
+                                                        {16, 14, 7},
+                                                        {16, 28, 7}}};
 static_assert(kConvProbes.size() <= kProbeCount);
 
 /// The shape of a call on a probe's map. Where the padding alone gives more pixels than the probe

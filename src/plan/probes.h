@@ -16,18 +16,20 @@ struct Probe {
   std::int64_t tokens = 0;
 };
 
-inline constexpr std::array<Probe, 12> kProbes{{{0, 1},
+inline constexpr std::array<Probe, 14> kProbes{{{0, 1},
                                                 {1, 2},
-                                                {1, 8},
-                                                {2, 9},
-                                                {2, 32},
-                                                {3, 33},
-                                                {3, 128},
-                                                {4, 129},
-                                                {4, 512},
-                                                {5, 513},
-                                                {5, 2048},
-                                                {6, 4096}}};
+                                                {1, 4},
+                                                {2, 5},
+                                                {2, 8},
+                                                {3, 9},
+                                                {3, 32},
+                                                {4, 33},
+                                                {4, 128},
+                                                {5, 129},
+                                                {5, 512},
+                                                {6, 513},
+                                                {6, 2048},
+                                                {7, 4096}}};
 inline constexpr std::size_t kProbeCount = kProbes.size();
 
 /// The token count that stands for a bucket where one is enough.
