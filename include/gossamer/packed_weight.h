@@ -71,8 +71,8 @@ struct PackedHeader {
   std::uint8_t array_count = 0;
   /// 1: a second block lies behind the arrays, the same weight in another layout.
   std::uint8_t has_second = 0;
-  /// Which token buckets the plan runs in the second layout: bit 0 is the first bucket. Read it with
-  /// in_second().
+  /// Which token buckets the plan runs in the second layout: bit 0 is the first bucket. Read it
+  /// with in_second().
   std::uint8_t second_buckets = 0;
   std::int32_t pattern_n = 0;
   std::int32_t pattern_m = 0;

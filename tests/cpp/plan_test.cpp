@@ -118,6 +118,26 @@ TEST(Decide, WhatACallMayCostIsForgivenToALayerThatGainsOnTheWhole) {
   EXPECT_FALSE(with(0.3, 1.2, 1e-6).sparse) << "seven buckets of 1.2 do not make up for 0.3";
 }
 
+TEST(Decide, BucketsAsideChooseARowAndDecideNothing) {
+  const auto with = [](double aside, double others, MemoryMode memory) {
+    Evidence evidence = evidence_of(
+        {row_with("fake_bitmask", [=](int bucket) { return bucket < 2 ? aside : others; })});
+    evidence.last_aside = 1;
+    return verdict_of(evidence, memory);
+  };
+  const Plan packed = with(0.5, 2.0, MemoryMode::kDefault);
+  EXPECT_TRUE(packed.sparse);
+  EXPECT_EQ(packed.choices[0].kernel, "fake_bitmask");
+  EXPECT_TRUE(contains(packed.reason, "; not counted: dense 10.00 ms, fake_bitmask 20.00 ms at 1"))
+      << packed.reason;
+  EXPECT_EQ(with(0.5, 2.0, MemoryMode::kSpeed).choices[1].kernel, kDenseKernel);
+  EXPECT_FALSE(with(3.0, 1.0, MemoryMode::kDefault).sparse) << "it gains nowhere else";
+  Evidence alone = evidence_of({row_with("fake_bitmask", [](int) { return 0.5; })});
+  alone.last_aside = 1;
+  std::fill(alone.probed.begin() + 3, alone.probed.end(), false);
+  EXPECT_FALSE(verdict_of(alone).sparse) << "nothing else was timed, so they count";
+}
+
 TEST(Decide, OneEndOfABucketIsEnoughToBeSlower) {
   Candidate row = row_with("fake_bitmask", [](int) { return 2.0; });
   row.at[6].ratio = 0.9;  // 32 tokens; 9 tokens win by far

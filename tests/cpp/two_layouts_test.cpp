@@ -244,9 +244,9 @@ TEST(TwoLayouts, APlanOfVersion1IsReadAsItWasMeant) {
 
 TEST(TwoLayouts, APlanOfTwoIsNotStoredInAWeightOfOneNorTheOtherWayRound) {
   test::reset_fakes();
-  const Plan two = plan_of(Layout::kKcsr64, Layout::kBitmask,
-                           {"dense", "dense", "dense", "dense", "dense", "dense", "dense",
-                            "fake_bitmask"});
+  const Plan two =
+      plan_of(Layout::kKcsr64, Layout::kBitmask,
+              {"dense", "dense", "dense", "dense", "dense", "dense", "dense", "fake_bitmask"});
   Plan one = two;
   one.second.reset();
   PackedWeight alone = convert(fake_weight(), Layout::kKcsr64);

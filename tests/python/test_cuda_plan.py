@@ -140,7 +140,9 @@ def test_dense_buckets_survive_in_the_header() -> None:
     w = torch.randn(64, 128, dtype=torch.bfloat16)
     w.view(64, 32, 4)[..., ::2] = 0
     packed = torch.ops.gossamer.pack(w, None, "2:4", "nm24_tiles", False, "w")
-    planned = torch.ops.gossamer.with_plan(packed, json.dumps([None, "dense", "dense"] + [None] * 5))
+    planned = torch.ops.gossamer.with_plan(
+        packed, json.dumps([None, "dense", "dense"] + [None] * 5)
+    )
     weight = SparseWeight.from_packed(planned, dense=w)
     assert weight._facts.dense_buckets == 0b110
     assert copy.deepcopy(weight)._facts.dense_buckets == 0b110
@@ -330,7 +332,9 @@ def test_a_small_layer_stays_dense_where_dense_is_faster() -> None:
 def test_dense_buckets_run_the_dense_copy() -> None:
     layer = pruned_layer(128, 256)
     packed = torch.ops.gossamer.pack(layer.weight.detach(), None, "2:4", "nm24_tiles", False, "w")
-    planned = torch.ops.gossamer.with_plan(packed, json.dumps([None, "dense", "dense"] + [None] * 5))
+    planned = torch.ops.gossamer.with_plan(
+        packed, json.dumps([None, "dense", "dense"] + [None] * 5)
+    )
     # A copy with other values shows which of the two was multiplied.
     other = torch.randn(128, 256, device="cuda", dtype=torch.bfloat16)
     weight = SparseWeight.from_packed(planned, dense=other)
