@@ -101,12 +101,7 @@ constexpr SpmmCost kVbmi2HalfCost256{1.62, 0.59, 5.6, 0.70, 0.01};
 template <const KcsrFunctions& functions, const SpmmCost& cost, IndexFunction index, int block,
           int vectors>
 void add_row(std::string_view name, std::uint32_t needs, DType dtype) {
-  LinearKernel kernel;
-  kernel.name = name;
-  kernel.needs = needs;
-  kernel.layout = Layout::kBitmask;
-  kernel.weight_dtype = dtype;
-  kernel.activation_dtype = dtype;
+  LinearKernel kernel = linear_row(name, needs, Layout::kBitmask, dtype);
   kernel.seconds = [](const LinearDesc& desc, const Machine&, std::int64_t tokens, int threads) {
     return spmm_seconds(functions.vector_lanes, cost, vectors, block, desc, tokens, threads);
   };
@@ -121,12 +116,7 @@ void add_row(std::string_view name, std::uint32_t needs, DType dtype) {
 template <const KcsrFunctions& functions, typename Source, const SpmmCost& cost, int inputs,
           int block, int vectors>
 void add_unit_row(std::string_view name, std::uint32_t needs, DType dtype) {
-  LinearKernel kernel;
-  kernel.name = name;
-  kernel.needs = needs;
-  kernel.layout = Layout::kBitmask;
-  kernel.weight_dtype = dtype;
-  kernel.activation_dtype = dtype;
+  LinearKernel kernel = linear_row(name, needs, Layout::kBitmask, dtype);
   if (dtype == DType::kInt8) kernel.refuses = refuses_long_rows;
   kernel.seconds = [](const LinearDesc& desc, const Machine&, std::int64_t tokens, int threads) {
     return unit_seconds(functions.vector_lanes, cost, vectors, block, inputs, desc, tokens,
