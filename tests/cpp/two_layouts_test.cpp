@@ -82,6 +82,30 @@ TEST(TwoLayouts, AreEachWhatConvertToOneGives) {
   }
 }
 
+// Groups and rows that keep fewer than the pattern says are filled in some layouts alone.
+TEST(TwoLayouts, HoldTheSameWhateverTheyAreMadeFrom) {
+  Matrix sparse = test::zeros(DType::kFloat32, 16, 64);
+  for (int row = 0; row < 16; ++row) sparse.as<float>()[row * 64 + 4 * row] = 1.0f + row;
+  struct Pair {
+    const char* pattern;
+    Layout from;
+    Layout first;
+    Layout second;
+  };
+  for (const Pair& p : {Pair{"2:4", Layout::kKcsr64, Layout::kNm24Pairs, Layout::kKcsr128},
+                        Pair{"2:4", Layout::kBitmask, Layout::kNm, Layout::kKcsr64},
+                        Pair{"2:4", Layout::kRowPairs64, Layout::kNm24Pairs, Layout::kBitmask},
+                        Pair{"fanin:0.9", Layout::kKcsr64, Layout::kFanIn, Layout::kBitmask},
+                        Pair{"block:4x4:0.5", Layout::kBitmask, Layout::kBsr, Layout::kKcsr64}}) {
+    const PackedWeight one = pack_matrix(sparse, Pattern::parse(p.pattern), p.from);
+    const PackedWeight both = convert(one, p.first, p.second);
+    EXPECT_NO_THROW(validate(both)) << p.pattern << " from " << layout_name(p.from);
+    EXPECT_EQ(both.view().layout(), p.first);
+    EXPECT_EQ(both.view().second()->layout(), p.second);
+    EXPECT_EQ(unpack_values(both), sparse);
+  }
+}
+
 TEST(TwoLayouts, OneOfThemIsConvertedSlicedStackedAndSaved) {
   const Case& c = kCases[0];
   const PackedWeight both = both_of(c);
