@@ -32,6 +32,10 @@ inline constexpr std::array<Probe, 14> kProbes{{{0, 1},
                                                 {7, 4096}}};
 inline constexpr std::size_t kProbeCount = kProbes.size();
 
+/// What a bucket counts beside the others where layouts are compared as a whole: 2–4 and 5–8 tokens
+/// are apart for the sake of their rows, and together as much as any other.
+constexpr double bucket_weight(int bucket) { return bucket == 1 || bucket == 2 ? 0.5 : 1.0; }
+
 /// The token count that stands for a bucket where one is enough.
 constexpr std::int64_t largest_probe(int bucket) {
   std::int64_t tokens = 1;

@@ -102,7 +102,7 @@ std::optional<LayoutScore> Scorer::score(Layout layout, std::optional<Layout> se
   s.second = second;
   double log_sum = 0.0;
   double log_seconds = 0.0;
-  int counted = 0;
+  double weights = 0.0;
   const bool has_others = bucket_probed(evidence_.last_aside + 1);
   for (int bucket = 0; bucket < kTokenBuckets && bucket_probed(bucket); ++bucket) {
     std::optional<BucketScore> best;
@@ -122,12 +122,13 @@ std::optional<LayoutScore> Scorer::score(Layout layout, std::optional<Layout> se
     s.slower |= slower && !forgiven;
     s.forgiven |= slower && forgiven;
     s.wins |= !slower && best->mean >= kWinRatio;
-    log_sum += best->dense ? 0.0 : std::log(best->mean);
-    log_seconds += std::log(seconds_of(*best));
-    ++counted;
+    const double weight = bucket_weight(bucket);
+    log_sum += best->dense ? 0.0 : weight * std::log(best->mean);
+    log_seconds += weight * std::log(seconds_of(*best));
+    weights += weight;
   }
-  s.objective = std::exp(log_sum / counted);
-  s.seconds = std::exp(log_seconds / counted);
+  s.objective = std::exp(log_sum / weights);
+  s.seconds = std::exp(log_seconds / weights);
   s.slower |= s.forgiven && s.objective < kWinRatio;
   return s;
 }

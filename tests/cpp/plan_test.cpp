@@ -115,7 +115,7 @@ TEST(Decide, WhatACallMayCostIsForgivenToALayerThatGainsOnTheWhole) {
       << packed.reason;
   EXPECT_FALSE(with(0.74, 3.0, 10e-6).sparse) << "13.5 µs: 3.5 more, 3.3 with 3 % of noise";
   EXPECT_FALSE(with(0.8, 3.0, 1e-3).sparse) << "250 µs more";
-  EXPECT_FALSE(with(0.3, 1.2, 1e-6).sparse) << "seven buckets of 1.2 do not make up for 0.3";
+  EXPECT_FALSE(with(0.3, 1.2, 1e-6).sparse) << "buckets of 1.2 do not make up for 0.3";
 }
 
 TEST(Decide, BucketsAsideChooseARowAndDecideNothing) {
@@ -168,6 +168,16 @@ TEST(Decide, TwoToFourAndFiveToEightTokensAreAskedApart) {
   EXPECT_EQ(at(4), "fake_kcsr64_slow");
   EXPECT_EQ(at(5), "fake_kcsr64_fast");
   EXPECT_EQ(at(8), "fake_kcsr64_fast");
+}
+
+TEST(Decide, TwoToFourAndFiveToEightTokensCountAsOneBucket) {
+  // 1.5 times as fast in both, 1.25 times as slow with 9 to 32 and 1.25 with 33 to 128 tokens:
+  // 1.5 / 1.25 ** 2 is less than one, 1.5 ** 2 / 1.25 ** 2 would not be.
+  const auto few = row_with("fake_bitmask", [](int b) {
+    return b == 1 || b == 2 ? 3.0 : b == 3 || b == 4 ? 1.6 : 2.0;
+  });
+  const auto even = row_with("fake_kcsr64_fast", [](int) { return 2.0; });
+  EXPECT_EQ(verdict_of(evidence_of({few, even}), MemoryMode::kLow).layout, Layout::kKcsr64);
 }
 
 TEST(Decide, TwoLayoutsServeWhatEachIsBetterAt) {
