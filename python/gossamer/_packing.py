@@ -328,8 +328,11 @@ def decide_packed(
 
 def is_channels_last(model: nn.Module) -> bool:
     """Whether a model's images are channels-last: the weight of a convolution is."""
-    weights = (p for p in model.parameters() if p.dim() == 4 and not isinstance(p, SparseWeight))
-    return any(_is_channels_last(weight, False) for weight in weights)
+    modules = (module for module in model.modules() if isinstance(module, nn.Conv2d))
+    weights = (module._parameters.get("weight") for module in modules)
+    # Packed, lazy and other special ones say nothing.
+    plain = (w for w in weights if type(w) is nn.Parameter and w.layout is torch.strided)
+    return any(_is_channels_last(weight, False) for weight in plain)
 
 
 def _is_channels_last(weight: Tensor, undecided: bool) -> bool:

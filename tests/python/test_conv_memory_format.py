@@ -58,6 +58,13 @@ def test_a_file_is_planned_as_the_model_it_is_loaded_into(
     torch.testing.assert_close(model(x), packed(x))
 
 
+def test_weights_that_say_nothing_are_passed_over() -> None:
+    packed = gs.sparsify_(pruned_model(True), layout="format")
+    lazy = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyLinear(4), *packed, nn.Embedding(4, 4))
+    assert not _packing.is_channels_last(lazy)
+    assert _packing.is_channels_last(nn.Sequential(lazy, pruned_model(True)))
+
+
 def test_a_dense_copy_keeps_its_memory_format() -> None:
     filters = torch.randn(4, 3, 2, 2)
     for memory_format in (torch.contiguous_format, torch.channels_last):
