@@ -146,8 +146,9 @@ Conv2dShape conv2d_shape(const PackedView& weight, const Conv2dLayer& layer, std
 
 /// Chooses layout and kernels for a convolution's weight given in any layout; buckets count output
 /// pixels of all images. Times rows beside dense on square maps of 2 to 56 pixels a side, one image
-/// and sixteen, as far as the budget goes; the thresholds are those of plan_linear. A single pixel
-/// takes the choice of the smallest map and is not compared with dense.
+/// and sixteen, as far as the budget goes; the thresholds are those of plan_linear, but where the
+/// kernel has several taps, results of up to four pixels in all do not decide whether the layer is
+/// packed. A single pixel takes the choice of the smallest map and is not compared with dense.
 /// PlanMode::kModel estimates both from operation counts. The weight must be a convolution's
 /// (PackOptions::kernel_h), else Error(kInvalidArgument).
 Plan plan_conv2d(const PackedView& weight, const Conv2dLayer& layer, const Epilogue& epilogue,

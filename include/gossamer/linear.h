@@ -105,9 +105,9 @@ std::string why_not(const LinearKernel& kernel, const LinearDesc& desc, const Ma
 std::uint32_t kernel_hash(std::string_view name);
 inline constexpr std::string_view kDenseKernel = "dense";
 
-/// Token buckets: 1, 2–8, 9–32, 33–128, 129–512, 513–2048, more.
+/// Token buckets: 1, 2–4, 5–8, 9–32, 33–128, 129–512, 513–2048, more.
 inline constexpr int kTokenBuckets = PackedHeader::kTokenBuckets;
-inline constexpr std::array<std::int64_t, kTokenBuckets - 1> kTokenBucketEnds{1,   8,   32,
+inline constexpr std::array<std::int64_t, kTokenBuckets - 1> kTokenBucketEnds{1,   4,   8,   32,
                                                                               128, 512, 2048};
 int token_bucket(std::int64_t tokens);
 

@@ -55,9 +55,11 @@ Layout format_for(const Pattern& pattern);
 /// multiples of 64.
 struct PackedHeader {
   static constexpr std::uint32_t kMagic = 0x524d5347;  // "GSMR"
-  static constexpr std::uint16_t kVersion = 1;
+  static constexpr std::uint16_t kVersion = 2;
+  /// Read too: its plan has one entry less, for 2 to 8 tokens together.
+  static constexpr std::uint16_t kOldestVersion = 1;
   static constexpr int kMaxArrays = 6;
-  static constexpr int kTokenBuckets = 7;
+  static constexpr int kTokenBuckets = 8;
 
   std::uint32_t magic = kMagic;
   std::uint16_t version = kVersion;
@@ -69,7 +71,8 @@ struct PackedHeader {
   std::uint8_t array_count = 0;
   /// 1: a second block lies behind the arrays, the same weight in another layout.
   std::uint8_t has_second = 0;
-  /// Which token buckets the plan runs in the second layout: bit 0 is the first bucket.
+  /// Which token buckets the plan runs in the second layout: bit 0 is the first bucket. Read it
+  /// with in_second().
   std::uint8_t second_buckets = 0;
   std::int32_t pattern_n = 0;
   std::int32_t pattern_m = 0;
@@ -92,8 +95,21 @@ struct PackedHeader {
   };
   std::array<Array, kMaxArrays> arrays{};
   /// The plan: for each token bucket the hash of the chosen kernel's name (linear.h), 0 where none.
+  /// Read it with planned().
   std::array<std::uint32_t, kTokenBuckets> plan{};
-  std::array<std::uint8_t, 44> reserved2{};
+  std::array<std::uint8_t, 40> reserved2{};
+
+  /// What a header of any version says of a token bucket of today.
+  std::uint32_t planned(int bucket) const { return plan[slot(bucket)]; }
+  bool in_second(int bucket) const { return (second_buckets >> slot(bucket) & 1) != 0; }
+  /// Takes over the plan of another header, whatever its version, and where both have a second
+  /// layout the buckets that run in it.
+  void set_plan(const PackedHeader& other);
+
+ private:
+  std::size_t slot(int bucket) const {
+    return static_cast<std::size_t>(version == kOldestVersion && bucket > 1 ? bucket - 1 : bucket);
+  }
 };
 static_assert(sizeof(PackedHeader) == 256);
 

@@ -206,7 +206,7 @@ def _prepare(slot: _Slot, file: ModelFile, name: str, request: Request) -> LoadS
         if not isinstance(old, SparseWeight):
             report = plain_report(slot.obstacle or "the file holds it dense")
             return LoadStep(slot, _for_plain(old, values), report if slot.linear else None)
-        values = values.to(old.dtype)
+        values = _as_images(values.to(old.dtype), request)
         if old.scale is not None:
             request = replace(
                 request, quantize=old.quantization, input_scale=old.input_scale or 0.0
@@ -228,9 +228,16 @@ def _prepare(slot: _Slot, file: ModelFile, name: str, request: Request) -> LoadS
         cast_weight = weight.to(old.dtype)
         assert isinstance(cast_weight, SparseWeight)
         weight = cast_weight
-    values = weight.to_dense()
+    values = _as_images(weight.to_dense(), request)
     decision = decide_packed(weight, values, request, bias=slot.bias, convolution=slot.convolution)
     return _finish(slot, values, decision, trainable)
+
+
+def _as_images(values: Tensor, request: Request) -> Tensor:
+    """A convolution's weight in the memory format of the model's images, which no file holds."""
+    if values.dim() != 4 or not request.channels_last:
+        return values
+    return values.contiguous(memory_format=torch.channels_last)
 
 
 def _packed_obstacle(slot: _Slot, weight: SparseWeight) -> str | None:

@@ -36,6 +36,8 @@ class Request:
     layout: str | None = None
     quantize: str | None = None
     input_scale: float = 0.0
+    channels_last: bool = False
+    """The model's images are channels-last: what the weight of a 1×1 convolution cannot say."""
 
 
 @dataclass(frozen=True)
@@ -303,7 +305,7 @@ def decide_packed(
     if convolution is None:
         packed, text = ops.plan(weight.packed, logical, *wishes)
     else:
-        last = _is_channels_last(logical)
+        last = _is_channels_last(logical, request.channels_last)
         numbers = (convolution.stride, convolution.padding, convolution.dilation)
         packed, text = ops.plan_conv2d(weight.packed, logical, *numbers, last, *wishes)
     found = json.loads(text)
@@ -320,14 +322,28 @@ def decide_packed(
         return Decision(None, report)
     # Only a plan that runs dense somewhere, and may hold two copies, gets the second one.
     runs_dense = any(choice["kernel"] == "dense" for choice in found["choices"])
-    dense = logical.contiguous().clone() if request.memory == "speed" and runs_dense else None
+    dense = _dense_copy(logical) if request.memory == "speed" and runs_dense else None
     return Decision(weight._replace(packed, dense), _with_facts(report, packed))
 
 
-def _is_channels_last(weight: Tensor) -> bool:
-    """Whether a convolution's weight, and so its model, is in channels-last memory."""
+def is_channels_last(model: nn.Module) -> bool:
+    """Whether a model's images are channels-last: the weight of a convolution is."""
+    modules = (module for module in model.modules() if isinstance(module, nn.Conv2d))
+    weights = (module._parameters.get("weight") for module in modules)
+    # Packed, lazy and other special ones say nothing.
+    plain = (w for w in weights if type(w) is nn.Parameter and w.layout is torch.strided)
+    return any(_is_channels_last(weight, False) for weight in plain)
+
+
+def _is_channels_last(weight: Tensor, undecided: bool) -> bool:
+    """Whether a convolution's weight is; `undecided` where its memory is the same either way."""
     last = weight.is_contiguous(memory_format=torch.channels_last)
-    return last and not weight.is_contiguous()
+    return last and (undecided or not weight.is_contiguous())
+
+
+def _dense_copy(logical: Tensor) -> Tensor:
+    """A matrix in row order; of a convolution its memory format stays."""
+    return logical.clone() if logical.dim() == 4 else logical.contiguous().clone()
 
 
 def _with_facts(report: Report, packed: Tensor) -> Report:

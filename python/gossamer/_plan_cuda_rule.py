@@ -34,7 +34,7 @@ BUCKETS: tuple[tuple[int, ...], ...] = (
     (1153, 2048),
     (2049, 8192),
 )
-"""Buckets of token counts, of gossamer/linear.h or parts of them, by the counts at which each is
+"""Buckets of token counts, of src/torch/cuda_layout_argument.h or parts of them, by the counts at which each is
 timed: both ends, the last one's where activations of most models end. Parts are halves, and the
 first eighth of the upper half of two: a further column of tiles has begun there that is all but
 empty, which costs what dense kernels pay elsewhere."""
@@ -141,11 +141,13 @@ def dense_buckets(kernels: Sequence[str]) -> list[str | None]:
 
     As the packed weight's header keeps it. `kernels` are those of BUCKETS in turn, or none.
     """
-    dense: list[str | None] = [None] * _OPERATOR_BUCKETS
-    for bucket, kernel in zip(BUCKET_OF, kernels, strict=False):
-        if kernel == "dense":
-            dense[bucket] = "dense"
-    return dense
+    dense = _dense_operator_buckets(kernels)
+    names = ["dense" if bucket in dense else None for bucket in range(_OPERATOR_BUCKETS)]
+    return [names[0], names[1], *names[1:]]  # the header tells 2–4 tokens from 5–8
+
+
+def _dense_operator_buckets(kernels: Sequence[str]) -> set[int]:
+    return {b for b, kernel in zip(BUCKET_OF, kernels, strict=False) if kernel == "dense"}
 
 
 def _agree_in_parts(choices: list[dict[str, Any]]) -> None:
@@ -162,7 +164,7 @@ def _last_of_bucket(i: int, choices: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def rows_of_buckets(rows: Sequence[str], choices: Sequence[Mapping[str, Any]]) -> list[str]:
-    """For each bucket of gossamer/linear.h the row that its packed parts agree on, or ""."""
+    """For each bucket of the operators' argument the row that its packed parts agree on, or ""."""
     found: list[set[str]] = [set() for _ in range(_OPERATOR_BUCKETS)]
     for bucket, row, choice in zip(BUCKET_OF, rows, choices, strict=True):
         if choice["kernel"] != "dense":

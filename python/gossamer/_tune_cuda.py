@@ -127,7 +127,7 @@ def choose(
 
 
 def operator_bucket(tokens: int) -> int:
-    """Which bucket of gossamer/linear.h so many tokens are in."""
+    """Which bucket of src/torch/cuda_layout_argument.h so many tokens are in."""
     return sum(tokens > end for end in _OPERATOR_ENDS)
 
 
@@ -140,7 +140,7 @@ def rows_argument(names: Sequence[str], rows: Sequence[Row]) -> int:
     """The bits of the argument `layout` that name a row for each bucket.
 
     Args:
-        names: for each bucket of gossamer/linear.h a row, or "". The first two share their bits:
+        names: for each of the operator's buckets a row, or "". The first two share their bits:
             the first one's counts where the second has none.
         rows: the table of the weight's dtype; a name that is not in it is left to the cost model.
     """

@@ -27,7 +27,8 @@ DTYPES = {
 }
 
 
-# src/torch/cuda_layout_argument.h
+# src/torch/cuda_layout_argument.h, whose buckets of token counts are those of the header with 2–8
+# tokens in one.
 UPPER_PACKED_SHIFT = 25
 FIRST_HALVED_BUCKET = 3
 HALVED_BUCKETS = 3
@@ -53,8 +54,8 @@ class Facts(NamedTuple):
     transposed: bool
     kernel: tuple[int, int] | None = None
     dense_buckets: int = 0
-    """A bit for each bucket of token counts that the plan runs dense. A GPU's operator cannot read
-    the header; on a CPU it saves a call."""
+    """A bit for each bucket of token counts (gossamer/linear.h) that the plan runs dense. A GPU's
+    operator cannot read the header; on a CPU it saves a call."""
     quantized: torch.dtype | None = None
     """The floating dtype that 8-bit values and their scales stand for; None where the values are
     the weight itself."""
@@ -78,11 +79,11 @@ class Facts(NamedTuple):
             tokens: in that bucket.
             end: its last count.
         """
-        halved = bucket - FIRST_HALVED_BUCKET
+        halved = bucket - 1 - FIRST_HALVED_BUCKET
         if not 0 <= halved < HALVED_BUCKETS:
             return False
         lower_is_dense = bool(self.rows >> UPPER_PACKED_SHIFT + halved & 1)
-        eighth = bucket - FIRST_EIGHTH_BUCKET
+        eighth = bucket - 1 - FIRST_EIGHTH_BUCKET
         eighth_is_dense = eighth >= 0 and bool(self.rows >> FIRST_EIGHTH_DENSE_SHIFT + eighth & 1)
         if not lower_is_dense and not eighth_is_dense:
             return False
@@ -102,7 +103,7 @@ class Facts(NamedTuple):
         is_float8 = self.quantized is not None and self.dtype is torch.float8_e4m3fn
         return (
             self.layout_code
-            | self.dense_buckets << 8
+            | cuda_buckets(self.dense_buckets) << 8
             | (self.inputs > 0) << 15
             | self.inputs % 128 << 16
             | is_float8 << _ops.FLOAT8_BIT
@@ -147,6 +148,12 @@ def facts_of(packed: Tensor) -> Facts:
         (kernel[0], kernel[1]) if kernel else None,
         _dense_buckets(info),
     )
+
+
+def cuda_buckets(header_buckets: int) -> int:
+    """Bits of the header's buckets as bits of the GPU's, where 2–4 and 5–8 tokens are one."""
+    few = header_buckets & 1 | (header_buckets & 0b110 > 0) << 1
+    return few | header_buckets >> 3 << 2
 
 
 def _dense_buckets(info: dict[str, Any]) -> int:

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
@@ -11,7 +13,9 @@ from torch import Tensor
 
 from gossamer import _ops
 
-__all__ = ["canonical_form", "with_float8"]
+__all__ = ["canonical_form", "current_plan", "with_float8"]
+
+_BUCKETS_OF_VERSION_1 = 7
 
 # Arrays that somebody is writing, by the memory of the packed weight and its changes. A
 # state_dict has another tensor object for each name of a shared weight; torch.save writes a storage
@@ -54,6 +58,17 @@ def with_float8(form: str, arrays: list[Tensor]) -> tuple[str, list[Tensor]]:
     places = described.pop("float8", [])
     found = [a.view(torch.float8_e4m3fn) if i in places else a for i, a in enumerate(arrays)]
     return json.dumps(described), found
+
+
+def current_plan(kernels: Sequence[Any]) -> list[Any]:
+    """A pickled plan for the buckets of token counts that there are now.
+
+    Args:
+        kernels: a name or None for each bucket; seven where 2–4 and 5–8 tokens were one.
+    """
+    if len(kernels) != _BUCKETS_OF_VERSION_1:
+        return list(kernels)
+    return [*kernels[:2], *kernels[1:]]
 
 
 def _bytes(array: Tensor) -> Tensor:

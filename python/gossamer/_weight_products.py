@@ -27,7 +27,7 @@ ACTIVATIONS = {
 }
 
 # The largest token counts of all buckets but the last (gossamer/linear.h, token_bucket).
-_BUCKET_ENDS = (1, 8, 32, 128, 512, 2048)
+_BUCKET_ENDS = (1, 4, 8, 32, 128, 512, 2048)
 
 # Looked up once: a name in torch.ops costs as much as the call. `_linear_eager` is what calling
 # `_linear_op` calls, one Python frame earlier; Dynamo follows only the latter.

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from gossamer import _ops, _plan_cuda
 from gossamer._layers import Layer, find_layers
 from gossamer._weight_facts import count_nonzeros
+from gossamer._weight_pickle import current_plan
 from gossamer.weight import SparseWeight, _short
 
 __all__ = ["BucketPlan", "Explanation", "LayerReport", "explain"]
@@ -294,6 +295,7 @@ def _change(kept: dict[str, Any], info: dict[str, Any]) -> str | None:
     kernels = [bucket["kernel"] for bucket in kept["plan"]]
     if was_planned and info["layout"] == "nm24_tiles":
         kernels = _plan_cuda.dense_buckets(kernels)  # the header of a GPU's weight holds no others
+    kernels = current_plan(kernels)  # a module's report is pickled with it
     positions = max(math.prod(info["shape"]), 1)
     other_kernels = was_planned and kernels != info["plan"]
     if was_planned and kept.get("kept", info["kept"]) != info["kept"]:

@@ -12,7 +12,7 @@ from torch import nn
 from gossamer._io_file import open_file
 from gossamer._io_load import CASTS, LoadResult, prepare_load
 from gossamer._io_write import flatten, write
-from gossamer._packing import Request
+from gossamer._packing import Request, is_channels_last
 from gossamer.config import MEMORIES, PLANS, check_choice
 
 __all__ = ["LoadResult", "load_into", "save"]
@@ -78,7 +78,8 @@ def load_into(
     """
     check_choice("plan", plan, PLANS)
     check_choice("memory", memory, MEMORIES)
-    request = Request(plan=plan, memory=memory, layout=layout)
+    last = is_channels_last(model)
+    request = Request(plan=plan, memory=memory, layout=layout, channels_last=last)
     check_choice("cast", cast, CASTS)
     with torch.no_grad(), open_file(Path(path)) as file:
         steps, result = prepare_load(model, file, request, strict=strict, cast=cast)

@@ -6,11 +6,20 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 
 from torch import nn
 
 from gossamer._layers import Layer, find_layers, is_linear
-from gossamer._packing import Decision, Report, Request, decide, plain_report, swap
+from gossamer._packing import (
+    Decision,
+    Report,
+    Request,
+    decide,
+    is_channels_last,
+    plain_report,
+    swap,
+)
 from gossamer.config import MEMORIES, PLANS, Config, SparseConfig, Wishes, check_choice
 from gossamer.weight import SparseWeight
 
@@ -74,10 +83,12 @@ def sparsify_(
     wishes.check_used([layer.name for layer in layers])
 
     requests: dict[str, Request | str] = {}
+    last = is_channels_last(model)
     for layer in layers:
-        requests[layer.name] = _request(
-            layer, wishes.of(layer.name), filter_fn, plan, memory, layout
-        )
+        request = _request(layer, wishes.of(layer.name), filter_fn, plan, memory, layout)
+        if isinstance(request, Request):
+            request = replace(request, channels_last=last)
+        requests[layer.name] = request
     _untangle(layers, requests)
 
     # Everything that can fail comes first, so that an exception leaves the model as it was.

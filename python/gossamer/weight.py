@@ -31,7 +31,7 @@ from gossamer._quantization import (
     quantized_dtypes,
 )
 from gossamer._weight_facts import Facts, facts_of
-from gossamer._weight_pickle import canonical_form, with_float8
+from gossamer._weight_pickle import canonical_form, current_plan, with_float8
 from gossamer._weight_tables import FUNCTIONS, OPERATORS, refuse
 
 __all__ = ["SparseWeight", "conv2d", "linear"]
@@ -473,8 +473,9 @@ def _rebuild_sparse_weight(
     is_elsewhere = layout == "nm24_tiles" and packed.device.type == "cpu"
     if layout != form["layout"] and not is_elsewhere:
         packed = ops.convert(packed, layout)
-    if any(json.loads(kernels)) and not is_elsewhere:
-        packed = ops.with_plan(packed, kernels)
+    plan = current_plan(json.loads(kernels))
+    if any(plan) and not is_elsewhere:
+        packed = ops.with_plan(packed, json.dumps(plan))
     facts = facts_of(packed)
     dense = ops.unpack(packed, facts.logical_shape, facts.dtype) if keeps_dense else None
     weight = SparseWeight(packed, facts, dense)

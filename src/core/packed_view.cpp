@@ -55,10 +55,12 @@ void check_arrays(const PackedHeader& h, const detail::LayoutSpec& spec) {
 
 void check_second_fields(const PackedHeader& h) {
   if (h.has_second > 1) refuse(fmt::format("it says {} layouts follow the first", h.has_second));
-  const int buckets = h.has_second == 0 ? 0 : (1 << PackedHeader::kTokenBuckets) - 1;
+  const int count =
+      PackedHeader::kTokenBuckets - (h.version == PackedHeader::kOldestVersion ? 1 : 0);
+  const int buckets = h.has_second == 0 ? 0 : (1 << count) - 1;
   if ((h.second_buckets & ~buckets) != 0) {
     refuse(fmt::format("token buckets {:#x} run in its second layout; it has {}", h.second_buckets,
-                       h.has_second == 0 ? "none" : "seven buckets"));
+                       h.has_second == 0 ? "none" : fmt::format("{} buckets", count)));
   }
 }
 
@@ -67,7 +69,7 @@ using CheckedBytes = std::array<std::byte, offsetof(PackedHeader, plan)>;
 
 // A thread keeps the headers that it last found in order, because a call opens the same weight
 // again and again. They are compared byte by byte: an address proves nothing about memory that
-// somebody else owns. Slots that hold nothing yet have no magic. Power of two; 13 KiB a thread.
+// somebody else owns. Slots that hold nothing yet have no magic. Power of two; 11.5 KiB a thread.
 constexpr int kSlotBits = 6;
 
 CheckedBytes& slot_of(const std::byte* data) {
@@ -78,13 +80,23 @@ CheckedBytes& slot_of(const std::byte* data) {
 
 }  // namespace
 
+void PackedHeader::set_plan(const PackedHeader& other) {
+  const bool two = has_second != 0 && other.has_second != 0;
+  version = kVersion;
+  second_buckets = 0;
+  for (int bucket = 0; bucket < kTokenBuckets; ++bucket) {
+    plan[static_cast<std::size_t>(bucket)] = other.planned(bucket);
+    if (two && other.in_second(bucket)) second_buckets |= static_cast<std::uint8_t>(1u << bucket);
+  }
+}
+
 PackedView PackedView::open(const std::byte* data, std::int64_t bytes) {
   check_frame(data, bytes);
   const auto* header = reinterpret_cast<const PackedHeader*>(data);
   if (header->magic != PackedHeader::kMagic) refuse("it does not start with GSMR");
-  if (header->version != PackedHeader::kVersion) {
-    refuse(
-        fmt::format("version {}, this library reads {}", header->version, PackedHeader::kVersion));
+  if (header->version < PackedHeader::kOldestVersion || header->version > PackedHeader::kVersion) {
+    refuse(fmt::format("version {}, this library reads {} and {}", header->version,
+                       PackedHeader::kOldestVersion, PackedHeader::kVersion));
   }
   if (header->total_bytes != bytes) {
     refuse(fmt::format("{} bytes given, the header says {}", bytes, header->total_bytes));

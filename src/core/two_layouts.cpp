@@ -99,7 +99,7 @@ void fill_second(std::byte* block, std::int64_t bytes, Layout second) {
   };
   try {
     const PackedWeight made = detail::encode(*source, info_in(first, second), room);
-    reinterpret_cast<PackedHeader*>(made.data())->plan = first.header().plan;
+    reinterpret_cast<PackedHeader*>(made.data())->set_plan(first.header());
   } catch (...) {  // a header alone would make the room look filled
     if (first.header().has_second != 0) std::memset(block + begin, 0, sizeof(PackedHeader));
     throw;
@@ -109,6 +109,11 @@ void fill_second(std::byte* block, std::int64_t bytes, Layout second) {
 PackedWeight convert(const PackedView& packed, Layout first, Layout second,
                      const PackedAllocator& allocator) {
   check_different(first, second);
+  // The format fills what a group or a row keeps too few of; another layout may not have been. Both
+  // must hold the same.
+  if (const Layout format = format_for(packed.pattern()); packed.layout() != format) {
+    return convert(convert(packed, format), first, second, allocator);
+  }
   // One of them must be counted before there is memory, and rows are not paired twice for that.
   if (detail::row_pairs_block(first) != 0) {
     PackedWeight both = convert_leaving_room(packed, first, second, allocator);

@@ -1,27 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The columns of a bitmask's set bits by a table of bytes. Included inside an anonymous namespace;
-// one translation unit of every instruction set, so that popcount is an instruction where it can
-// be.
-
-/// The positions of the set bits of a byte, ascending, one a byte.
-struct PositionTable {
-  std::uint64_t of[256];
-};
-
-constexpr PositionTable make_positions() {
-  PositionTable table{};
-  for (unsigned byte = 0; byte < 256; ++byte) {
-    int count = 0;
-    for (unsigned bit = 0; bit < 8; ++bit) {
-      if ((byte >> bit & 1u) != 0) {
-        table.of[byte] |= std::uint64_t{bit} << (8 * count++);
-      }
-    }
-  }
-  return table;
-}
-
-constexpr PositionTable kPositions = make_positions();
+// The columns of a bitmask's set bits by a table of bytes. Included inside an anonymous namespace,
+// behind positions.inl; one translation unit of every instruction set, so that popcount is an
+// instruction where it can be.
 
 void bitmask_index(const gossamer::cpu::BitmaskIndexTask& task) {
   const std::int64_t row_bytes = (task.in + 7) / 8;

@@ -99,12 +99,7 @@ std::string refuses(const LinearDesc& desc) {
 
 template <const DecodeFunctions& functions, const Cost& cost>
 void add_row(std::string_view name, std::uint32_t needs, DType dtype) {
-  LinearKernel kernel;
-  kernel.name = name;
-  kernel.needs = needs;
-  kernel.layout = Layout::kBsr;
-  kernel.weight_dtype = dtype;
-  kernel.activation_dtype = dtype;
+  LinearKernel kernel = linear_row(name, needs, Layout::kBsr, dtype);
   kernel.refuses = refuses;
   kernel.seconds = [](const LinearDesc& desc, const Machine& machine, std::int64_t tokens,
                       int threads) { return seconds(desc, machine, tokens, threads, cost); };

@@ -148,12 +148,7 @@ std::string refuses(const LinearDesc& desc) {
 }
 
 LinearKernel row(std::string_view name, std::uint32_t needs) {
-  LinearKernel kernel;
-  kernel.name = name;
-  kernel.needs = needs;
-  kernel.layout = Layout::kNm24Pairs;
-  kernel.weight_dtype = DType::kFloat32;
-  kernel.activation_dtype = DType::kFloat32;
+  LinearKernel kernel = linear_row(name, needs, Layout::kNm24Pairs, DType::kFloat32);
   kernel.refuses = refuses;
   return kernel;
 }

@@ -1,7 +1,24 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
 
+#include <cstdint>
+#include <string_view>
+
+#include "gossamer/linear.h"
+
 namespace gossamer::cpu {
+
+/// A row of the kernel table whose weights and activations have one dtype, without its functions.
+inline LinearKernel linear_row(std::string_view name, std::uint32_t needs, Layout layout,
+                               DType dtype) {
+  LinearKernel kernel;
+  kernel.name = name;
+  kernel.needs = needs;
+  kernel.layout = layout;
+  kernel.weight_dtype = dtype;
+  kernel.activation_dtype = dtype;
+  return kernel;
+}
 
 // Each driver adds its rows to the kernel table.
 void register_generic_linear();

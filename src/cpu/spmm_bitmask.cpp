@@ -93,7 +93,7 @@ constexpr SpmmCost kVbmi2Cost128{1.32, 0.58, 2.7, 0.94, 0.05};
 constexpr SpmmCost kVbmi2Cost256{0.84, 0.83, 8.9, 0.51, 0.02};
 constexpr SpmmCost kPairCost128{1.44, 0.54, 0.0, 1.50, 0.32};
 constexpr SpmmCost kPairCost256{1.50, 0.49, 0.0, 0.90, 0.29};
-constexpr SpmmCost kSmallPairCost{0.48, 0.49, 27.0, 0.28, 1.7};
+constexpr SpmmCost kSmallPairCost{0.48, 0.49, 27.0, 0.28, 1.2};  // the last: emeraldrapids-avx2
 constexpr SpmmCost kQuadCost256{1.11, 0.52, 3.7, 0.95, 0.27};
 constexpr SpmmCost kQuadCost512{1.01, 0.52, 0.0, 0.50, 0.34};
 constexpr SpmmCost kVbmi2HalfCost256{1.62, 0.59, 5.6, 0.70, 0.01};
@@ -101,12 +101,7 @@ constexpr SpmmCost kVbmi2HalfCost256{1.62, 0.59, 5.6, 0.70, 0.01};
 template <const KcsrFunctions& functions, const SpmmCost& cost, IndexFunction index, int block,
           int vectors>
 void add_row(std::string_view name, std::uint32_t needs, DType dtype) {
-  LinearKernel kernel;
-  kernel.name = name;
-  kernel.needs = needs;
-  kernel.layout = Layout::kBitmask;
-  kernel.weight_dtype = dtype;
-  kernel.activation_dtype = dtype;
+  LinearKernel kernel = linear_row(name, needs, Layout::kBitmask, dtype);
   kernel.seconds = [](const LinearDesc& desc, const Machine&, std::int64_t tokens, int threads) {
     return spmm_seconds(functions.vector_lanes, cost, vectors, block, desc, tokens, threads);
   };
@@ -121,12 +116,7 @@ void add_row(std::string_view name, std::uint32_t needs, DType dtype) {
 template <const KcsrFunctions& functions, typename Source, const SpmmCost& cost, int inputs,
           int block, int vectors>
 void add_unit_row(std::string_view name, std::uint32_t needs, DType dtype) {
-  LinearKernel kernel;
-  kernel.name = name;
-  kernel.needs = needs;
-  kernel.layout = Layout::kBitmask;
-  kernel.weight_dtype = dtype;
-  kernel.activation_dtype = dtype;
+  LinearKernel kernel = linear_row(name, needs, Layout::kBitmask, dtype);
   if (dtype == DType::kInt8) kernel.refuses = refuses_long_rows;
   kernel.seconds = [](const LinearDesc& desc, const Machine&, std::int64_t tokens, int threads) {
     return unit_seconds(functions.vector_lanes, cost, vectors, block, inputs, desc, tokens,

@@ -170,12 +170,7 @@ std::string refuses_no_fours(const LinearDesc& desc) {
 template <const KcsrFunctions& functions, typename Source, const Cost& cost>
 void add_row(std::string_view name, std::uint32_t needs, DType dtype,
              std::string (*refuses)(const LinearDesc&)) {
-  LinearKernel kernel;
-  kernel.name = name;
-  kernel.needs = needs;
-  kernel.layout = Layout::kBsr;
-  kernel.weight_dtype = dtype;
-  kernel.activation_dtype = dtype;
+  LinearKernel kernel = linear_row(name, needs, Layout::kBsr, dtype);
   kernel.refuses = refuses;
   kernel.seconds = [](const LinearDesc& desc, const Machine&, std::int64_t tokens, int threads) {
     return seconds(functions, cost, desc, tokens, threads);

@@ -28,12 +28,7 @@ constexpr SpmmCost kAvx512CostNarrow256{0.83, 0.80, 0.7, 0.67};
 /// One row of the table: an instruction set, a block of inputs, a widest panel.
 template <const KcsrFunctions& functions, const SpmmCost& cost, Layout layout, int vectors>
 void add_row(std::string_view name, std::uint32_t needs) {
-  LinearKernel kernel;
-  kernel.name = name;
-  kernel.needs = needs;
-  kernel.layout = layout;
-  kernel.weight_dtype = DType::kFloat32;
-  kernel.activation_dtype = DType::kFloat32;
+  LinearKernel kernel = linear_row(name, needs, layout, DType::kFloat32);
   kernel.seconds = [](const LinearDesc& desc, const Machine&, std::int64_t tokens, int threads) {
     return spmm_seconds(functions.vector_lanes, cost, vectors, detail::kcsr_block(layout), desc,
                         tokens, threads);

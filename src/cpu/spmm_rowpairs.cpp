@@ -96,12 +96,7 @@ constexpr Panels kAvx512Panels128{avx512_spmm_rowpairs_f32, kAvx512Cost128, 4};
 /// `few`: of at most kFewTokens tokens; null where panels serve them too.
 template <const Panels& wide, const Panels& narrow, Layout layout, FewFunction few = nullptr>
 void add_row(std::string_view name, std::uint32_t needs) {
-  LinearKernel kernel;
-  kernel.name = name;
-  kernel.needs = needs;
-  kernel.layout = layout;
-  kernel.weight_dtype = DType::kFloat32;
-  kernel.activation_dtype = DType::kFloat32;
+  LinearKernel kernel = linear_row(name, needs, layout, DType::kFloat32);
   kernel.seconds = [](const LinearDesc& desc, const Machine&, std::int64_t tokens, int threads) {
     if (few != nullptr && tokens <= kFewTokens) return few_seconds(desc, tokens);
     const Panels& panels = tokens <= narrow.functions.vector_lanes ? narrow : wide;
@@ -124,12 +119,7 @@ constexpr SpmmCost kQuadCost{0.44, 0.42, 1.0, 0.50};
 template <const KcsrFunctions& functions, const SpmmCost& cost, Layout layout, int vectors>
 void add_quad_row(std::string_view name, std::uint32_t needs) {
   constexpr int kInputs = 4;  // of a unit
-  LinearKernel kernel;
-  kernel.name = name;
-  kernel.needs = needs;
-  kernel.layout = layout;
-  kernel.weight_dtype = DType::kInt8;
-  kernel.activation_dtype = DType::kInt8;
+  LinearKernel kernel = linear_row(name, needs, layout, DType::kInt8);
   kernel.refuses = refuses_long_rows;
   kernel.seconds = [](const LinearDesc& desc, const Machine&, std::int64_t tokens, int threads) {
     return unit_seconds(functions.vector_lanes, cost, vectors, detail::row_pairs_block(layout),

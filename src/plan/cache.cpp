@@ -30,7 +30,7 @@ std::string_view memory_word(MemoryMode memory) {
 
 using Json = nlohmann::json;
 
-constexpr int kCacheVersion = 4;
+constexpr int kCacheVersion = 5;
 constexpr const char* kFileName = "plans-v1.json";
 constexpr std::size_t kMaxPlans = 4096;
 constexpr std::uintmax_t kMaxFileBytes = std::uintmax_t{64} << 20;

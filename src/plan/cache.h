@@ -8,7 +8,7 @@
 
 #include "gossamer/linear.h"
 
-// Verdicts kept between processes: one JSON file, an object {"version": 1, "plans": {key: plan}}.
+// Verdicts kept between processes: one JSON file, an object {"version": …, "plans": {key: plan}}.
 // It is only ever a shortcut: what cannot be read is measured, what cannot be written is measured
 // again next time, and neither is an error.
 namespace gossamer::plan {

@@ -34,10 +34,13 @@ struct ModelBest {
   // How far a layout is from the best, as a geometric mean over the probes.
   double distance(Layout layout) const {
     double sum = 0.0;
+    double weights = 0.0;
     for (std::size_t p = 0; p < kProbeCount; ++p) {
-      sum += std::log(of_layout.at(layout)[p] / of_all[p]);
+      const double weight = bucket_weight(kProbes[p].bucket);
+      sum += weight * std::log(of_layout.at(layout)[p] / of_all[p]);
+      weights += weight;
     }
-    return std::exp(sum / kProbeCount);
+    return std::exp(sum / weights);
   }
 };
 

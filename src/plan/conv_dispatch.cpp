@@ -52,7 +52,7 @@ const Conv2dKernel& sparse_row(const PackedView& weight, std::uint32_t planned) 
 }
 
 std::uint32_t planned_hash(const PackedView& weight, std::int64_t pixels) {
-  return weight.header().plan[static_cast<std::size_t>(token_bucket(pixels))];
+  return weight.header().planned(token_bucket(pixels));
 }
 
 void check_pointers(const Conv2dArgs& args) {

@@ -103,6 +103,7 @@ class ConvMeasurer {
     series_.resize(rows_.size());
     evidence_.unit = "pixel";
     evidence_.has_dense = static_cast<bool>(problem.dense.run);
+    evidence_.last_aside = last_aside(problem.weight);
     evidence_.probes = conv_probes(problem.weight, problem.layer);
   }
 
@@ -170,7 +171,9 @@ class ConvMeasurer {
   bool measure_probe(std::size_t p) {
     evidence_.limit = too_long(p);
     if (!evidence_.limit.empty() && p > 0) return false;
-    const double allowed = std::max(left(), 0.0) / 3.0;  // later maps have more pixels and get more
+    // Later maps have more pixels and get more.
+    const auto shares = static_cast<double>(std::max<std::size_t>(kConvProbes.size() - p, 3));
+    const double allowed = std::max(left(), 0.0) / shares;
     const double end = clock_.spent() + allowed;
     const double wall_end = clock_.wall() + allowed;  // rounds beyond the least are charged in full
     dense_seconds_ =

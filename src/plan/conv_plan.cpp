@@ -46,6 +46,8 @@ std::array<Probe, kProbeCount> conv_probes(const PackedView& weight, const Conv2
   return probes;
 }
 
+int last_aside(const PackedView& weight) { return weight.taps() > 1 ? token_bucket(4) : -1; }
+
 }  // namespace plan
 
 namespace {
@@ -118,6 +120,7 @@ Plan modelled_plan(const std::vector<const Conv2dKernel*>& rows, const PackedVie
   plan::Evidence evidence;
   evidence.unit = "pixel";
   evidence.has_dense = true;
+  evidence.last_aside = plan::last_aside(weight);
   evidence.modelled = true;
   evidence.probes = plan::conv_probes(weight, layer);
   std::fill_n(evidence.probed.begin(), plan::kConvProbes.size(), true);

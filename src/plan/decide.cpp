@@ -78,15 +78,20 @@ class Decider {
                        format_seconds(t.seconds), at, t.ratio);
   }
 
+  /// The first bucket that counts.
+  static std::vector<BucketScore>::const_iterator counted(const LayoutScore& s) {
+    return std::find_if(s.buckets.begin(), s.buckets.end(), [](const auto& b) { return !b.aside; });
+  }
+
   static const BucketScore& most_gaining(const LayoutScore& s) {
     return *std::max_element(
-        s.buckets.begin(), s.buckets.end(),
+        counted(s), s.buckets.end(),
         [](const BucketScore& a, const BucketScore& b) { return a.mean < b.mean; });
   }
 
   static const BucketScore& least_gaining(const LayoutScore& s) {
     return *std::min_element(
-        s.buckets.begin(), s.buckets.end(),
+        counted(s), s.buckets.end(),
         [](const BucketScore& a, const BucketScore& b) { return a.worst < b.worst; });
   }
 
@@ -112,6 +117,10 @@ class Decider {
         reason += fmt::format(", within the {} that a call may cost", format_seconds(kCallSeconds));
       }
     }
+    const auto aside = std::find_if(s.buckets.begin(), counted(s), [](const BucketScore& b) {
+      return b.worst < kNotSlowerRatio && !b.dense;
+    });
+    if (aside != counted(s)) reason += fmt::format("; not counted: {}", beside_dense(*aside, ""));
     return with_limit(std::move(reason));
   }
 
@@ -218,11 +227,12 @@ class Decider {
 
   // Only times that could turn the verdict: with a clear win elsewhere, 5 % here no longer matters.
   std::vector<Contested> contested(const LayoutScore& s) const {
-    const bool clear_win = std::any_of(s.buckets.begin(), s.buckets.end(), [](const auto& b) {
+    const bool clear_win = std::any_of(counted(s), s.buckets.end(), [](const auto& b) {
       return b.worst >= kNotSlowerRatio && b.mean - b.spread >= kWinRatio;
     });
     std::vector<Contested> found;
     for (const BucketScore& b : s.buckets) {
+      if (b.aside) continue;
       for (std::size_t p = 0; p < kProbeCount; ++p) {
         if (evidence_.probes[p].bucket != evidence_.probes[b.worst_probe].bucket ||
             !evidence_.probed[p])

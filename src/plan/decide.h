@@ -54,6 +54,9 @@ struct Evidence {
   std::array<Probe, kProbeCount> probes = kProbes;
   std::string_view unit = "token";  ///< what probes count: tokens, or pixels of a convolution
   std::array<bool, kProbeCount> probed{};  ///< a prefix: small token counts come first
+  /// Buckets up to this one choose a row, and with MemoryMode::kSpeed whether dense runs, but count
+  /// neither for nor against packing, unless no other was timed. None: -1.
+  int last_aside = -1;
   bool has_dense = false;
   bool modelled = false;        ///< both times come from a model
   bool dense_modelled = false;  ///< dense's alone does

@@ -100,7 +100,7 @@ const LinearKernel& sparse_row(const PackedView& weight, std::int64_t tokens, in
   key.table = &plan::table_snapshot();
   std::memcpy(key.shape.data(), &header, key.shape.size());
   key.bucket = token_bucket(tokens);
-  key.planned = header.plan[static_cast<std::size_t>(key.bucket)];
+  key.planned = header.planned(key.bucket);
   key.threads = std::max(threads, 1);
   key.epilogue = (epilogue.bias ? 1u : 0u) | (epilogue.residual ? 2u : 0u) |
                  (epilogue.quantized ? 4u : 0u) |
@@ -190,8 +190,7 @@ const LinearKernel* choose_kernel(const PackedView& weight, std::int64_t tokens,
   static const std::string& forced = plan::environment_kernel();
   static const std::uint32_t dense = kernel_hash(kDenseKernel);
   if (forced == kDenseKernel) return nullptr;
-  const auto bucket = static_cast<std::size_t>(token_bucket(tokens));
-  const bool planned_dense = weight.header().plan[bucket] == dense;
+  const bool planned_dense = weight.header().planned(token_bucket(tokens)) == dense;
   if (planned_dense && forced.empty()) return nullptr;
   // An int8 weight has no products but quantized ones.
   const Epilogue epilogue{.quantized = weight.dtype() == DType::kInt8};

@@ -192,7 +192,7 @@ class Measurer {
 
   // A probe's part of what is left: larger token counts have longer calls, and get more.
   double quota(std::size_t p) const {
-    constexpr std::array<double, kProbeCount> kWeights{1, 1, 1, 1, 1, 2, 2, 3, 4, 5, 8, 8};
+    constexpr std::array<double, kProbeCount> kWeights{1, 1, 1, 1, 1, 1, 1, 2, 2, 3, 4, 5, 8, 8};
     const double rest = std::accumulate(kWeights.begin() + p, kWeights.end(), 0.0);
     return std::max(left(), 0.0) * kWeights[p] / rest;
   }

@@ -152,6 +152,7 @@ void store_plan(PackedWeight& weight, const Plan& plan) {
          layout_name(view.layout()));
   }
   auto* const header = reinterpret_cast<PackedHeader*>(weight.data());
+  header->version = PackedHeader::kVersion;
   header->second_buckets = 0;
   for (std::size_t bucket = 0; bucket < plan.choices.size(); ++bucket) {
     const std::string& name = plan.choices[bucket].kernel;
@@ -162,7 +163,7 @@ void store_plan(PackedWeight& weight, const Plan& plan) {
   }
   if (!plan.second) return;
   auto* const second = reinterpret_cast<PackedHeader*>(weight.data() + view.layout_bytes());
-  if (second->magic == PackedHeader::kMagic) second->plan = header->plan;
+  if (second->magic == PackedHeader::kMagic) second->set_plan(*header);
 }
 
 }  // namespace gossamer

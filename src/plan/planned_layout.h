@@ -15,7 +15,7 @@ namespace gossamer::plan {
 inline PackedView planned_layout(const PackedView& weight, std::int64_t tokens) {
   const PackedHeader& header = weight.header();
   if (header.has_second == 0) return weight;
-  bool is_second = (header.second_buckets >> token_bucket(tokens) & 1) != 0;
+  bool is_second = header.in_second(token_bucket(tokens));
   const bool is_forced = !environment_kernel().empty();
   if (!is_second && !is_forced) return weight;
   const std::optional<PackedView> second = weight.second();

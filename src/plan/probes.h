@@ -16,19 +16,25 @@ struct Probe {
   std::int64_t tokens = 0;
 };
 
-inline constexpr std::array<Probe, 12> kProbes{{{0, 1},
+inline constexpr std::array<Probe, 14> kProbes{{{0, 1},
                                                 {1, 2},
-                                                {1, 8},
-                                                {2, 9},
-                                                {2, 32},
-                                                {3, 33},
-                                                {3, 128},
-                                                {4, 129},
-                                                {4, 512},
-                                                {5, 513},
-                                                {5, 2048},
-                                                {6, 4096}}};
+                                                {1, 4},
+                                                {2, 5},
+                                                {2, 8},
+                                                {3, 9},
+                                                {3, 32},
+                                                {4, 33},
+                                                {4, 128},
+                                                {5, 129},
+                                                {5, 512},
+                                                {6, 513},
+                                                {6, 2048},
+                                                {7, 4096}}};
 inline constexpr std::size_t kProbeCount = kProbes.size();
+
+/// What a bucket counts beside the others where layouts are compared as a whole: 2–4 and 5–8 tokens
+/// are apart for the sake of their rows, and together as much as any other.
+constexpr double bucket_weight(int bucket) { return bucket == 1 || bucket == 2 ? 0.5 : 1.0; }
 
 /// The token count that stands for a bucket where one is enough.
 constexpr std::int64_t largest_probe(int bucket) {

@@ -102,6 +102,8 @@ std::optional<LayoutScore> Scorer::score(Layout layout, std::optional<Layout> se
   s.second = second;
   double log_sum = 0.0;
   double log_seconds = 0.0;
+  double weights = 0.0;
+  const bool has_others = bucket_probed(evidence_.last_aside + 1);
   for (int bucket = 0; bucket < kTokenBuckets && bucket_probed(bucket); ++bucket) {
     std::optional<BucketScore> best;
     for (std::size_t c = 0; c < evidence_.candidates.size(); ++c) {
@@ -113,16 +115,20 @@ std::optional<LayoutScore> Scorer::score(Layout layout, std::optional<Layout> se
     if (!best) return std::nullopt;
     const bool slower = evidence_.has_dense && best->worst < kNotSlowerRatio;
     best->dense = slower && memory_ == MemoryMode::kSpeed && !forced_;
+    best->aside = has_others && bucket <= evidence_.last_aside;
+    s.buckets.push_back(*best);
+    if (best->aside) continue;
     const bool forgiven = best->worst_beyond_call >= kNotSlowerRatio;
     s.slower |= slower && !forgiven;
     s.forgiven |= slower && forgiven;
     s.wins |= !slower && best->mean >= kWinRatio;
-    log_sum += best->dense ? 0.0 : std::log(best->mean);
-    log_seconds += std::log(seconds_of(*best));
-    s.buckets.push_back(*best);
+    const double weight = bucket_weight(bucket);
+    log_sum += best->dense ? 0.0 : weight * std::log(best->mean);
+    log_seconds += weight * std::log(seconds_of(*best));
+    weights += weight;
   }
-  s.objective = std::exp(log_sum / static_cast<double>(s.buckets.size()));
-  s.seconds = std::exp(log_seconds / static_cast<double>(s.buckets.size()));
+  s.objective = std::exp(log_sum / weights);
+  s.seconds = std::exp(log_seconds / weights);
   s.slower |= s.forgiven && s.objective < kWinRatio;
   return s;
 }
@@ -166,8 +172,9 @@ double Scorer::gain(const LayoutScore& pair, const LayoutScore& single, std::siz
 }
 
 std::size_t Scorer::most_gaining_bucket(const LayoutScore& pair, const LayoutScore& single) const {
-  std::size_t most = 0;
-  for (std::size_t bucket = 1; bucket < pair.buckets.size(); ++bucket) {
+  std::size_t most = pair.buckets.size() - 1;
+  for (std::size_t bucket = 0; bucket < pair.buckets.size(); ++bucket) {
+    if (pair.buckets[bucket].aside) continue;
     if (gain(pair, single, bucket) > gain(pair, single, most)) most = bucket;
   }
   return most;

@@ -22,6 +22,7 @@ struct BucketScore {
   double worst_beyond_call = 0.0;  ///< the same with kCallSeconds forgiven
   double spread = 0.0;
   bool dense = false;  ///< kSpeed runs dense here
+  bool aside = false;  ///< decides nothing but the row (Evidence::last_aside)
 };
 
 struct LayoutScore {

@@ -15,7 +15,7 @@ namespace gossamer::door::cuda_ops {
 // (python/gossamer/_weight_facts.py puts it together). Zeros where the caller knows none of it.
 //
 //    6, 7     the dtype of the result where that is not x's: bfloat16, float16, float32
-//    8 .. 14  a bit for each token bucket that the plan runs dense
+//    8 .. 14  a bit for each bucket of kCudaBucketEnds that the plan runs dense
 //   15        the inputs are told: modulo 128 in the next seven bits; tiles are padded, so that the
 //             bytes alone do not tell 60 inputs from 64
 //   23, 24    of a quantized weight: its values are float8, their sums are to be accurate
@@ -37,6 +37,9 @@ inline constexpr int kInputsBits = 7;
 inline constexpr int kFloat8Shift = 23;
 inline constexpr int kAccurateShift = 24;
 inline constexpr int kUpperPackedShift = 25;
+/// The header's buckets, 2–8 tokens in one: tiles hold eight tokens, and the argument 63 bits.
+inline constexpr std::array<std::int64_t, 6> kCudaBucketEnds{1, 8, 32, 128, 512, 2048};
+inline constexpr int kCudaBuckets = 7;
 inline constexpr int kFirstHalvedBucket = 3;
 inline constexpr int kHalvedBuckets = 3;
 inline constexpr int kFirstEighthDenseShift = 28;
@@ -47,8 +50,8 @@ static_assert(kUpperPackedShift + kHalvedBuckets <= kFirstEighthDenseShift);
 static_assert(kFirstEighthDenseShift + kHalvedBuckets - 1 <= kRowShift + kRowBits);
 inline constexpr int kStackShift = 60;
 inline constexpr int kTableShift = 61;
-static_assert(kDenseShift + kTokenBuckets <= kInputsToldShift);
-static_assert(kRowShift + kRowBits * kTokenBuckets <= kStackShift);
+static_assert(kDenseShift + kCudaBuckets <= kInputsToldShift);
+static_assert(kRowShift + kRowBits * kCudaBuckets <= kStackShift);
 static_assert(cuda::kMostTunedRows < 1 << kRowBits && cuda::kSp24Tables <= 1 << (63 - kTableShift));
 
 inline bool has_bit(std::int64_t argument, int shift) { return (argument >> shift & 1) != 0; }
@@ -65,7 +68,7 @@ inline DType result_dtype(std::int64_t argument, DType of_x) {
 
 inline int bucket_of(std::int64_t tokens) {
   std::size_t bucket = 0;
-  while (bucket < kTokenBucketEnds.size() && tokens > kTokenBucketEnds[bucket]) ++bucket;
+  while (bucket < kCudaBucketEnds.size() && tokens > kCudaBucketEnds[bucket]) ++bucket;
   return static_cast<int>(bucket);
 }
 
@@ -79,7 +82,7 @@ inline bool runs_dense(std::int64_t argument, std::int64_t tokens) {
       bucket >= kFirstEighthBucket &&
       has_bit(argument, kFirstEighthDenseShift + bucket - kFirstEighthBucket);
   if (!lower_is_dense && !eighth_is_dense) return true;
-  const std::int64_t end = kTokenBucketEnds[static_cast<std::size_t>(bucket)];
+  const std::int64_t end = kCudaBucketEnds[static_cast<std::size_t>(bucket)];
   if (tokens * 2 <= end) return lower_is_dense;
   return eighth_is_dense && tokens * 16 <= end * 9;
 }

@@ -81,7 +81,8 @@ void check_shape(const PackedView& view, std::span<const std::int64_t> shape) {
 /// build.
 json plan_names(const PackedView& view) {
   json names = json::array();
-  for (const std::uint32_t hash : view.header().plan) {
+  for (int bucket = 0; bucket < kTokenBuckets; ++bucket) {
+    const std::uint32_t hash = view.header().planned(bucket);
     json name;
     if (hash == kernel_hash(kDenseKernel)) name = kDenseKernel;
     for (const LinearKernel& kernel : linear_kernels()) {
@@ -204,9 +205,8 @@ void pack_(const Tensor& packed, const Tensor& values, const std::optional<Tenso
       check_bytes(both.size_bytes(), view.size_bytes());
       check_bytes(both.view().layout_bytes(), view.layout_bytes());
       auto* const header = reinterpret_cast<PackedHeader*>(both.data());
-      header->plan = before.plan;
-      header->second_buckets = before.second_buckets;
-      reinterpret_cast<PackedHeader*>(both.data() + view.layout_bytes())->plan = before.plan;
+      header->set_plan(before);
+      reinterpret_cast<PackedHeader*>(both.data() + view.layout_bytes())->set_plan(before);
       std::memcpy(memory, both.data(), static_cast<std::size_t>(both.size_bytes()));
       return 0;
     }
@@ -216,7 +216,7 @@ void pack_(const Tensor& packed, const Tensor& values, const std::optional<Tenso
     };
     const PackedWeight again = gossamer::pack(values_view, mask ? &mask_view : nullptr,
                                               view.pattern(), view.layout(), options);
-    reinterpret_cast<PackedHeader*>(again.data())->plan = before.plan;
+    reinterpret_cast<PackedHeader*>(again.data())->set_plan(before);
     return 0;
   });
 }

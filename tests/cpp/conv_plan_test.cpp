@@ -18,12 +18,12 @@ namespace {
 constexpr std::int64_t kChannels = 16;
 
 PackedWeight filters(double sparsity, Layout layout = Layout::kBitmask,
-                     DType dtype = DType::kFloat32) {
+                     DType dtype = DType::kFloat32, std::int64_t side = 3) {
   Random random(3);
   const Pattern pattern = Pattern::unstructured(sparsity);
-  const Matrix values = random_sparse(random, dtype, pattern, kChannels, 9 * kChannels);
+  const Matrix values = random_sparse(random, dtype, pattern, kChannels, side * side * kChannels);
   PackOptions options;
-  options.kernel_h = options.kernel_w = 3;
+  options.kernel_h = options.kernel_w = side;
   return pack(values.const_view(), nullptr, pattern, layout, options);
 }
 
@@ -111,8 +111,8 @@ TEST(ConvPlan, IsSparseWhereDenseIsSlowEverywhere) {
 TEST(ConvPlan, StaysPlainWhereDenseIsFastSomewhere) {
   const PackedWeight weight = filters(0.5);
   Conv2dDensePeer peer;
-  // Faster than any kernel on the smallest map alone, by more than the 3 µs that are forgiven.
-  peer.run = [](const Conv2dShape& s) { spin(s.pixels() <= 4 ? 0.0 : 5e-3); };
+  // Faster than any kernel on the smallest maps alone, by more than the 3 µs that are forgiven.
+  peer.run = [](const Conv2dShape& s) { spin(s.pixels() <= 8 ? 0.0 : 5e-3); };
   PlanOptions options = uncached();
   options.call_overhead = 20e-6;
   const Plan plain = planned(weight, peer, options);
@@ -123,7 +123,28 @@ TEST(ConvPlan, StaysPlainWhereDenseIsFastSomewhere) {
   const Plan both = planned(weight, peer, options);
   EXPECT_TRUE(both.sparse) << both.reason;
   EXPECT_EQ(both.choices[1].kernel, kDenseKernel);
+  EXPECT_EQ(both.choices[2].kernel, kDenseKernel);
   EXPECT_NE(both.choices[3].kernel, kDenseKernel);
+}
+
+TEST(ConvPlan, FourPixelsDecideNothingWhereAFilterHasSeveralTaps) {
+  Conv2dDensePeer peer;
+  peer.run = [](const Conv2dShape& s) { spin(s.pixels() <= 4 ? 0.0 : 5e-3); };
+  PlanOptions options = uncached();
+  options.call_overhead = 20e-6;
+  const Plan packed = planned(filters(0.5), peer, options);
+  EXPECT_TRUE(packed.sparse) << packed.reason;
+  EXPECT_NE(packed.reason.find("; not counted: dense "), std::string::npos) << packed.reason;
+  EXPECT_NE(packed.reason.find(" at 4 pixels (0.00x)"), std::string::npos) << packed.reason;
+  for (const PlanChoice& choice : packed.choices) EXPECT_NE(choice.kernel, kDenseKernel);
+  options.memory = MemoryMode::kSpeed;
+  const Plan both = planned(filters(0.5), peer, options);
+  EXPECT_EQ(both.choices[0].kernel, kDenseKernel);
+  EXPECT_EQ(both.choices[1].kernel, kDenseKernel);
+  EXPECT_NE(both.choices[2].kernel, kDenseKernel);
+  const PackedWeight one_tap = filters(0.5, Layout::kBitmask, DType::kFloat32, 1);
+  options.memory = MemoryMode::kDefault;
+  EXPECT_FALSE(plan_conv2d(one_tap, {}, {}, host_machine(), peer, options).sparse);
 }
 
 TEST(ConvPlan, TakesTheRowThatIsAskedFor) {

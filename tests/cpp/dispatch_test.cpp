@@ -112,10 +112,10 @@ TEST(KernelTable, WhyNotNamesWhatIsMissing) {
 
 TEST(TokenBucket, EndsWhereTheHeaderSays) {
   const std::vector<std::pair<std::int64_t, int>> expected{
-      {0, 0},   {1, 0},   {2, 1},   {8, 1},   {9, 2},    {32, 2},   {33, 3},
-      {128, 3}, {129, 4}, {512, 4}, {513, 5}, {2048, 5}, {2049, 6}, {1 << 30, 6}};
+      {0, 0},  {1, 0},   {2, 1},   {4, 1},   {5, 2},   {8, 2},    {9, 3},    {32, 3},
+      {33, 4}, {128, 4}, {129, 5}, {512, 5}, {513, 6}, {2048, 6}, {2049, 7}, {1 << 30, 7}};
   for (const auto& [tokens, bucket] : expected) EXPECT_EQ(token_bucket(tokens), bucket) << tokens;
-  EXPECT_EQ(token_bucket(std::numeric_limits<std::int64_t>::max()), 6);
+  EXPECT_EQ(token_bucket(std::numeric_limits<std::int64_t>::max()), 7);
 }
 
 Plan plan_of(Layout layout, const std::string& kernel) {
@@ -130,8 +130,8 @@ TEST(ChooseKernel, TakesTheHeadersChoiceByBucket) {
   test::reset_fakes();
   PackedWeight weight = convert(fake_weight(), Layout::kKcsr64);
   Plan plan = plan_of(Layout::kKcsr64, "fake_kcsr64_slow");
-  plan.choices[2].kernel = "fake_kcsr64_fast";
-  plan.choices[3].kernel = kDenseKernel;
+  plan.choices[3].kernel = "fake_kcsr64_fast";
+  plan.choices[4].kernel = kDenseKernel;
   store_plan(weight, plan);
   EXPECT_EQ(choose_kernel(weight, 1, 1)->name, "fake_kcsr64_slow");
   EXPECT_EQ(choose_kernel(weight, 9, 1)->name, "fake_kcsr64_fast");

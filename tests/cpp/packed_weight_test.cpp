@@ -175,7 +175,7 @@ TEST(PackedBytesTest, HeaderStartsWithItsName) {
   const PackedWeight packed =
       pack_matrix(matrix_f32(1, 1, {1}), Pattern::parse("unstructured"), Layout::kBitmask);
   EXPECT_EQ(std::memcmp(packed.data(), "GSMR", 4), 0);
-  EXPECT_EQ(packed.view().header().version, 1);
+  EXPECT_EQ(packed.view().header().version, PackedHeader::kVersion);
 }
 
 // ---- What packing promises. ----
@@ -468,7 +468,7 @@ TEST_F(OpenTest, RefusesEveryHeaderThatContradictsItself) {
   const auto bad = ErrorCode::kMalformedData;
   const std::int64_t most = std::numeric_limits<std::int64_t>::max();
   EXPECT_EQ(code_after([](PackedHeader& h) { h.magic ^= 1; }), bad);
-  EXPECT_EQ(code_after([](PackedHeader& h) { h.version = 2; }), bad);
+  EXPECT_EQ(code_after([](PackedHeader& h) { h.version = PackedHeader::kVersion + 1; }), bad);
   EXPECT_EQ(code_after([](PackedHeader& h) { h.dtype = static_cast<DType>(77); }), bad);
   EXPECT_EQ(code_after([](PackedHeader& h) { h.dtype = DType::kUInt32; }), bad);
   EXPECT_EQ(code_after([](PackedHeader& h) { h.dtype = DType::kFloat16; }), bad);

@@ -71,7 +71,7 @@ TEST(Decide, SparseNeedsFivePercentSomewhere) {
   EXPECT_EQ(loses.choices[2].kernel, kDenseKernel);
   EXPECT_TRUE(contains(loses.reason, "plain: no token count gains 5 %")) << loses.reason;
   EXPECT_TRUE(
-      contains(loses.reason, "dense 10.00 ms, best sparse fake_bitmask 9.53 ms at 9 tokens"))
+      contains(loses.reason, "dense 10.00 ms, best sparse fake_bitmask 9.53 ms at 5 tokens"))
       << loses.reason;
 }
 
@@ -115,12 +115,32 @@ TEST(Decide, WhatACallMayCostIsForgivenToALayerThatGainsOnTheWhole) {
       << packed.reason;
   EXPECT_FALSE(with(0.74, 3.0, 10e-6).sparse) << "13.5 µs: 3.5 more, 3.3 with 3 % of noise";
   EXPECT_FALSE(with(0.8, 3.0, 1e-3).sparse) << "250 µs more";
-  EXPECT_FALSE(with(0.3, 1.2, 1e-6).sparse) << "six buckets of 1.2 do not make up for 0.3";
+  EXPECT_FALSE(with(0.3, 1.2, 1e-6).sparse) << "buckets of 1.2 do not make up for 0.3";
+}
+
+TEST(Decide, BucketsAsideChooseARowAndDecideNothing) {
+  const auto with = [](double aside, double others, MemoryMode memory) {
+    Evidence evidence = evidence_of(
+        {row_with("fake_bitmask", [=](int bucket) { return bucket < 2 ? aside : others; })});
+    evidence.last_aside = 1;
+    return verdict_of(evidence, memory);
+  };
+  const Plan packed = with(0.5, 2.0, MemoryMode::kDefault);
+  EXPECT_TRUE(packed.sparse);
+  EXPECT_EQ(packed.choices[0].kernel, "fake_bitmask");
+  EXPECT_TRUE(contains(packed.reason, "; not counted: dense 10.00 ms, fake_bitmask 20.00 ms at 1"))
+      << packed.reason;
+  EXPECT_EQ(with(0.5, 2.0, MemoryMode::kSpeed).choices[1].kernel, kDenseKernel);
+  EXPECT_FALSE(with(3.0, 1.0, MemoryMode::kDefault).sparse) << "it gains nowhere else";
+  Evidence alone = evidence_of({row_with("fake_bitmask", [](int) { return 0.5; })});
+  alone.last_aside = 1;
+  std::fill(alone.probed.begin() + 3, alone.probed.end(), false);
+  EXPECT_FALSE(verdict_of(alone).sparse) << "nothing else was timed, so they count";
 }
 
 TEST(Decide, OneEndOfABucketIsEnoughToBeSlower) {
   Candidate row = row_with("fake_bitmask", [](int) { return 2.0; });
-  row.at[4].ratio = 0.9;  // 32 tokens; 9 tokens win by far
+  row.at[6].ratio = 0.9;  // 32 tokens; 9 tokens win by far
   EXPECT_FALSE(verdict_of(evidence_of({row})).sparse);
 }
 
@@ -135,6 +155,29 @@ TEST(Decide, OneLayoutServesAllBuckets) {
   EXPECT_FALSE(plan.second.has_value());
   EXPECT_EQ(plan.choices[0].kernel, "fake_kcsr64_slow");
   EXPECT_EQ(plan.choices[6].kernel, "fake_kcsr64_fast");
+}
+
+TEST(Decide, TwoToFourAndFiveToEightTokensAreAskedApart) {
+  const auto slow = row_with("fake_kcsr64_slow", [](int b) { return b < 2 ? 2.0 : 1.2; });
+  const auto fast = row_with("fake_kcsr64_fast", [](int b) { return b < 2 ? 1.5 : 3.0; });
+  const Plan plan = verdict_of(evidence_of({slow, fast}));
+  const auto at = [&](std::int64_t tokens) {
+    return plan.choices[static_cast<std::size_t>(token_bucket(tokens))].kernel;
+  };
+  EXPECT_EQ(at(2), "fake_kcsr64_slow");
+  EXPECT_EQ(at(4), "fake_kcsr64_slow");
+  EXPECT_EQ(at(5), "fake_kcsr64_fast");
+  EXPECT_EQ(at(8), "fake_kcsr64_fast");
+}
+
+TEST(Decide, TwoToFourAndFiveToEightTokensCountAsOneBucket) {
+  // 1.5 times as fast in both, 1.25 times as slow with 9 to 32 and 1.25 with 33 to 128 tokens:
+  // 1.5 / 1.25 ** 2 is less than one, 1.5 ** 2 / 1.25 ** 2 would not be.
+  const auto few = row_with("fake_bitmask", [](int b) {
+    return b == 1 || b == 2 ? 3.0 : b == 3 || b == 4 ? 1.6 : 2.0;
+  });
+  const auto even = row_with("fake_kcsr64_fast", [](int) { return 2.0; });
+  EXPECT_EQ(verdict_of(evidence_of({few, even}), MemoryMode::kLow).layout, Layout::kKcsr64);
 }
 
 TEST(Decide, TwoLayoutsServeWhatEachIsBetterAt) {
@@ -276,20 +319,20 @@ TEST(Decide, CountsThatWereNotTimedTakeTheRowThatTheModelExpectsToWin) {
     }
     return verdict_of(evidence);
   };
-  EXPECT_EQ(timed_below(7).choices[3].kernel, "fake_kcsr64_slow") << "33 and 128 tokens were timed";
-  EXPECT_EQ(timed_below(6).choices[3].kernel, "fake_kcsr64_fast") << "33 were, 128 were not";
-  const Plan plan = timed_below(5);
-  EXPECT_EQ(plan.choices[2].kernel, "fake_kcsr64_slow");
-  EXPECT_EQ(plan.choices[3].kernel, "fake_kcsr64_fast");
-  EXPECT_TRUE(contains(plan.choices[3].reason, "taken from 9 tokens, the most that was timed"))
-      << plan.choices[3].reason;
-  EXPECT_TRUE(contains(plan.choices[6].reason, "the model expects fake_kcsr64_fast to be faster"))
-      << plan.choices[6].reason;
+  EXPECT_EQ(timed_below(9).choices[4].kernel, "fake_kcsr64_slow") << "33 and 128 tokens were timed";
+  EXPECT_EQ(timed_below(8).choices[4].kernel, "fake_kcsr64_fast") << "33 were, 128 were not";
+  const Plan plan = timed_below(7);
+  EXPECT_EQ(plan.choices[3].kernel, "fake_kcsr64_slow");
+  EXPECT_EQ(plan.choices[4].kernel, "fake_kcsr64_fast");
+  EXPECT_TRUE(contains(plan.choices[4].reason, "taken from 9 tokens, the most that was timed"))
+      << plan.choices[4].reason;
+  EXPECT_TRUE(contains(plan.choices[7].reason, "the model expects fake_kcsr64_fast to be faster"))
+      << plan.choices[7].reason;
 }
 
 TEST(Decide, CountsThatWereNotTimedTakeTheLargestThatWas) {
   Evidence evidence = evidence_of({row_with("fake_bitmask", [](int) { return 2.0; })});
-  for (std::size_t p = 8; p < kProbeCount; ++p) {
+  for (std::size_t p = 10; p < kProbeCount; ++p) {
     evidence.probed[p] = false;
     evidence.candidates[0].at[p] = {};
   }
@@ -297,9 +340,9 @@ TEST(Decide, CountsThatWereNotTimedTakeTheLargestThatWas) {
   const Plan plan = verdict_of(evidence);
   EXPECT_TRUE(plan.sparse);
   EXPECT_TRUE(contains(plan.reason, evidence.limit));
-  EXPECT_EQ(plan.choices[6].kernel, "fake_bitmask");
-  EXPECT_EQ(plan.choices[6].tokens, 129);
-  EXPECT_TRUE(contains(plan.choices[6].reason, "taken from 129 tokens")) << plan.choices[6].reason;
+  EXPECT_EQ(plan.choices[7].kernel, "fake_bitmask");
+  EXPECT_EQ(plan.choices[7].tokens, 129);
+  EXPECT_TRUE(contains(plan.choices[7].reason, "taken from 129 tokens")) << plan.choices[7].reason;
 }
 
 TEST(Decide, OnlyTimesNearAThresholdAreContested) {
@@ -443,8 +486,8 @@ TEST(PlanMeasure, KeepsToItsBudget) {
   const double took = static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC;
   EXPECT_LT(took, 2 * options.seconds_budget);
   EXPECT_TRUE(contains(plan.reason, "tokens and more were not timed: one ")) << plan.reason;
-  EXPECT_TRUE(contains(plan.choices[6].reason, "taken from")) << plan.choices[6].reason;
-  EXPECT_LE(plan.choices[6].tokens, 50) << "dense takes a quarter of the budget at 50 tokens";
+  EXPECT_TRUE(contains(plan.choices[7].reason, "taken from")) << plan.choices[7].reason;
+  EXPECT_LE(plan.choices[7].tokens, 50) << "dense takes a quarter of the budget at 50 tokens";
 }
 
 // A call takes 50 µs, but its thread waits 12 ms for a processor in the first two calls at every
@@ -461,7 +504,7 @@ TEST(PlanMeasure, WaitsForOtherWorkAreNeitherChargedNorBelieved) {
   const Plan plan = planned(fake_weight(), fake_dense(constant(200e-6)), uncached());
   EXPECT_TRUE(plan.sparse) << plan.reason;
   for (const PlanChoice& choice : plan.choices) EXPECT_LT(choice.milliseconds, 1.0);
-  EXPECT_EQ(plan.choices[6].tokens, 4096) << plan.reason;
+  EXPECT_EQ(plan.choices[7].tokens, 4096) << plan.reason;
 }
 
 TEST(PlanMeasure, ADenseCallLongerThanTheBudgetIsStillJudged) {
@@ -473,7 +516,7 @@ TEST(PlanMeasure, ADenseCallLongerThanTheBudgetIsStillJudged) {
   const Plan plan = planned(fake_weight(), dense, options);
   const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
   EXPECT_TRUE(plan.sparse);
-  EXPECT_EQ(plan.choices[6].tokens, 1);
+  EXPECT_EQ(plan.choices[7].tokens, 1);
   EXPECT_TRUE(contains(plan.reason, "2 tokens and more were not timed: one dense call takes about"))
       << plan.reason;
   EXPECT_LT(took.count(), 0.35) << "a warm-up and a round of the one call";

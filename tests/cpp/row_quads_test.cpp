@@ -3,8 +3,10 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
+#include <utility>
 
 #include "gossamer/packed_weight.h"
+#include "plan/memory.h"
 #include "testing.h"
 
 namespace gossamer {
@@ -142,6 +144,30 @@ TEST(RowQuadsTest, OpenRefusesSizesThatCannotBe) {
           << array << ": " << bytes;
     }
   }
+}
+
+// memory="low" and plans of two layouts admit what is hardly larger than the format.
+TEST(RowQuadsTest, AreSmallWhereWholeFoursAreKept) {
+  test::Random random(12);
+  for (const auto& [text, is_small] :
+       {std::pair{"block:1x4:0.8", true}, {"unstructured:0.8", false}}) {
+    const Pattern pattern = Pattern::parse(text);
+    const PackedWeight format =
+        pack_matrix(test::random_sparse(random, DType::kInt8, pattern, 512, 1024), pattern,
+                    format_for(pattern));
+    const std::int64_t bytes = convert(format, kLayout).size_bytes();
+    EXPECT_EQ(static_cast<double>(bytes) <= 1.15 * static_cast<double>(format.size_bytes()),
+              is_small);
+    EXPECT_EQ(converted_size_bytes(format, kLayout), bytes) << text;
+    EXPECT_GE(plan::layout_bytes(format, kLayout), bytes) << text;
+    plan::LayoutSizes sizes(format);
+    EXPECT_EQ(sizes.is_small(kLayout), is_small) << text;
+    EXPECT_EQ(sizes.is_small(bytes), is_small) << text;
+  }
+  const Pattern any = Pattern::parse("unstructured:0.8");
+  const PackedWeight floats =
+      pack_matrix(test::random_sparse(random, DType::kFloat32, any, 16, 64), any, Layout::kBitmask);
+  EXPECT_FALSE(plan::LayoutSizes(floats).is_small(kLayout)) << "it holds int8 alone";
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 // which layout a call runs in.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <functional>
@@ -81,6 +82,30 @@ TEST(TwoLayouts, AreEachWhatConvertToOneGives) {
   }
 }
 
+// Groups and rows that keep fewer than the pattern says are filled in some layouts alone.
+TEST(TwoLayouts, HoldTheSameWhateverTheyAreMadeFrom) {
+  Matrix sparse = test::zeros(DType::kFloat32, 16, 64);
+  for (int row = 0; row < 16; ++row) sparse.as<float>()[row * 64 + 4 * row] = 1.0f + row;
+  struct Pair {
+    const char* pattern;
+    Layout from;
+    Layout first;
+    Layout second;
+  };
+  for (const Pair& p : {Pair{"2:4", Layout::kKcsr64, Layout::kNm24Pairs, Layout::kKcsr128},
+                        Pair{"2:4", Layout::kBitmask, Layout::kNm, Layout::kKcsr64},
+                        Pair{"2:4", Layout::kRowPairs64, Layout::kNm24Pairs, Layout::kBitmask},
+                        Pair{"fanin:0.9", Layout::kKcsr64, Layout::kFanIn, Layout::kBitmask},
+                        Pair{"block:4x4:0.5", Layout::kBitmask, Layout::kBsr, Layout::kKcsr64}}) {
+    const PackedWeight one = pack_matrix(sparse, Pattern::parse(p.pattern), p.from);
+    const PackedWeight both = convert(one, p.first, p.second);
+    EXPECT_NO_THROW(validate(both)) << p.pattern << " from " << layout_name(p.from);
+    EXPECT_EQ(both.view().layout(), p.first);
+    EXPECT_EQ(both.view().second()->layout(), p.second);
+    EXPECT_EQ(unpack_values(both), sparse);
+  }
+}
+
 TEST(TwoLayouts, OneOfThemIsConvertedSlicedStackedAndSaved) {
   const Case& c = kCases[0];
   const PackedWeight both = both_of(c);
@@ -131,7 +156,12 @@ TEST(TwoLayouts, BytesThatAreNoSuchBlockAreRefused) {
   const ErrorCode bad = ErrorCode::kMalformedData;
   EXPECT_EQ(code_after([](PackedHeader& h, PackedHeader&) { h.has_second = 0; }), bad);
   EXPECT_EQ(code_after([](PackedHeader& h, PackedHeader&) { h.has_second = 2; }), bad);
-  EXPECT_EQ(code_after([](PackedHeader& h, PackedHeader&) { h.second_buckets = 0x80; }), bad);
+  EXPECT_EQ(code_after([](PackedHeader& h, PackedHeader&) { h.version = 3; }), bad);
+  EXPECT_EQ(code_after([](PackedHeader& h, PackedHeader& other) {
+              h.version = other.version = 1;
+              h.second_buckets = 0x80;  // it has seven buckets
+            }),
+            bad);
   EXPECT_EQ(code_after([](PackedHeader&, PackedHeader& h) { h.has_second = 1; }), bad);
   EXPECT_EQ(code_after([](PackedHeader&, PackedHeader& h) { h.second_buckets = 1; }), bad);
   EXPECT_EQ(code_after([](PackedHeader&, PackedHeader& h) { h.magic = 0; }), bad);
@@ -162,16 +192,18 @@ TEST(TwoLayouts, ACallRunsInTheLayoutOfItsBucket) {
   test::reset_fakes();
   PackedWeight both = convert(fake_weight(), Layout::kKcsr64, Layout::kBitmask);
   store_plan(both, plan_of(Layout::kKcsr64, Layout::kBitmask,
-                           {"fake_bitmask", "fake_bitmask", "fake_kcsr64_slow", "fake_kcsr64_fast",
-                            "fake_kcsr64_fast", "dense", "fake_bitmask"}));
-  EXPECT_EQ(both.view().header().second_buckets, 0x43);
+                           {"fake_bitmask", "fake_bitmask", "fake_kcsr64_fast", "fake_kcsr64_slow",
+                            "fake_kcsr64_fast", "fake_kcsr64_fast", "dense", "fake_bitmask"}));
+  EXPECT_EQ(both.view().header().second_buckets, 0x83);
   EXPECT_EQ(both.view().second()->header().plan, both.view().header().plan);
   const auto runs = [&](std::int64_t tokens) {
     const LinearKernel* row = choose_kernel(both, tokens, 1);
     return row == nullptr ? std::string("dense") : std::string(row->name);
   };
   EXPECT_EQ(runs(1), "fake_bitmask");
-  EXPECT_EQ(runs(8), "fake_bitmask");
+  EXPECT_EQ(runs(4), "fake_bitmask");
+  EXPECT_EQ(runs(5), "fake_kcsr64_fast");
+  EXPECT_EQ(runs(8), "fake_kcsr64_fast");
   EXPECT_EQ(runs(9), "fake_kcsr64_slow");
   EXPECT_EQ(runs(100), "fake_kcsr64_fast");
   EXPECT_EQ(runs(600), "dense");
@@ -192,10 +224,53 @@ TEST(TwoLayouts, ACallRunsInTheLayoutOfItsBucket) {
   }
 }
 
+/// The bytes as version 1 wrote them: seven buckets, 2 to 8 tokens in one.
+void make_version_1(PackedHeader& header) {
+  header.version = 1;
+  std::copy(header.plan.begin() + 2, header.plan.end(), header.plan.begin() + 1);
+  header.plan.back() = 0;
+  header.second_buckets =
+      static_cast<std::uint8_t>((header.second_buckets & 1) | (header.second_buckets >> 2 << 1));
+}
+
+TEST(TwoLayouts, APlanOfVersion1IsReadAsItWasMeant) {
+  test::reset_fakes();
+  PackedWeight both = convert(fake_weight(), Layout::kKcsr64, Layout::kBitmask);
+  store_plan(both, plan_of(Layout::kKcsr64, Layout::kBitmask,
+                           {"fake_kcsr64_slow", "fake_bitmask", "fake_bitmask", "fake_kcsr64_fast",
+                            "fake_kcsr64_slow", "fake_kcsr64_fast", "dense", "fake_bitmask"}));
+  auto* const first = reinterpret_cast<PackedHeader*>(both.data());
+  const std::int64_t begin = both.view().layout_bytes();
+  make_version_1(*first);
+  make_version_1(*reinterpret_cast<PackedHeader*>(both.data() + begin));
+  EXPECT_EQ(first->second_buckets, 0x42);
+  EXPECT_NO_THROW(validate(both));
+  const auto runs = [&](std::int64_t tokens) {
+    const LinearKernel* row = choose_kernel(both, tokens, 1);
+    return row == nullptr ? std::string("dense") : std::string(row->name);
+  };
+  const auto check = [&] {
+    EXPECT_EQ(runs(1), "fake_kcsr64_slow");
+    for (const std::int64_t tokens : {2, 4, 5, 8}) EXPECT_EQ(runs(tokens), "fake_bitmask");
+    EXPECT_EQ(runs(32), "fake_kcsr64_fast");
+    EXPECT_EQ(runs(128), "fake_kcsr64_slow");
+    EXPECT_EQ(runs(512), "fake_kcsr64_fast");
+    EXPECT_EQ(runs(2048), "dense");
+    EXPECT_EQ(runs(2049), "fake_bitmask");
+  };
+  check();
+  const PackedHeader old = *first;
+  first->set_plan(old);  // what a new header takes over
+  EXPECT_EQ(first->version, PackedHeader::kVersion);
+  EXPECT_EQ(first->second_buckets, 0x86);
+  check();
+}
+
 TEST(TwoLayouts, APlanOfTwoIsNotStoredInAWeightOfOneNorTheOtherWayRound) {
   test::reset_fakes();
-  const Plan two = plan_of(Layout::kKcsr64, Layout::kBitmask,
-                           {"dense", "dense", "dense", "dense", "dense", "dense", "fake_bitmask"});
+  const Plan two =
+      plan_of(Layout::kKcsr64, Layout::kBitmask,
+              {"dense", "dense", "dense", "dense", "dense", "dense", "dense", "fake_bitmask"});
   Plan one = two;
   one.second.reset();
   PackedWeight alone = convert(fake_weight(), Layout::kKcsr64);
@@ -214,11 +289,11 @@ TEST(TwoLayouts, BothComputeTheProduct) {
   PackedWeight both = convert(format, Layout::kKcsr128, Layout::kBitmask);
   store_plan(both, plan_of(Layout::kKcsr128, Layout::kBitmask,
                            {"generic_linear_bitmask_f32", "generic_spmm_kcsr128_f32",
-                            "generic_linear_bitmask_f32", "generic_spmm_kcsr128_f32", "dense",
-                            "dense", "dense"}));
-  EXPECT_EQ(both.view().header().second_buckets, 0x05);
+                            "generic_linear_bitmask_f32", "generic_linear_bitmask_f32",
+                            "generic_spmm_kcsr128_f32", "dense", "dense", "dense"}));
+  EXPECT_EQ(both.view().header().second_buckets, 0x0d);
   test::Random random(3);
-  for (const std::int64_t tokens : {1, 5, 20, 70}) {
+  for (const std::int64_t tokens : {1, 3, 5, 20, 70}) {
     const Matrix x = test::random_matrix(random, DType::kFloat32, tokens, 132);
     Matrix y = test::zeros(DType::kFloat32, tokens, 40);
     Matrix expected = test::zeros(DType::kFloat32, tokens, 40);

@@ -84,7 +84,7 @@ def test_every_row_of_the_table_is_forced() -> None:
     }
     assert set(forced) >= wanted
     for name, weight in forced.items():
-        assert weight.plan == [name] * 7
+        assert weight.plan == [name] * 8
 
 
 def test_the_command_fails_where_a_promise_is_broken(

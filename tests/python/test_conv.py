@@ -474,7 +474,7 @@ def test_plan(mode: str) -> None:
     gs.sparsify_(module, plan=mode)
     report = gs.explain(module)[""]
     assert is_packed(module), report.reason  # 99 % zeros: forty times less work
-    assert len(report.plan) == 7
+    assert len(report.plan) == 8
     assert all("conv2d" in bucket.kernel for bucket in report.plan)
     assert {bucket.kernel for bucket in report.plan} == set(module.weight.plan)
     assert "pixel" in report.reason
@@ -486,7 +486,7 @@ def test_plan(mode: str) -> None:
 def test_plan_keeps_a_dense_copy_for_speed() -> None:
     w = sparse_filters(8, 6, (3, 3), keep=0.5)
     packed = ops.pack(w, None, "", "kcsr128", False, "w")
-    packed = ops.with_plan(packed, json.dumps(["dense"] * 7))
+    packed = ops.with_plan(packed, json.dumps(["dense"] * 8))
     weight = SparseWeight.from_packed(packed, dense=w)
     for last in (False, True):
         x = images(2, 6, 9, 9, last=last)

@@ -107,7 +107,7 @@ def test_opcheck_in_place() -> None:
 def test_packing_in_place_keeps_the_plan() -> None:
     values, mask = weight((16, 64), "unstructured:0.5", torch.float32)
     packed = ops.pack(values, mask, "unstructured:0.5", "format", False, "w")
-    planned = ops.with_plan(packed, json.dumps(["dense"] * 7))
+    planned = ops.with_plan(packed, json.dumps(["dense"] * 8))
     before = gossamer._ops.info(planned)["plan"]
     assert any(before)
     other = mask.flip(0)

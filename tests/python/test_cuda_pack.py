@@ -272,7 +272,7 @@ def test_packing_is_captured_and_the_verdict_stays_on_the_device(quantized: bool
 @pytest.mark.parametrize("dtype", PACKED)
 def test_packing_in_place_keeps_the_plan(dtype: torch.dtype) -> None:
     packed = ops.pack(make_24(96, 200, dtype), None, "2:4", "nm24_tiles", False, "w")
-    packed = ops.with_plan(packed, json.dumps([None, "dense"] + [None] * 5))
+    packed = ops.with_plan(packed, json.dumps([None, "dense", "dense"] + [None] * 5))
     w = make_24(96, 200, dtype)
     ops.pack_(packed, w)
     expected = ops.pack(w, None, "2:4", "nm24_tiles", False, "w")

@@ -36,7 +36,7 @@ def test_faster_everywhere_is_packed() -> None:
     plan = _plan_cuda.decide(times(), KERNELS, "default", 10)
     assert plan.sparse
     assert [choice["kernel"] for choice in plan.choices] == KERNELS
-    assert plan.dense_buckets == [None] * 7
+    assert plan.dense_buckets == [None] * 8
 
 
 def test_slower_somewhere_is_plain_where_memory_is_short() -> None:
@@ -52,7 +52,7 @@ def test_slower_somewhere_runs_dense_there(memory: str) -> None:
     slow = times(t129=(1.0, 0.5), t512=(1.0, 1.2), t1=(1.0, 0.96))
     plan = _plan_cuda.decide(slow, KERNELS, memory, 33_600_000)
     assert plan.sparse
-    assert plan.dense_buckets == ["dense", None, None, None, "dense", None, None]
+    assert plan.dense_buckets == ["dense", None, None, None, None, "dense", None, None]
     assert "33.6 MB" in plan.reason
     assert plan.choices[5]["tokens"] == 129
     assert plan.choices[5]["milliseconds"] == 0.5
@@ -61,7 +61,8 @@ def test_slower_somewhere_runs_dense_there(memory: str) -> None:
 
 
 def dense_counts(plan: _plan_cuda.CudaPlan, bucket: int) -> set[int]:
-    """Those of a dense bucket's counts, at the ends of its parts, that run dense."""
+    """Those of a dense bucket's counts, at the ends of its parts, that run dense; the header tells
+    2 to 4 tokens from 5 to 8, so its buckets are one further."""
     ends = {3: 128, 4: 512, 5: 2048}
     facts = weight_of(64, 128)._facts._replace(rows=plan.packed_parts)
     counts = {
@@ -69,12 +70,12 @@ def dense_counts(plan: _plan_cuda.CudaPlan, bucket: int) -> set[int]:
         4: (129, 256, 257, 288, 289, 512),
         5: (513, 1024, 1025, 1152, 1153, 2048),
     }
-    return {n for n in counts[bucket] if not facts.packs(bucket, n, ends[bucket])}
+    return {n for n in counts[bucket] if not facts.packs(bucket + 1, n, ends[bucket])}
 
 
 def test_a_bucket_whose_last_part_is_dense_is_dense() -> None:
     plan = _plan_cuda.decide(times(t2048=(1.0, 0.5), t33=(1.0, 0.5)), KERNELS, "speed", 10)
-    assert plan.dense_buckets == [None, None, None, "dense", None, "dense", None]
+    assert plan.dense_buckets == [None, None, None, None, "dense", None, "dense", None]
     assert [choice["kernel"] for choice in plan.choices[8:11]] == ["dense", "dense", "dense"]
     assert plan.choices[3]["kernel"] == "dense"
     assert plan.choices[4]["kernel"] == KERNELS[4]
@@ -95,7 +96,7 @@ def test_a_bucket_whose_last_part_is_dense_is_dense() -> None:
 def test_parts_of_a_bucket_run_dense(slow: set[int], bucket: int, dense: set[int]) -> None:
     found = times(**{f"t{tokens}": (1.0, 0.5) for tokens in slow})
     plan = _plan_cuda.decide(found, KERNELS, "speed", 10)
-    assert plan.dense_buckets == ["dense" if i == bucket else None for i in range(7)]
+    assert plan.dense_buckets == ["dense" if i == bucket + 1 else None for i in range(8)]
     assert dense_counts(plan, bucket) == dense
 
 
@@ -169,11 +170,24 @@ def test_dense_buckets_survive_in_the_header() -> None:
     w = torch.randn(64, 128, dtype=torch.bfloat16)
     w.view(64, 32, 4)[..., ::2] = 0
     packed = torch.ops.gossamer.pack(w, None, "2:4", "nm24_tiles", False, "w")
-    planned = torch.ops.gossamer.with_plan(packed, json.dumps([None, "dense"] + [None] * 5))
+    planned = torch.ops.gossamer.with_plan(
+        packed, json.dumps([None, "dense", "dense"] + [None] * 5)
+    )
     weight = SparseWeight.from_packed(planned, dense=w)
-    assert weight._facts.dense_buckets == 2
-    assert copy.deepcopy(weight)._facts.dense_buckets == 2
+    assert weight._facts.dense_buckets == 0b110
+    assert copy.deepcopy(weight)._facts.dense_buckets == 0b110
     assert SparseWeight.from_packed(packed)._facts.dense_buckets == 0
+
+
+def test_the_argument_knows_one_bucket_of_2_to_8_tokens() -> None:
+    facts = weight_of(64, 128)._facts
+    gpu = torch.device("cuda")
+    plain = facts.layout_argument(gpu)
+    found = [
+        facts._replace(dense_buckets=1 << i).layout_argument(gpu) - plain >> 8 for i in range(8)
+    ]
+    assert found == [1, 2, 2, 4, 8, 16, 32, 64]
+    assert facts._replace(dense_buckets=255).layout_argument(gpu) - plain == 127 << 8
 
 
 class FakeGpu:
@@ -252,7 +266,7 @@ def test_a_plan_reaches_the_weight_and_the_report(monkeypatch: pytest.MonkeyPatc
     assert "129 tokens (0.50x)" in plain.report["reason"]
     kept = gpu.decide(layer)
     assert kept.weight is not None
-    assert kept.weight._facts.dense_buckets == 1 << 4
+    assert kept.weight._facts.dense_buckets == 1 << 5
     assert kept.weight.dense is not None
     assert torch.equal(kept.weight.dense, layer.weight)
     assert [bucket["kernel"] for bucket in kept.report["plan"]] == [
@@ -348,7 +362,9 @@ def test_a_small_layer_stays_dense_where_dense_is_faster() -> None:
 def test_dense_buckets_run_the_dense_copy() -> None:
     layer = pruned_layer(128, 256)
     packed = torch.ops.gossamer.pack(layer.weight.detach(), None, "2:4", "nm24_tiles", False, "w")
-    planned = torch.ops.gossamer.with_plan(packed, json.dumps([None, "dense"] + [None] * 5))
+    planned = torch.ops.gossamer.with_plan(
+        packed, json.dumps([None, "dense", "dense"] + [None] * 5)
+    )
     # A copy with other values shows which of the two was multiplied.
     other = torch.randn(128, 256, device="cuda", dtype=torch.bfloat16)
     weight = SparseWeight.from_packed(planned, dense=other)

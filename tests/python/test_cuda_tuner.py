@@ -78,7 +78,7 @@ def test_a_bucket_in_which_every_row_was_wrong_runs_dense() -> None:
     times = [[1.0, 2.0] for counts in BUCKETS for _ in counts]
     times[0] = [math.inf, 2.0]
     kernels = ["k"] * len(BUCKETS)
-    assert decide(times, kernels, "speed", 10).dense_buckets == ["dense"] + [None] * 6
+    assert decide(times, kernels, "speed", 10).dense_buckets == ["dense"] + [None] * 7
     assert not decide(times, kernels, "low", 10).sparse
 
 
@@ -91,7 +91,7 @@ def test_rows_travel_in_bits_of_their_own() -> None:
     assert bits >> _tune_cuda.TABLE_SHIFT == 2
     assert rows_argument(["", "gone"], rows) == 0
     assert rows_argument(["b"], rows) == rows_argument(["", "b"], rows)
-    facts = Facts(2, 8, 132, torch.float8_e4m3fn, 33, False, None, 127, torch.bfloat16, True)
+    facts = Facts(2, 8, 132, torch.float8_e4m3fn, 33, False, None, 255, torch.bfloat16, True)
     plain = facts.layout_argument(CUDA)
     assert plain & bits == 0
     everything = rows_argument(["z"] * 7, [{"name": "z", "row": 31, "table": 3}])
@@ -251,7 +251,7 @@ def test_where_no_row_is_right_packed_never_wins(gpu: FakeGpu) -> None:
     assert found.rows[:2] == ["", ""]
     assert found.times[:3] == [[math.inf, 5.0]] * 3
     decided = decide(found.times, ["k"] * len(BUCKETS), "speed", 1).dense_buckets
-    assert decided == ["dense", "dense", None, None, None, None, None]
+    assert decided == ["dense", "dense", "dense", None, None, None, None, None]
 
 
 def test_token_counts_that_share_their_bits_get_one_row_and_its_times(gpu: FakeGpu) -> None:

@@ -83,9 +83,9 @@ def check_products(pattern: str, out: int, inputs: int, dtype: torch.dtype) -> s
             if not str(error).startswith(f"layout {row.layout} holds "):  # other patterns
                 raise
             continue
-        kernels = json.dumps([row.name] * 7)
+        kernels = json.dumps([row.name] * 8)
         weight = SparseWeight.from_packed(torch.ops.gossamer.with_plan(packed, kernels))
-        assert weight.plan == [row.name] * 7
+        assert weight.plan == [row.name] * 8
         ran.add(row.name)
         for tokens in TOKENS:
             x = torch.randn(tokens, inputs).to(dtype)

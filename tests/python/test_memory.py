@@ -140,7 +140,7 @@ def test_explain_tells_of_a_dense_copy() -> None:
     layer = nn.Linear(1024, 1024)
     prune_(layer.weight, "unstructured:0.9")
     gs.sparsify_(layer, plan="model", memory="speed")
-    packed = torch.ops.gossamer.with_plan(layer.weight.packed, json.dumps(["dense"] * 7))
+    packed = torch.ops.gossamer.with_plan(layer.weight.packed, json.dumps(["dense"] * 8))
     both = gs.SparseWeight.from_packed(packed, dense=layer.weight.to_dense())
     layer.weight = nn.Parameter(both, requires_grad=False)
     report = gs.explain(layer)[""]

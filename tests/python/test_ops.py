@@ -112,7 +112,7 @@ def test_stacks() -> None:
 def test_planned_dense_runs_the_dense_copy() -> None:
     w = sparse_matrix(16, 24)
     packed = ops.pack(w, None, "unstructured:0", "bitmask", False, "w")
-    planned = ops.with_plan(packed, json.dumps(["dense"] * 7))
+    planned = ops.with_plan(packed, json.dumps(["dense"] * 8))
     other = torch.randn(16, 24)  # not the same values, so that it shows which one ran
     x, bias, residual = torch.randn(4, 24), torch.randn(16), torch.randn(4, 16)
     y = packed_linear(x, planned, bias=bias, residual=residual, activation=1, dense=other)
@@ -328,7 +328,7 @@ def test_opcheck_the_rest() -> None:
     opcheck(ops.slice_rows.default, (packed, 2, 5))
     opcheck(ops.concat_rows.default, ([packed, packed],))
     opcheck(ops.validate.default, (packed,))
-    opcheck(ops.with_plan.default, (packed, json.dumps([None] * 7)))
+    opcheck(ops.with_plan.default, (packed, json.dumps([None] * 8)))
     opcheck(ops.from_format_arrays.default, (info, arrays))
     opcheck(ops.info.default, (packed,), test_utils=DATA_DEPENDENT)
     opcheck(ops.format_arrays.default, (packed,), test_utils=DATA_DEPENDENT)

@@ -48,7 +48,7 @@ def planned_layout(w: Tensor) -> tuple[Call, Call]:
 def two_layouts(w: Tensor) -> tuple[Call, Call]:
     """A weight in two layouts; few tokens run in the second."""
     packed = SparseWeight.from_dense(w, layout="bitmask+kcsr128").packed
-    packed = torch.ops.gossamer.with_plan(packed, json.dumps(["generic_spmm_kcsr128_f32"] * 7))
+    packed = torch.ops.gossamer.with_plan(packed, json.dumps(["generic_spmm_kcsr128_f32"] * 8))
     weight, bias = SparseWeight.from_packed(packed), torch.randn(16)
     return lambda x: F.linear(x, weight, bias), lambda x: F.linear(x, w, bias)
 
@@ -62,7 +62,7 @@ def transposed(w: Tensor) -> tuple[Call, Call]:
 def dense_copy(w: Tensor) -> tuple[Call, Call]:
     """A weight that keeps its dense copy and a plan that runs it."""
     packed = SparseWeight.from_dense(w, layout="kcsr128").packed
-    packed = torch.ops.gossamer.with_plan(packed, json.dumps(["dense"] * 7))
+    packed = torch.ops.gossamer.with_plan(packed, json.dumps(["dense"] * 8))
     weight, bias = SparseWeight.from_packed(packed, dense=w), torch.randn(16)
     return lambda x: F.linear(x, weight, bias), lambda x: F.linear(x, w, bias)
 

@@ -273,7 +273,7 @@ def test_a_measured_plan_is_no_slower_than_dense() -> None:
 def test_a_dense_copy_runs_where_the_plan_says_so() -> None:
     layer, dense = quantized()
     packed = torch.ops.gossamer.with_plan(
-        layer.weight.packed, json.dumps([None] * 3 + ["dense"] * 4)
+        layer.weight.packed, json.dumps([None] * 4 + ["dense"] * 4)
     )
     both = gs.SparseWeight.from_quantized(
         packed, layer.weight.scale, dense=dense.weight.detach().clone()

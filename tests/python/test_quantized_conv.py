@@ -115,16 +115,16 @@ def test_every_row_computes_the_same(pattern: str) -> None:
     assert rows
     for name in rows:
         packed = torch.ops.gossamer.convert(layer.weight.packed, "bitmask")
-        packed = torch.ops.gossamer.with_plan(packed, json.dumps([name] * 7))
+        packed = torch.ops.gossamer.with_plan(packed, json.dumps([name] * 8))
         layer.weight = nn.Parameter(layer.weight._replace(packed), requires_grad=False)
-        assert layer.weight.plan == [name] * 7
+        assert layer.weight.plan == [name] * 8
         assert torch.equal(layer(x), y)  # integer sums, and the same roundings behind them
 
 
 def test_a_dense_copy_runs_where_the_plan_says_so() -> None:
     layer, dense = quantized()
     packed = torch.ops.gossamer.with_plan(
-        layer.weight.packed, json.dumps([None] * 4 + ["dense"] * 3)
+        layer.weight.packed, json.dumps([None] * 5 + ["dense"] * 3)
     )
     both = SparseWeight.from_quantized(
         packed, layer.weight.scale, dense=dense.weight.detach().clone()

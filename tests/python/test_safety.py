@@ -214,7 +214,7 @@ def with_one_row_a_regime(layer: nn.Module) -> nn.Module:
     ]
     few = [name for name in rows if "_linear_" in name][-1]
     many = [name for name in rows if "_spmm_" in name or name.startswith("generic_")][-1]
-    packed = torch.ops.gossamer.with_plan(layer.weight.packed, json.dumps([few] * 2 + [many] * 5))
+    packed = torch.ops.gossamer.with_plan(layer.weight.packed, json.dumps([few] * 3 + [many] * 5))
     layer.weight = nn.Parameter(layer.weight._replace(packed), requires_grad=False)
     return layer
 

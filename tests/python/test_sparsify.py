@@ -188,8 +188,8 @@ def test_measured_plan_is_kept_on_the_module() -> None:
     gs.sparsify_(model, plan="measure")
     report = gs.explain(model)["0"]
     assert report.reason
-    assert len(report.plan) == 7
-    assert [bucket.tokens for bucket in report.plan][:3] == ["1", "2–8", "9–32"]
+    assert len(report.plan) == 8
+    assert [bucket.tokens for bucket in report.plan][:4] == ["1", "2–4", "5–8", "9–32"]
 
 
 def test_memory_speed_keeps_a_dense_copy_only_where_dense_runs(

@@ -21,7 +21,7 @@ from gossamer.weight import SparseWeight
 
 ops = torch.ops.gossamer
 FEW, MANY = "generic_linear_bitmask_f32", "generic_spmm_kcsr128_f32"
-PLAN = [FEW] * 2 + [MANY] * 5
+PLAN = [FEW] * 3 + [MANY] * 5
 BOTH = "bitmask+kcsr128"
 OUT, INPUTS = 48, 132
 
@@ -219,7 +219,7 @@ def test_convolutions_run_in_either() -> None:
     few, many = "generic_conv2d_kcsr64_f32", "generic_conv2d_kcsr256_f32"
     rows = {row.name for row in gs.kernels()}
     assert {few, many} <= rows
-    weight = SparseWeight.from_packed(ops.with_plan(packed, json.dumps([few] * 4 + [many] * 3)))
+    weight = SparseWeight.from_packed(ops.with_plan(packed, json.dumps([few] * 5 + [many] * 3)))
     assert weight.layout_name == "kcsr64+kcsr256"
     begin = SparseWeight.from_dense(values, layout="kcsr64").packed.numel()
     for side in (3, 20):

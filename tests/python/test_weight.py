@@ -53,7 +53,7 @@ def test_it_looks_like_the_parameter() -> None:
     assert weight.density == pytest.approx(int((w != 0).sum()) / w.numel())
     assert weight.packed_bytes == weight.packed.numel()
     assert (weight.out_features, weight.in_features) == (24, 40)
-    assert weight.plan == [""] * 7
+    assert weight.plan == [""] * 8
     text = repr(weight)
     assert text.startswith("SparseWeight([24, 40], float32, unstructured:0.5, ")
     assert "% kept, kcsr128, 0.00 MB)" in text
@@ -212,14 +212,14 @@ def test_copies_are_independent() -> None:
 
 def test_copy_into_packed() -> None:
     layer, _ = packed_layer()
-    planned = torch.ops.gossamer.with_plan(layer.weight.packed, json.dumps(["dense"] * 7))
+    planned = torch.ops.gossamer.with_plan(layer.weight.packed, json.dumps(["dense"] * 8))
     weight = SparseWeight.from_packed(planned, dense=layer.weight.to_dense())
     for source in (sparse_matrix(24, 40), torch.zeros(24, 40), torch.randn(24, 40)):
         for form in (source, SparseWeight.from_dense(source), source.double()):
             assert weight.copy_(form) is weight
             assert torch.equal(weight.to_dense(), source)
             assert weight.layout_name == "kcsr128"
-            assert weight.plan == ["dense"] * 7
+            assert weight.plan == ["dense"] * 8
             assert weight.dense is not None
             assert torch.equal(weight.dense, source)
     with pytest.raises(ValueError, match=r"\[24, 40\].*\[40, 24\]"):
@@ -291,7 +291,7 @@ def test_saved_and_loaded(pattern: str, transposed: bool) -> None:
     weight = SparseWeight.from_dense(w, pattern, transposed=transposed)
     if pattern.startswith("unstructured"):
         packed = torch.ops.gossamer.convert(weight.packed, "kcsr64")
-        packed = torch.ops.gossamer.with_plan(packed, json.dumps(["dense", *[None] * 6]))
+        packed = torch.ops.gossamer.with_plan(packed, json.dumps(["dense", *[None] * 7]))
         weight = SparseWeight.from_packed(packed, dense=w.T if transposed else w)
     buffer = io.BytesIO()
     torch.save({"w": weight}, buffer)
@@ -303,6 +303,16 @@ def test_saved_and_loaded(pattern: str, transposed: bool) -> None:
     assert (loaded.dense is None) == (weight.dense is None)
     assert loaded.transposed == transposed
     assert loaded.plan == weight.plan
+
+
+def test_a_pickle_from_when_2_to_8_tokens_were_one_bucket_is_read() -> None:
+    w = sparse_matrix(24, 128)
+    packed = torch.ops.gossamer.convert(SparseWeight.from_dense(w).packed, "kcsr128")
+    one, other = "generic_spmm_kcsr128_f32", "avx2_spmm_kcsr128_f32_nv8"
+    rebuild, state = SparseWeight.from_packed(packed).__reduce_ex__(2)
+    old = [None, one, other, None, other, None, one]
+    loaded = rebuild(*state[:3], json.dumps(old), *state[4:])
+    assert loaded.plan == [name or "" for name in [None, one, one, other, None, other, None, one]]
 
 
 def test_a_shared_weight_is_written_once() -> None:

@@ -182,7 +182,7 @@ def _forced_weights(subject: Subject, dtype: str) -> dict[str, gs.SparseWeight]:
         packed = layouts[row.layout]
         if packed is None:
             continue
-        packed = ops.with_plan(packed, json.dumps([row.name] * 7))
+        packed = ops.with_plan(packed, json.dumps([row.name] * len(formed.plan)))
         found[row.name] = formed._replace(packed)
     return found
 

@@ -5,8 +5,10 @@
 #include "cpu/kcsr_task.h"
 
 namespace {
+#include "cpu/positions.inl"
+// Builds on it.
 #include "cpu/bitmask_index.inl"
-}
+}  // namespace
 
 namespace gossamer::cpu {
 void avx2_bitmask_index(const BitmaskIndexTask& task) { bitmask_index(task); }
