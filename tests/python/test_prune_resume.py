@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.ao.pruning import WeightNormSparsifier
 
 from gossamer.prune import (
     GradualMagnitude,
@@ -290,7 +291,7 @@ def test_attach_masks_refuses_what_does_not_fit(
 
 
 def test_checkpoints_of_other_masks_that_count_no_steps_load() -> None:
-    """The keys of torch.ao.pruning, whose masks have the dtype of the weight."""
+    """Those of torchao, which have the dtype of the weight."""
     dense = torch.randn(8, 8)
     state = {
         "bias": torch.randn(8),
@@ -306,6 +307,25 @@ def test_checkpoints_of_other_masks_that_count_no_steps_load() -> None:
         "parametrizations.weight.original",
         "parametrizations.weight.0.mask",
     }
+
+
+def test_masks_that_torch_ao_pruning_left_with_its_sparsifier() -> None:
+    torch.manual_seed(0)
+    theirs = net()
+    sparsifier = WeightNormSparsifier(sparsity_level=0.5)
+    sparsifier.prepare(theirs, [{"tensor_fqn": "3.weight"}])
+    sparsifier.step()
+    state = theirs.state_dict()
+    model = net()
+    match = r"'3.parametrizations.weight.original', .* not the mask; .*\['state'\]\['3.weight'\]"
+    with pytest.raises(ValueError, match=match):
+        attach_masks(model, state)
+    assert list(masked_parameters(model)) == []
+    mask = sparsifier.state_dict()["state"]["3.weight"]["mask"]
+    state["3.parametrizations.weight.0.mask"] = mask
+    attach_masks(model, state).load_state_dict(state)
+    assert 0 < int((model[3].weight == 0).sum()) < mask.numel()
+    assert torch.equal(model[3].weight, theirs[3].weight)
 
 
 def test_compiled_models_follow_their_masks() -> None:

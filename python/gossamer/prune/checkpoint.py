@@ -25,8 +25,9 @@ def attach_masks(model: nn.Module, state_dict: Mapping[str, Tensor] | None = Non
 
     Args:
         model: changed in place; as it was where this raises.
-        state_dict: a checkpoint of a model with live masks (of `torch.ao.pruning` too). Each weight
-            that has one there gets one here, with nothing dropped yet, so that
+        state_dict: a checkpoint of a model with live masks (torchao's too; `torch.ao.pruning` saves
+            masks with the sparsifier, and the message says how to put them back). Each weight that
+            has one there gets one here, with nothing dropped yet, so that
             `model.load_state_dict(state_dict)` fits. None: the weights of linear layers and 2-D
             convolutions that hold zeros keep them, for fine-tuning that must not undo them.
 
@@ -35,12 +36,13 @@ def attach_masks(model: nn.Module, state_dict: Mapping[str, Tensor] | None = Non
 
     Raises:
         ValueError: a mask belongs to a parameter that the model does not have, that has another
-            shape, or that can take no mask.
+            shape, or that can take no mask; or a weight was under a mask that is not there.
     """
     targets = find_targets(model)
     if state_dict is None:
         attach((target.places, Mask(kept)) for target, kept in _with_zeros(targets))
         return model
+    _refuse_lost_masks(targets, state_dict)
     kinds = {
         target.fqn: ScoredMask if f"{_prefix(target)}scores" in state_dict else Mask
         for target in targets.values()
@@ -48,6 +50,18 @@ def attach_masks(model: nn.Module, state_dict: Mapping[str, Tensor] | None = Non
     wanted = _in_checkpoint(targets, state_dict)
     attach((target.places, kinds[target.fqn](kept)) for target, kept in wanted)
     return model
+
+
+def _refuse_lost_masks(targets: Mapping[str, Target], state_dict: Mapping[str, Tensor]) -> None:
+    for target in targets.values():
+        place = join(target.module_fqn, f"parametrizations.{target.tensor_name}.")
+        own = [key for key in state_dict if key.startswith(place)]
+        if own == [f"{place}original"] and target.mask is None:
+            raise ValueError(
+                f"attach_masks: the checkpoint has '{own[0]}', the weight under a mask, but not "
+                f"the mask; where torch.ao.pruning made it, the sparsifier's state has it: "
+                f"state_dict['{place}0.mask'] = sparsifier_state['state']['{target.fqn}']['mask']"
+            )
 
 
 def _prefix(target: Target) -> str:

@@ -53,6 +53,11 @@ class Target:
 
     def obstacle(self) -> str | None:
         """Why it cannot take a mask, with a remedy; None where it can."""
+        if _is_torch_pruned(self.module, self.tensor_name.removesuffix("_orig")):
+            return (
+                "is pruned by torch.nn.utils.prune; call gossamer.prune.from_torch_prune(model), "
+                "which makes its mask a live one"
+            )
         if self.weight is None:
             chain = self.module.parametrizations[self.tensor_name]  # type: ignore[index]
             names = ", ".join(type(step).__name__ for step in chain)
@@ -100,11 +105,19 @@ def _parameters_of(module: nn.Module) -> Iterable[tuple[str, Tensor | None, Mask
     for name, parameter in module._parameters.items():
         if parameter is not None:
             yield name, parameter, None
+        plain = name.removesuffix("_orig")
+        if plain != name and _is_torch_pruned(module, plain):
+            yield plain, None, None
     if not parametrize.is_parametrized(module):
         return
     for name, chain in module.parametrizations.items():  # type: ignore[union-attr, operator]
         mask = mask_of(module, name)
         yield name, (None if mask is None else chain.original), mask
+
+
+def _is_torch_pruned(module: nn.Module, name: str) -> bool:
+    """Whether torch.nn.utils.prune computes a weight from two others before each call."""
+    return f"{name}_orig" in module._parameters and f"{name}_mask" in module._buffers
 
 
 def choose(targets: Mapping[str, Target], config: Config) -> list[tuple[Target, Mapping[str, Any]]]:
