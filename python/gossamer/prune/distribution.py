@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gossamer.prune.capture import Forward, evaluating, run_batch, watch_inputs
+from gossamer.prune.batches import Forward, each_batch, run_batch
+from gossamer.prune.capture import evaluating, watch_inputs
 from gossamer.prune.layer import LayerForm
 from gossamer.prune.pattern import parse_pattern, pattern_with
 from gossamer.prune.targets import Config, choose, find_targets
@@ -179,8 +180,8 @@ def _outliers(
         rows = forms[name].rows(layers[name], x).double().square().sum(dim=1, keepdim=True)
         squares[name] = squares[name] + rows if name in squares else rows
 
-    with evaluating(model), watch_inputs(layers, add):
-        for batch in batches:
+    with evaluating(model), watch_inputs(model, layers, add):
+        for batch in each_batch("owl", batches):
             forward(model, batch)
     missing = [name for name in weights if name not in squares]
     if missing:

@@ -46,9 +46,10 @@ class Mask(nn.Module):
             raise ValueError(
                 f"the mask has dtype {mask.dtype}: torch.bool is accepted, e.g. weight != 0"
             )
-        self.register_buffer("mask", mask.detach().clone())
-        self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=mask.device))
-        self.register_buffer("updated", torch.zeros((), dtype=torch.int64, device=mask.device))
+        with torch.inference_mode(False):  # Buffers are written to later.
+            self.register_buffer("mask", mask.detach().clone())
+            for name in ("steps", "updated"):
+                self.register_buffer(name, torch.zeros((), dtype=torch.int64, device=mask.device))
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight with zeros where nothing is kept; same shape and dtype."""

@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import nn
 
+from gossamer.prune.batches import Forward, each_batch, run_batch
 from gossamer.prune.batchnorm import batchnorm_layers
 from gossamer.prune.calibrated_layer import CalibratedLayer
 from gossamer.prune.calibration import TARGETS, Calibration
 from gossamer.prune.calibration_report import CalibrationReport, LayerResult
-from gossamer.prune.capture import Forward, run_batch
 from gossamer.prune.groups import Group, saved_group
 from gossamer.prune.journal import Journal, digest
 from gossamer.prune.layer import LayerForm
@@ -142,6 +142,7 @@ class OneShot(Sparsifier):
 
         Raises:
             RuntimeError: nothing is prepared.
+            TypeError: `batches` is a single batch, or the model does not take one.
             ValueError: no batch, a layer that no batch reaches, inputs that are not finite, a Gram
                 matrix that cannot be factored, a folder with the state of another run. The model
                 is as it was then.
@@ -151,7 +152,7 @@ class OneShot(Sparsifier):
         layers = [self._layer(group) for group in self.groups]
         if batchnorm:
             batchnorm_layers(self.model)
-        held = list(batches)
+        held = list(each_batch("calibrate", batches))
         walk = Calibration(
             self.model,
             layers,
@@ -210,12 +211,17 @@ class OneShot(Sparsifier):
         head, found = _output_layer(self.model), {}
         for fqn, target in find_targets(self.model).items():
             is_table = isinstance(target.module, nn.Embedding | nn.EmbeddingBag)
-            if fqn in pruned.values() or not (target.is_layer_weight or is_table):
+            is_projection = isinstance(target.module, nn.MultiheadAttention)
+            is_projection &= target.tensor_name.endswith("proj_weight")
+            is_kind = target.is_layer_weight or is_table or is_projection
+            if fqn in pruned.values() or not is_kind:
                 continue
             if id(target.weight) in pruned:
                 found[fqn] = f"the same parameter as '{pruned[id(target.weight)]}', pruned there"
             elif is_table:
                 found[fqn] = "an embedding"
+            elif is_projection:
+                found[fqn] = "of nn.MultiheadAttention, which has no layer for it"
             elif fqn == head:
                 found[fqn] = "gives the logits"
             elif len(target.places) > 1:

@@ -197,6 +197,7 @@ class LayerProblem:
             notes={},
         )
         half.correct()
+        half.fit_damping()
         start = torch.where(mask, half.weight, 0)
         gram, target = half.damped.float(), half.target().float()
 
@@ -220,6 +221,30 @@ class LayerProblem:
         upper = lower.flip(-2, -1)
         identity = torch.eye(upper.shape[-1], dtype=upper.dtype, device=upper.device)
         return torch.linalg.solve_triangular(upper, identity.expand_as(upper), upper=True)
+
+    def eigen(self) -> tuple[Tensor, Tensor, Tensor]:
+        """H with a unit diagonal as Q·Λ·Qᵀ; raises δ until all of Λ is above 0.
+
+        Returns:
+            What rows and columns were multiplied by, [groups, 1, in]; Λ [groups, in]; Q
+            [groups, in, in]; float64.
+        """
+        asked = self.damping
+        while True:
+            damped = self.damped
+            diagonal = damped.diagonal(dim1=-2, dim2=-1)
+            if bool((diagonal > 0).all()):
+                scale = diagonal.rsqrt()[:, None]
+                values, vectors = torch.linalg.eigh(damped * scale * scale.mT)
+                if bool((values > 0).all()):
+                    return scale, values, vectors
+            self._raise_damping(asked)
+
+    def fit_damping(self) -> None:
+        """Raises δ until the diagonal of H is above 0, which conjugate gradients need."""
+        asked, mean = self.damping, mean_diagonal(self.gram)[:, None]
+        while not bool((self.energies + self.damping * mean > 0).all()):
+            self._raise_damping(asked)
 
     def correct(self) -> None:
         """Replaces the weight by the dense one that gives T best on X: W·(C + δI)·(G + δI)⁻¹."""
@@ -246,14 +271,25 @@ class LayerProblem:
             lower, failed = torch.linalg.cholesky_ex(matrix)
             if not bool(failed.any()):
                 return lower
-            if self.damping * 10 > _MOST_DAMPING:
-                raise ValueError(
-                    f"'{self.fqn}': the Gram matrix of its inputs is not positive definite, with a "
-                    f"damping from {asked:g} up to {self.damping:g} of its mean diagonal. "
-                    f"It saw {self.tokens} tokens for {matrix.shape[-1]} inputs; calibrate with "
-                    "more data, or leave the layer dense (config={'<name>': None})"
-                )
-            self.damping = max(self.damping * 10, 1e-6)
+            self._raise_damping(asked)
+
+    def _raise_damping(self, asked: float) -> None:
+        """Tenfold.
+
+        Args:
+            asked: where it began.
+
+        Raises:
+            ValueError: it is as high as it may be.
+        """
+        if self.damping * 10 > _MOST_DAMPING:
+            raise ValueError(
+                f"'{self.fqn}': the Gram matrix of its inputs is not positive definite, with a "
+                f"damping from {asked:g} up to {self.damping:g} of its mean diagonal. "
+                f"It saw {self.tokens} tokens for {self.gram.shape[-1]} inputs; calibrate with "
+                "more data, or leave the layer dense (config={'<name>': None})"
+            )
+        self.damping = max(self.damping * 10, 1e-6)
 
     # --- What came out ----------------------------------------------------------------------------
 
