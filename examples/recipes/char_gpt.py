@@ -352,7 +352,7 @@ def run(options: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
         for column in columns
         if name != GRADUAL or column in GRADUAL_PATTERNS
     ]
-    record = Record(options.record, f"char-gpt {size}")
+    record = Record(options.record, f"char-gpt {size} {text.train.device.type}")
     begin = time.perf_counter()
     for seed in options.seeds:
         missing = record.missing(seed, cells)

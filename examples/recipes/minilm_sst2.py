@@ -311,7 +311,7 @@ def run(
     )
     seeds = options.seeds or ([0] if options.quick else [0, 1, 2])
     cells = [("dense", "dense"), *((name, column) for name in names for column in columns)]
-    record = Record(options.record, f"minilm-sst2 {plan}")
+    record = Record(options.record, f"minilm-sst2 {plan} {encoder.device.type}")
     begin = time.perf_counter()
     for seed in seeds:
         missing = record.missing(seed, cells)

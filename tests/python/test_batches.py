@@ -225,6 +225,43 @@ def test_encoders_of_torch_are_pruned_block_by_block(tmp_path: Path) -> None:
     assert F.mse_loss(model(batches[0]), dense) < 0.1 * dense.square().mean()
 
 
+def test_a_layer_whose_weight_is_read_counts_as_not_called() -> None:
+    class Reads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(16, 16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, self.layer.weight)
+
+    method = Wanda("2:4")
+    method.prepare(Reads())
+    with pytest.raises(ValueError, match=r"'layer.weight'; .* not where its weight is read"):
+        method.calibrate(data())
+
+
+def test_layers_that_calibration_does_not_know_are_reported() -> None:
+    model = nn.Sequential(
+        nn.Conv1d(4, 4, 1), nn.ConvTranspose2d(4, 4, 1), nn.Bilinear(4, 4, 4), nn.LSTMCell(4, 4)
+    )
+    model.append(nn.Linear(4, 4))
+    method = Wanda("2:4")
+    method.prepare(model)
+    report = method.calibrate([torch.randn(8, 4)], forward=lambda model, batch: model[4](batch))
+    why = {name: reason.split(":")[0] for name, reason in report.left_dense.items()}
+    assert why == {
+        "0.weight": "of nn.Conv1d",
+        "1.weight": "of nn.ConvTranspose2d",
+        "2.weight": "of nn.Bilinear",
+        "3.weight_ih": "of nn.LSTMCell",
+        "3.weight_hh": "of nn.LSTMCell",
+    }
+    other = Wanda("2:4")
+    other.prepare(nn.Sequential(nn.Conv1d(4, 4, 1)), {"0.weight": "2:4"})
+    with pytest.raises(ValueError, match=r"is the weight of a Conv1d: calibration knows nn.Linear"):
+        other.calibrate([torch.randn(8, 4, 4)])
+
+
 # --- Accuracies and dead inputs -------------------------------------------------------------------
 
 

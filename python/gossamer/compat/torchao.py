@@ -8,8 +8,9 @@ refused (it was compressed wrongly); layers that dense computes faster stay plai
 `WandaSparsifier`, `WeightNormSparsifier` and `SupermaskLinear` do what their papers say;
 `as_in_torchao=True` brings back what the old ones did.
 
-Not here: structured pruning (the pruner folder), and `torchao.sparsity.training` (`SemiSparseLinear`
-and what swaps it in), whose layers keep dense weights and drop half of them anew in each pass.
+Not here: structured pruning (the pruner folder), and `torchao.sparsity.training`
+(`SemiSparseLinear` and what swaps it in), whose layers keep dense weights and drop half of them
+anew in each pass.
 """
 
 from __future__ import annotations

@@ -144,7 +144,8 @@ class Calibration:
         if unreached:
             raise ValueError(
                 f"calibrate: no batch reaches {', '.join(map(repr, unreached))}; pass batches that "
-                "use all layers, or leave these dense: prepare(model, {'<name>': None, '*': ...})"
+                "use all layers (a layer counts where it is called, not where its weight is read), "
+                "or leave these dense: prepare(model, {'<name>': None, '*': ...})"
             )
         for stage in watch.stages():
             parts = {id(part) for part in stage.module.modules()}

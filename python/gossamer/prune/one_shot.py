@@ -211,17 +211,15 @@ class OneShot(Sparsifier):
         head, found = _output_layer(self.model), {}
         for fqn, target in find_targets(self.model).items():
             is_table = isinstance(target.module, nn.Embedding | nn.EmbeddingBag)
-            is_projection = isinstance(target.module, nn.MultiheadAttention)
-            is_projection &= target.tensor_name.endswith("proj_weight")
-            is_kind = target.is_layer_weight or is_table or is_projection
-            if fqn in pruned.values() or not is_kind:
+            unknown = target.unseen_by_calibration()
+            if fqn in pruned.values() or not (target.is_layer_weight or is_table or unknown):
                 continue
             if id(target.weight) in pruned:
                 found[fqn] = f"the same parameter as '{pruned[id(target.weight)]}', pruned there"
             elif is_table:
                 found[fqn] = "an embedding"
-            elif is_projection:
-                found[fqn] = "of nn.MultiheadAttention, which has no layer for it"
+            elif unknown:
+                found[fqn] = unknown
             elif fqn == head:
                 found[fqn] = "gives the logits"
             elif len(target.places) > 1:

@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
@@ -50,6 +51,19 @@ class Target:
         """Whether it is the weight of a linear layer or a 2-D convolution."""
         layer = isinstance(self.module, nn.Linear | nn.Conv2d) or is_conv1d(self.module)
         return layer and self.tensor_name == "weight"
+
+    def unseen_by_calibration(self) -> str | None:
+        """Why calibration knows no inputs that it multiplies, of weights that others would expect.
+
+        None for weights of linear layers and 2-D convolutions, and for what is no such weight.
+        """
+        kind = parametrize.type_before_parametrizations(self.module)
+        if issubclass(kind, nn.MultiheadAttention) and self.tensor_name.endswith("proj_weight"):
+            return "of nn.MultiheadAttention, which has no layer for it"
+        is_other = issubclass(kind, _ConvNd | nn.Bilinear | nn.RNNBase | nn.RNNCellBase)
+        if self.is_layer_weight or not is_other or "weight" not in self.tensor_name:
+            return None
+        return f"of nn.{kind.__name__}: calibration knows linear layers and 2-D convolutions"
 
     def obstacle(self) -> str | None:
         """Why it cannot take a mask, with a remedy; None where it can."""
