@@ -229,6 +229,35 @@ def test_deepcopy_of_model_and_sparsifier_together() -> None:
     assert_equal_state(alone, run.model)
 
 
+@pytest.mark.parametrize("first", ["copy", "original"])
+def test_a_copy_is_squashed_by_itself(first: str) -> None:
+    """torch's class with the property for the weight is shared by copies."""
+    model, x = net(), torch.randn(3, 4, 6, 6)
+    pruner = Magnitude("unstructured:0.5")
+    pruner.prepare(model)
+    pruner.step()
+    copied, its_pruner = copy.deepcopy((model, pruner))
+    want = model(x)
+    order = [(copied, its_pruner), (model, pruner)]
+    for squashed, own in order if first == "copy" else reversed(order):
+        own.squash_mask()
+        for each in (model, copied):
+            assert torch.equal(each(x), want)
+        assert list(masked_parameters(squashed)) == []
+        assert type(squashed[3]) is nn.Linear
+
+
+def test_a_mask_on_a_copy_is_on_that_copy_alone() -> None:
+    model, x = net(), torch.randn(3, 4, 6, 6)
+    Magnitude("2:4").prepare(model, [{"tensor_fqn": "3.weight"}])
+    model[3].register_parameter("extra", nn.Parameter(torch.randn(4, 4)))
+    copied = copy.deepcopy(model)
+    Magnitude("2:4").prepare(copied, [{"tensor_fqn": "3.extra"}])
+    assert torch.equal(model[3].extra, copied[3].extra)
+    assert isinstance(model[3].extra, nn.Parameter)
+    assert torch.equal(model(x), copied(x))
+
+
 def test_attach_masks_needs_no_method() -> None:
     source = net()
     pruner = Magnitude("2:4")
