@@ -29,7 +29,7 @@ from gossamer.prune.pattern import CustomPattern
 from gossamer.prune.problem import LayerProblem
 from gossamer.prune.reconstruction import Reconstruction
 from gossamer.prune.sparsifier import Sparsifier
-from gossamer.prune.targets import Config, find_targets
+from gossamer.prune.targets import Config, find_targets, output_layer, without_output
 
 __all__ = ["ALPS", "RIA", "Best", "OneShot", "SparseGPT", "Wanda"]
 
@@ -199,16 +199,14 @@ class OneShot(Sparsifier):
         That is the layer which `model.get_output_embeddings()` returns, where there is one.
         """
         if config is None and self._loaded is None:
-            head = _output_layer(model)
-            if head is not None:
-                config = {head: None, "*": {}}
+            config = without_output(model)
         return super().prepare(model, config)
 
     def _left_dense(self) -> dict[str, str]:
         """Weights of layers and embeddings that are not pruned, with the reason."""
         assert self.model is not None
         pruned = {id(self.dense_weight(group)): group["tensor_fqn"] for group in self.groups}
-        head, found = _output_layer(self.model), {}
+        head, found = output_layer(self.model), {}
         for fqn, target in find_targets(self.model).items():
             is_table = isinstance(target.module, nn.Embedding | nn.EmbeddingBag)
             unknown = target.unseen_by_calibration()
@@ -270,16 +268,6 @@ def _description(part: Part) -> list[Any]:
     """A part's name and settings, the same in every process."""
     name = getattr(part, "__qualname__", type(part).__qualname__)
     return [name, dict(getattr(part, "__dict__", {}))]
-
-
-def _output_layer(model: nn.Module) -> str | None:
-    """The full name of the weight that gives a language model's logits, after its own word."""
-    getter = getattr(model, "get_output_embeddings", None)
-    head = getter() if callable(getter) else None
-    for name, module in model.named_modules():
-        if module is head:
-            return f"{name}.weight"
-    return None
 
 
 class Wanda(OneShot):

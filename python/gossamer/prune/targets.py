@@ -18,7 +18,7 @@ from gossamer.prune.mask import Mask, join, mask_of
 from gossamer.prune.matrix import is_conv1d
 from gossamer.weight import SparseWeight
 
-__all__ = ["Config", "Target", "choose", "find_targets"]
+__all__ = ["Config", "Target", "choose", "find_targets", "output_layer", "without_output"]
 
 Config: TypeAlias = "Sequence[Mapping[str, Any]] | Mapping[str, Any] | None"
 
@@ -127,6 +127,22 @@ def _parameters_of(module: nn.Module) -> Iterable[tuple[str, Tensor | None, Mask
     for name, chain in module.parametrizations.items():  # type: ignore[union-attr, operator]
         mask = mask_of(module, name)
         yield name, (None if mask is None else chain.original), mask
+
+
+def output_layer(model: nn.Module) -> str | None:
+    """The full name of the weight that gives a language model's logits, after its own word."""
+    getter = getattr(model, "get_output_embeddings", None)
+    head = getter() if callable(getter) else None
+    for name, module in model.named_modules():
+        if module is head:
+            return f"{name}.weight"
+    return None
+
+
+def without_output(model: nn.Module) -> Config:
+    """The default config, but for the layer that gives a language model's logits."""
+    head = output_layer(model)
+    return None if head is None else {head: None, "*": {}}
 
 
 def _is_torch_pruned(module: nn.Module, name: str) -> bool:
