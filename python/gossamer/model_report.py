@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from gossamer.explanation import LayerReport, explain
 from gossamer.host import machine
+from gossamer.outcome import Outcome
 from gossamer.pages import (
     Column,
     Curve,
@@ -43,25 +44,6 @@ _COLOURS = (1, 2, 3, 4, 5)
 _LABELLED = 5
 """Curves that are named; the others are drawn quietly, with their name under the pointer."""
 _SAME_ZEROS = 0.005
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One pruned model, or the dense one: a point of the Pareto plot.
-
-    Attributes:
-        method: how it was pruned.
-        pattern: the pattern's text; "dense" for the dense model.
-        zeros: fraction of zeros, 0 for the dense model.
-        accuracy: in the unit that the page's `metric` names; higher is better.
-        ms: measured time of a forward pass, milliseconds; None where it was not measured.
-    """
-
-    method: str
-    pattern: str
-    zeros: float
-    accuracy: float
-    ms: float | None = None
 
 
 @dataclass(frozen=True)

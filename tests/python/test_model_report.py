@@ -113,6 +113,21 @@ def test_a_model_without_layers_is_refused() -> None:
         gs.report(nn.Sequential(nn.ReLU()))
 
 
+@pytest.mark.parametrize(
+    ("zeros", "accuracy", "ms", "match"),
+    [
+        (50.0, 80.0, None, "zeros 50.0: a fraction from 0 to 1"),
+        (0.5, float("nan"), None, "accuracy nan: a finite number"),
+        (0.5, 80.0, float("inf"), "ms inf: a finite number"),
+    ],
+)
+def test_outcomes_that_cannot_be_drawn(
+    zeros: float, accuracy: float, ms: float | None, match: str
+) -> None:
+    with pytest.raises(ValueError, match=f"Outcome 'Wanda', '2:4': {match}"):
+        gs.Outcome("Wanda", "2:4", zeros, accuracy, ms)
+
+
 def test_names_are_escaped() -> None:
     outcomes = [*OUTCOMES[:2], gs.Outcome("<script>x", "2:4", 0.5, 1.0)]
     outline = Outline(gs.report(net(), outcomes=outcomes, title="a < b"))
