@@ -205,6 +205,20 @@ def test_the_output_of_attention_is_pruned_by_the_inputs_that_it_sees() -> None:
     assert "attention.in_proj_weight" in mine.left_dense
 
 
+def test_hooks_on_an_attention_see_its_own_outputs_alone() -> None:
+    torch.manual_seed(0)
+    model, seen = Itself(), []
+    model.attention.register_forward_hook(lambda module, args, out: seen.append(out[0]))
+    x = torch.randn(8, 12, 32)
+    want = model(x)
+    seen.clear()
+    method = Wanda("2:4")
+    method.prepare(model)
+    method.calibrate([x])
+    assert seen
+    assert all(torch.equal(out, want) for out in seen)
+
+
 def test_encoders_of_torch_are_pruned_block_by_block(tmp_path: Path) -> None:
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn.utils import parametrize
+
+from gossamer.prune.mask import mask_of
 
 __all__ = ["inputs_of_output", "outputs_of_attention", "without_fused_attention"]
 
@@ -30,25 +30,41 @@ def inputs_of_output(
     the sums are zeros.
 
     Args:
-        attention: in evaluation mode; not changed.
+        attention: in evaluation mode; it is as it was afterwards.
         args: of the call.
         kwargs: of the call.
 
     Returns:
         [..., embed_dim], in the order of the attention's outputs.
     """
-    layer = attention.out_proj
-    weight: Tensor = layer.weight
-    identity = torch.eye(layer.out_features, dtype=weight.dtype, device=weight.device)
-    own = {"out_proj.weight": identity}
-    if parametrize.is_parametrized(layer, "weight"):
-        place = "out_proj.parametrizations.weight"
-        kept = torch.ones_like(weight, dtype=torch.bool)
-        own = {f"{place}.original": identity, f"{place}.0.mask": kept}
-    if layer.bias is not None:
-        own["out_proj.bias"] = torch.zeros_like(layer.bias)
-    output: Tensor = functional_call(attention, own, args, kwargs)[0]
+    with _identity(attention.out_proj):
+        # Not a call: hooks on the attention are to see its own outputs alone.
+        output: Tensor = attention.forward(*args, **kwargs)[0]
     return output
+
+
+@contextlib.contextmanager
+def _identity(layer: nn.Linear) -> Iterator[None]:
+    """The layer passes on what it is given, under a live mask too."""
+    weight, mask = layer.weight, mask_of(layer, "weight")
+    if mask is not None:
+        weight = layer.parametrizations.weight.original  # type: ignore[union-attr, assignment]
+    changed = [weight] if layer.bias is None else [weight, layer.bias]
+    saved = [parameter.data for parameter in changed]
+    dropped = None if mask is None else mask.mask
+    everything = torch.ones((), dtype=torch.bool, device=weight.device)
+    try:
+        weight.data = torch.eye(layer.out_features, dtype=weight.dtype, device=weight.device)
+        for bias in changed[1:]:
+            bias.data = torch.zeros_like(bias)
+        if mask is not None:
+            mask._buffers["mask"] = everything
+        yield
+    finally:
+        for parameter, data in zip(changed, saved, strict=True):
+            parameter.data = data
+        if mask is not None:
+            mask._buffers["mask"] = dropped
 
 
 @contextlib.contextmanager

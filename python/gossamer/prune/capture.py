@@ -172,7 +172,6 @@ def watch_inputs(
         record: called with a layer's name and its inputs.
     """
     attentions = {} if model is None else outputs_of_attention(model)
-    busy: set[int] = set()
 
     def hook_of(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -182,14 +181,7 @@ def watch_inputs(
         def hook_of_attention(
             module: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: dict[str, Any]
         ) -> None:
-            if id(module) in busy:
-                return
-            busy.add(id(module))
-            try:
-                x = inputs_of_output(module, args, kwargs)
-            finally:
-                busy.remove(id(module))
-            record(name, x)
+            record(name, inputs_of_output(module, args, kwargs))
 
         return hook_of_attention if id(layers[name]) in attentions else hook
 
