@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.utils.prune
 from torch import Tensor, nn
 from torch.ao.pruning import WeightNormSparsifier
 
@@ -20,7 +21,9 @@ from gossamer.prune import (
     Sparsifier,
     attach_masks,
     density,
+    from_torch_prune,
     masked_parameters,
+    squash_masks,
 )
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
@@ -302,7 +305,7 @@ def test_attach_masks_from_zeros_keeps_them_in_training() -> None:
             (5, 25),
             r"is \[5, 25\], the model's weight \[5, 24\]",
         ),
-        ("5.parametrizations.bias.0.mask", (5,), "two or more dimensions"),
+        ("5.parametrizations.bias.0.mask", (4,), r"is \[4\], the model's weight \[5\]"),
     ],
 )
 def test_attach_masks_refuses_what_does_not_fit(
@@ -317,6 +320,32 @@ def test_attach_masks_refuses_what_does_not_fit(
         attach_masks(model, state)
     assert list(masked_parameters(model)) == []
     assert type(model[3]) is nn.Linear
+
+
+def test_masks_that_no_sparsifier_holds_are_squashed() -> None:
+    model = net()
+    with torch.no_grad():
+        model[3].weight[:, ::2] = 0
+    parameters = [id(parameter) for parameter in model.parameters()]
+    torch.nn.utils.prune.l1_unstructured(model[5], "bias", 0.4)
+    from_torch_prune(attach_masks(model))
+    assert [name for name, *_ in masked_parameters(model)] == ["3.weight", "5.bias"]
+    other = attach_masks(net(), model.state_dict())  # A bias keeps its mask in a checkpoint too.
+    other.load_state_dict(model.state_dict())
+    x = torch.randn(3, 4, 6, 6)
+    assert torch.equal(other(x), model(x))
+    with torch.no_grad():
+        model[3].parametrizations.weight.original.add_(1)  # What is dropped too, as decay would.
+    want = model(x)
+    assert squash_masks(model) is model
+    assert type(model[3]) is type(model[5]) is nn.Linear
+    assert [id(parameter) for parameter in model.parameters()] == parameters
+    assert (model[3].weight[:, ::2] == 0).all()
+    assert (model[3].weight[:, 1::2] != 0).all()
+    assert int((model[5].bias == 0).sum()) == 2
+    assert torch.equal(model(x), want)
+    with pytest.raises(ValueError, match="no live masks"):
+        squash_masks(model)
 
 
 def test_checkpoints_of_other_masks_that_count_no_steps_load() -> None:

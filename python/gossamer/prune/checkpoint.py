@@ -9,11 +9,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from gossamer.prune.mask import Mask, attach, join
+from gossamer.prune.mask import Mask, attach, detach, join, masked_parameters
 from gossamer.prune.scored_mask import ScoredMask
 from gossamer.prune.targets import Target, choose, find_targets
 
-__all__ = ["attach_masks"]
+__all__ = ["attach_masks", "squash_masks"]
 
 _MASK_KEY = re.compile(r"(?:(?P<module>.+)\.)?parametrizations\.(?P<name>[^.]+)\.0\.mask")
 
@@ -49,6 +49,35 @@ def attach_masks(model: nn.Module, state_dict: Mapping[str, Tensor] | None = Non
     }
     wanted = _in_checkpoint(targets, state_dict)
     attach((target.places, kinds[target.fqn](kept)) for target, kept in wanted)
+    return model
+
+
+def squash_masks(model: nn.Module) -> nn.Module:
+    """Writes the zeros of all live masks into the weights and removes the masks.
+
+    For masks that no sparsifier holds: of `attach_masks`, whose inverse this is, of
+    `from_torch_prune`, of a copy. Each weight stays the Parameter that it was. A sparsifier that
+    prepared the model no longer fits it; its own `squash_mask` is for that.
+
+    Args:
+        model: changed in place.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: the model has no live masks.
+    """
+    found = list(masked_parameters(model))
+    if not found:
+        raise ValueError(
+            "squash_masks: the model has no live masks; its weights are what they are already"
+        )
+    for _, module, name, mask in found:
+        weight: Tensor = module.parametrizations[name].original  # type: ignore[index, union-attr]
+        with torch.no_grad():
+            weight.masked_fill_(~mask.mask, 0)
+    detach([(module, name) for _, module, name, _ in found])
     return model
 
 
@@ -90,7 +119,7 @@ def _in_checkpoint(
             continue
         fqn = ".".join(part for part in (match["module"], match["name"]) if part)
         ((target, _),) = choose(targets, [{"tensor_fqn": fqn}])
-        obstacle = target.obstacle()
+        obstacle = target.obstacle(selects=False)
         if obstacle is not None:
             raise ValueError(f"attach_masks: '{fqn}' {obstacle}")
         assert target.weight is not None

@@ -65,8 +65,13 @@ class Target:
             return None
         return f"of nn.{kind.__name__}: calibration knows linear layers and 2-D convolutions"
 
-    def obstacle(self) -> str | None:
-        """Why it cannot take a mask, with a remedy; None where it can."""
+    def obstacle(self, *, selects: bool = True) -> str | None:
+        """Why it cannot take a mask, with a remedy; None where it can.
+
+        Args:
+            selects: whether a pattern is to select the mask, which takes a matrix; else it is there
+                already, on a bias perhaps.
+        """
         if _is_torch_pruned(self.module, self.tensor_name.removesuffix("_orig")):
             return (
                 "is pruned by torch.nn.utils.prune; call gossamer.prune.from_torch_prune(model), "
@@ -87,7 +92,7 @@ class Target:
             return "has no shape yet; run the model once on a batch first"
         if not self.weight.is_floating_point():
             return f"has dtype {self.weight.dtype}; floating-point parameters are accepted"
-        if self.weight.dim() < 2:
+        if selects and self.weight.dim() < 2:
             return (
                 f"has shape {list(self.weight.shape)}; patterns are defined for weights of two or "
                 "more dimensions"
