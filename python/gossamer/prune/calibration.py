@@ -292,8 +292,7 @@ class Calibration:
         asked = problem.damping
         problem.correct()
         layer.solve(problem)
-        if problem.mask is None:
-            raise ValueError(f"'{layer.fqn}': none of the parts selected a mask")
+        assert problem.mask is not None
         check_kept(layer.fqn, layer.form.shape, problem.pattern, problem.mask)
         if problem.fields and problem.fields.sparsity and bool(problem.mask.all()):
             remarks.append("so small that the pattern drops nothing")

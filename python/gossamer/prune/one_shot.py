@@ -65,6 +65,7 @@ class OneShot(Sparsifier):
             Blocks are members of an `nn.ModuleList` or `nn.Sequential` that run once in a pass.
 
     Raises:
+        TypeError: a part cannot be called.
         ValueError: a hyperparameter is not accepted.
     """
 
@@ -78,6 +79,12 @@ class OneShot(Sparsifier):
         held_out_correction: bool = False,
         reconstruction: Reconstruction | None = None,
     ) -> None:
+        for part in parts:
+            if isinstance(part, type) or not callable(part):
+                raise TypeError(
+                    f"part {part!r}: something that is called with a LayerProblem is accepted, "
+                    "such as ByWanda() or a function"
+                )
         if target not in TARGETS:
             raise ValueError(f"target {target!r}: one of {list(TARGETS)} is accepted")
         self.reconstruction = reconstruction
@@ -260,8 +267,13 @@ class OneShot(Sparsifier):
             self._mask(group),
             form,
             problem,
-            self.solve,
+            self._solve_and_check,
         )
+
+    def _solve_and_check(self, problem: LayerProblem) -> None:
+        self.solve(problem)
+        ours = all(type(part).__module__.startswith("gossamer.") for part in self.parts)
+        problem.check(verify=not ours or type(self).solve is not OneShot.solve)
 
 
 def _description(part: Part) -> list[Any]:
