@@ -155,7 +155,7 @@ def _tiles(
         beside = "" if dense is None else f"; dense {dense.accuracy:.2f}"
         found.append(Tile(f"{outcome.accuracy:.2f}", f"{outcome.method}{beside}", 1))
     if outcome is not None and dense is not None and outcome.ms and dense.ms:
-        words = f"times as fast as dense, measured: {outcome.ms:.3g} ms, not {dense.ms:.3g}"
+        words = f"times as fast as dense, measured: {_time(outcome.ms)}, not {_time(dense.ms)}"
         found.append(Tile(f"{dense.ms / outcome.ms:.2f}x", words, 2))
     if packed:
         before = sum(layer.dense_bytes for layer in packed)
@@ -248,7 +248,7 @@ def _outcome_cell(one: Outcome | None, dense: Outcome | None) -> Markup:
         text += f" ({one.accuracy - dense.accuracy:+.2f})"
     if one.ms:
         ratio = f", {dense.ms / one.ms:.2f}x" if dense is not None and dense.ms else ""
-        text += f"<small>{one.ms:.3g} ms{ratio}</small>"
+        text += f"<small>{_time(one.ms)}{ratio}</small>"
     return Markup(text)
 
 
@@ -372,8 +372,13 @@ def _count(count: float) -> str:
     return _scaled(count, ("", "k", "M", "G"))
 
 
+def _time(ms: float) -> str:
+    """Milliseconds in three digits, without an exponent."""
+    return f"{ms:.3g} ms" if ms < 999.5 else f"{ms / 1000:.3g} s"
+
+
 def _scaled(count: float, units: Sequence[str]) -> str:
     power = 0
-    while count >= 1000 and power + 1 < len(units):
+    while count >= 999.5 and power + 1 < len(units):
         count, power = count / 1000, power + 1
     return f"{count:.3g} {units[power]}".rstrip()

@@ -128,6 +128,23 @@ def test_outcomes_that_cannot_be_drawn(
         gs.Outcome("Wanda", "2:4", zeros, accuracy, ms)
 
 
+def test_times_have_no_exponent() -> None:
+    slow = [
+        gs.Outcome("dense", "dense", 0.0, 90.0, 3714.0),
+        gs.Outcome("Best", "2:4", 0.5, 89.0, 3281.0),
+    ]
+    text = Outline(gs.report(net(), outcome=slow[1], outcomes=slow)).text
+    assert "3.28 s, not 3.71 s" in text
+    assert "3.28 s, 1.13x" in text
+    assert "e+0" not in text
+
+
+def test_counts_have_no_exponent() -> None:
+    text = Outline(gs.report(nn.Linear(1200, 833))).text
+    assert "1 M" in text
+    assert "e+0" not in text
+
+
 def test_names_are_escaped() -> None:
     outcomes = [*OUTCOMES[:2], gs.Outcome("<script>x", "2:4", 0.5, 1.0)]
     outline = Outline(gs.report(net(), outcomes=outcomes, title="a < b"))
