@@ -88,6 +88,21 @@ def test_labels_are_left_out_as_the_message_says() -> None:
     assert report.layers[0].tokens == len(x)
 
 
+def test_datasets_of_batches() -> None:
+    class Held:
+        """Has the two methods that torch asks of a dataset, and no __iter__."""
+
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, index: int) -> Tensor:
+            return data()[index]
+
+    model, method = net(), Wanda("2:4")
+    method.prepare(model)
+    assert method.calibrate(Held()).layers[0].tokens == 4 * 24
+
+
 def test_an_error_of_the_model_itself_stays_what_it_was() -> None:
     class Broken(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:

@@ -52,7 +52,9 @@ def each_batch(caller: str, batches: Iterable[Any]) -> Iterator[Any]:
     Raises:
         TypeError: it is one batch, whose items would be taken for batches.
     """
-    if isinstance(batches, Tensor | Mapping | str) or not isinstance(batches, Iterable):
+    is_one = isinstance(batches, Tensor | Mapping | str)
+    # A dataset may have no __iter__, and can be iterated over all the same.
+    if is_one or not (hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")):
         what = type(batches).__name__
         raise TypeError(
             f"{caller}: batches is a {what}: an iterable of batches is accepted, such as a "
