@@ -2,6 +2,7 @@
 """A character-level GPT on tiny Shakespeare: trained dense, then pruned at once and gradually.
 
     python examples/recipes/char_gpt.py --data FOLDER [--device cuda] [--small] [--quick]
+                                        [--seeds 0,1,2] [--record FILE]
 
 Prints a table in Markdown; a cell is the validation loss in nats a character. All linear layers of
 the blocks are pruned; embeddings, norms and the layer that gives the logits stay dense. FOLDER
@@ -15,7 +16,6 @@ import copy
 import math
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +29,8 @@ from gossamer.prune import ByMagnitude, OneShot
 
 sys.path.insert(0, str(Path(__file__).parent))
 from run_tools import (
+    Record,
+    Seeds,
     autocast,
     chosen,
     done,
@@ -36,7 +38,7 @@ from run_tools import (
     pick_device,
     print_table,
     progress,
-    seeds_of,
+    start,
     text_file,
 )
 
@@ -325,8 +327,9 @@ def main() -> None:
     parser = new_parser(__doc__.splitlines()[0])
     parser.add_argument("--small", action="store_true", help="a model for a CPU: 0.8 M parameters")
     parser.add_argument("--quick", action="store_true", help="three methods, two patterns")
-    parser.add_argument("--seeds", type=seeds_of, default=[0], help="e.g. 0,1,2 (default: 0)")
+    parser.add_argument("--seeds", action=Seeds, nargs="+", default=[0], help="0,1,2 (default: 0)")
     parser.add_argument("--steps", type=int, help="of dense training; the gradual one is half that")
+    parser.add_argument("--record", type=Path, help="file of results, to go on or to share")
     parser.add_argument("--keep", type=Path, help="folder for the dense models, to run again")
     run(parser.parse_args())
 
@@ -342,33 +345,37 @@ def run(options: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
     columns = chosen(
         options.patterns, tuple(PATTERNS), QUICK_PATTERNS if options.quick else PATTERNS
     )
-    rows: dict[str, dict[str, list[float]]] = {"dense": {"dense": []}}
-    rows |= {name: defaultdict(list) for name in names}
+    cells = [("dense", "dense")]
+    cells += [
+        (name, column)
+        for name in names
+        for column in columns
+        if name != GRADUAL or column in GRADUAL_PATTERNS
+    ]
+    record = Record(options.record, f"char-gpt {size} {text.train.device.type}")
     begin = time.perf_counter()
     for seed in options.seeds:
-        dense = dense_model(text, size, seed, options.keep)
-        loss = validation_loss(dense, text, size)
-        rows["dense"]["dense"].append(loss)
-        done(f"dense, seed {seed}: {loss:.4f}", begin)
-        for name in names:
-            for column in columns:
-                pattern = PATTERNS[column]
-                progress(f"{name}, {column}, seed {seed}")
-                if name != GRADUAL:
-                    model = prune_at_once(dense, name, pattern, text, size)
-                elif column in GRADUAL_PATTERNS:
-                    model = prune_gradually(dense, pattern, text, size, seed)
-                else:
-                    continue
-                loss = validation_loss(model, text, size)
-                rows[name][column].append(loss)
-                done(f"{name}, {column}, seed {seed}: {loss:.4f}", begin)
+        missing = record.missing(seed, cells)
+        dense = dense_model(text, size, seed, options.keep) if missing else None
+        for name, column in missing:
+            assert dense is not None
+            progress(f"{name}, {column}, seed {seed}")
+            if name == "dense":
+                model = dense
+            elif name == GRADUAL:
+                model = prune_gradually(dense, PATTERNS[column], text, size, seed)
+            else:
+                model = prune_at_once(dense, name, PATTERNS[column], text, size)
+            loss = validation_loss(model, text, size)
+            record.add(seed, name, column, loss)
+            done(f"{name}, {column}, seed {seed}: {loss:.4f}", begin)
     seconds = time.perf_counter() - begin
-    weights = sum(p.numel() for p in dense.parameters())
+    weights = sum(p.numel() for p in GPT(text.vocabulary, size).parameters())
     print(f"GPT, {weights / 1e6:.1f} M parameters, seeds {options.seeds}, {seconds:.0f} s\n")
+    rows = record.rows(options.seeds, cells)
     print_table(rows, ("dense", *columns), 4)
     return rows
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

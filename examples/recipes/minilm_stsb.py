@@ -29,7 +29,7 @@ from gossamer.prune import ByMagnitude, ByWanda, LeastSquares, OneShot
 
 sys.path.insert(0, str(Path(__file__).parent))
 from minilm import Encoder
-from run_tools import chosen, done, new_parser, pick_device, progress, text_file
+from run_tools import chosen, done, new_parser, pick_device, progress, start, text_file
 
 PATTERNS = {
     "50 %": "unstructured:0.5",
@@ -136,4 +136,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -37,7 +37,7 @@ from gossamer.prune import (
 
 sys.path.insert(0, str(Path(__file__).parent))
 from cifar10 import Images, accuracy, data_folder, load_calibration, load_resnet, load_test
-from run_tools import chosen, done, new_parser, pick_device, progress
+from run_tools import chosen, done, new_parser, pick_device, progress, start
 
 PATTERNS = {"50 %": "unstructured:0.5", "70 %": "unstructured:0.7", "4:8": "4:8", "2:4": "2:4"}
 QUICK_PATTERNS = ("70 %", "2:4")
@@ -163,4 +163,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -1,18 +1,33 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the recipes share: the device, progress on a terminal, the table at the end."""
+"""What the recipes share: options, progress on a terminal, results on disk, the table."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+
+
+class InputError(ValueError):
+    """An option that cannot be; its message is all that the user needs."""
+
+
+def start(main: Callable[[], None]) -> None:
+    """Runs a recipe; what is wrong with its options, files or packages ends it with one line."""
+    try:
+        main()
+    except (InputError, FileNotFoundError, ModuleNotFoundError) as error:
+        progress("")
+        sys.exit(f"{Path(sys.argv[0]).name}: error: {error}")
 
 
 def new_parser(description: str) -> argparse.ArgumentParser:
@@ -29,14 +44,14 @@ def pick_device(name: str) -> torch.device:
     """The device with that name; what runs there is full float32 unless autocast says otherwise.
 
     Raises:
-        ValueError: torch knows no such device, or has none here.
+        InputError: torch knows no such device, or has none here.
     """
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"--device {name}: {reason}; cpu, cuda or cuda:N is accepted") from None
+        raise InputError(f"--device {name}: {reason}; cpu, cuda or cuda:N is accepted") from None
     torch.backends.cudnn.allow_tf32 = False
     return device
 
@@ -67,20 +82,87 @@ def chosen(asked: str | None, known: Sequence[str], default: Iterable[str]) -> l
     """The methods (or patterns) that were asked for, or the default.
 
     Raises:
-        ValueError: one of them is not known.
+        InputError: one of them is not known, or there is none.
     """
     if asked is None:
         return list(default)
     names = [name.strip() for name in asked.split(";") if name.strip()]
-    for name in names:
+    for name in names or [asked]:
         if name not in known:
-            raise ValueError(f"{name!r}: one of {list(known)} is accepted")
+            raise InputError(f"{name!r}: one of {list(known)} is accepted")
     return names
 
 
-def seeds_of(text: str) -> list[int]:
-    """Seeds separated by commas."""
-    return [int(seed) for seed in text.split(",")]
+class Seeds(argparse.Action):
+    """Whole numbers, separated by commas or spaces: `--seeds 0,1,2` or `--seeds 0 1 2`."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option: str | None = None,
+    ) -> None:
+        """Puts a list of them into the namespace."""
+        words = [word for text in values for word in text.split(",")]
+        if not all(word.isdecimal() for word in words) or len(set(words)) < len(words):
+            parser.error(
+                f"argument {option}: {' '.join(values)!r}: different whole numbers are accepted, "
+                "e.g. 0,1,2"
+            )
+        setattr(namespace, self.dest, [int(word) for word in words])
+
+
+class Record:
+    """The results of a run, cell by cell: in memory, and in a file where one is named.
+
+    A run that is started again goes on behind the last cell. Runs side by side, of a seed each say,
+    may share a file.
+
+    Args:
+        path: lines of JSON, made where it does not exist; None keeps nothing.
+        run: all that results depend on but seed, method and column. Lines of other runs are left.
+    """
+
+    def __init__(self, path: Path | None, run: str) -> None:
+        self._path, self._run = path, run
+        self._found: dict[tuple[int, str, str], float] = {}
+        lines = path.read_text(encoding="utf-8").splitlines() if path and path.exists() else []
+        for number, line in enumerate(lines, 1):
+            try:
+                entry = json.loads(line)
+                cell = (int(entry["seed"]), str(entry["method"]), str(entry["column"]))
+                if entry["run"] == run:
+                    self._found[cell] = float(entry["result"])
+            except (ValueError, KeyError, TypeError):
+                raise InputError(
+                    f"--record {path}, line {number}: {line!r} is no result; name a file that "
+                    "this option wrote, or one that does not exist"
+                ) from None
+
+    def missing(self, seed: int, cells: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Those of the cells (method and column) that have no result yet."""
+        return [cell for cell in cells if (seed, *cell) not in self._found]
+
+    def add(self, seed: int, method: str, column: str, result: float) -> None:
+        """Keeps a result."""
+        self._found[seed, method, column] = result
+        if self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            entry = {"run": self._run, "seed": seed, "method": method, "column": column}
+            line = json.dumps({**entry, "result": result}, ensure_ascii=False)
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+
+    def rows(
+        self, seeds: Sequence[int], cells: Iterable[tuple[str, str]]
+    ) -> dict[str, dict[str, list[float]]]:
+        """Results by method and column, one for each seed."""
+        rows: dict[str, dict[str, list[float]]] = {}
+        for method, column in cells:
+            found = [self._found[seed, method, column] for seed in seeds]
+            rows.setdefault(method, {})[column] = found
+        return rows
 
 
 def progress(text: str) -> None:
@@ -106,9 +188,9 @@ def done(text: str, begin: float) -> None:
 
 
 def cell(values: Sequence[float], digits: int) -> str:
-    """The mean, and the standard deviation where there are several; empty where there are none."""
+    """The mean, and the standard deviation where there are several; a dash where there are none."""
     if not values:
-        return ""
+        return "–"
     text = f"{statistics.fmean(values):.{digits}f}"
     return text if len(values) < 2 else f"{text} ± {statistics.stdev(values):.{digits}f}"
 

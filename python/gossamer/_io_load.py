@@ -147,6 +147,11 @@ def _match(
                 "; the model has live masks or parametrizations: load before prepare(), or after "
                 "squash_mask()"
             )
+        elif any(".parametrizations." in f".{name}" for name in unexpected):
+            hint = (
+                "; it was saved with live masks: save after squash_mask(), or give the model masks "
+                "first: gossamer.prune.attach_masks(model, safetensors.torch.load_file(path))"
+            )
         elif strict and not mismatched and not lossy:
             hint = "; strict=False loads what matches"
         raise ValueError(f"'{file.path}' does not fit the model: {'; '.join(faults)}{hint}")

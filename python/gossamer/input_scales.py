@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from gossamer._layers import find_layers
-from gossamer.prune.capture import Forward, evaluating, run_batch, watch_inputs
+from gossamer.prune.batches import Forward, each_batch, run_batch
+from gossamer.prune.capture import evaluating, watch_inputs
 
 __all__ = ["calibrate_input_scales"]
 
@@ -34,6 +35,7 @@ def calibrate_input_scales(
         A scale for the name of each layer that was called and whose inputs were not all zero.
 
     Raises:
+        TypeError: `batches` is a single batch, or the model does not take one.
         ValueError: there are no batches, or a layer's input holds NaN or infinity (its name is in
             the message).
     """
@@ -50,8 +52,8 @@ def calibrate_input_scales(
         largest[name] = max(most, largest.get(name, 0.0))
 
     count = 0
-    with evaluating(model), watch_inputs(layers, record):
-        for batch in batches:
+    with evaluating(model), watch_inputs(None, layers, record):
+        for batch in each_batch("calibrate_input_scales", batches):
             forward(model, batch)
             count += 1
     if count == 0:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from gossamer.explanation import LayerReport, explain
 from gossamer.host import machine
+from gossamer.outcome import Outcome
 from gossamer.pages import (
     Column,
     Curve,
@@ -43,25 +44,6 @@ _COLOURS = (1, 2, 3, 4, 5)
 _LABELLED = 5
 """Curves that are named; the others are drawn quietly, with their name under the pointer."""
 _SAME_ZEROS = 0.005
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One pruned model, or the dense one: a point of the Pareto plot.
-
-    Attributes:
-        method: how it was pruned.
-        pattern: the pattern's text; "dense" for the dense model.
-        zeros: fraction of zeros, 0 for the dense model.
-        accuracy: in the unit that the page's `metric` names; higher is better.
-        ms: measured time of a forward pass, milliseconds; None where it was not measured.
-    """
-
-    method: str
-    pattern: str
-    zeros: float
-    accuracy: float
-    ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -173,7 +155,7 @@ def _tiles(
         beside = "" if dense is None else f"; dense {dense.accuracy:.2f}"
         found.append(Tile(f"{outcome.accuracy:.2f}", f"{outcome.method}{beside}", 1))
     if outcome is not None and dense is not None and outcome.ms and dense.ms:
-        words = f"times as fast as dense, measured: {outcome.ms:.3g} ms, not {dense.ms:.3g}"
+        words = f"times as fast as dense, measured: {_time(outcome.ms)}, not {_time(dense.ms)}"
         found.append(Tile(f"{dense.ms / outcome.ms:.2f}x", words, 2))
     if packed:
         before = sum(layer.dense_bytes for layer in packed)
@@ -266,7 +248,7 @@ def _outcome_cell(one: Outcome | None, dense: Outcome | None) -> Markup:
         text += f" ({one.accuracy - dense.accuracy:+.2f})"
     if one.ms:
         ratio = f", {dense.ms / one.ms:.2f}x" if dense is not None and dense.ms else ""
-        text += f"<small>{one.ms:.3g} ms{ratio}</small>"
+        text += f"<small>{_time(one.ms)}{ratio}</small>"
     return Markup(text)
 
 
@@ -390,8 +372,13 @@ def _count(count: float) -> str:
     return _scaled(count, ("", "k", "M", "G"))
 
 
+def _time(ms: float) -> str:
+    """Milliseconds in three digits, without an exponent."""
+    return f"{ms:.3g} ms" if ms < 999.5 else f"{ms / 1000:.3g} s"
+
+
 def _scaled(count: float, units: Sequence[str]) -> str:
     power = 0
-    while count >= 1000 and power + 1 < len(units):
+    while count >= 999.5 and power + 1 < len(units):
         count, power = count / 1000, power + 1
     return f"{count:.3g} {units[power]}".rstrip()

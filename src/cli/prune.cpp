@@ -7,6 +7,8 @@
 #include <cstring>
 #include <memory>
 #include <optional>
+#include <span>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -131,6 +133,7 @@ class Pruner {
     if (pruned.values.empty()) {
       pruned.values.assign(weight.bytes().begin(), weight.bytes().end());
     }
+    refuse_nothing_kept(entry, pruned.mask);
     drop(pruned.values, pruned.mask);
     write(entry, weight, pruned.values, writer, pruned.error);
     if (pruned.damping > options_.calibrated.damping && options_.output.lines()) {
@@ -150,9 +153,24 @@ class Pruner {
       const Scope scope = scope_ == Scope::kGlobal ? Scope::kTensor : scope_;
       select_by_magnitude(weight.view(), scope, kept, entry.name);
     }
+    refuse_nothing_kept(entry, mask);
     std::vector<std::byte> values(weight.bytes().begin(), weight.bytes().end());
     drop(values, weight.in_file_order(std::move(mask)));
     write(entry, weight, values, writer, std::nullopt);
+  }
+
+  /// A pattern too coarse for a weight would switch the layer off. With scope global a layer may
+  /// well lose all of its weights to others.
+  void refuse_nothing_kept(const SafetensorsEntry& entry, std::span<const std::byte> mask) const {
+    const bool kept =
+        std::any_of(mask.begin(), mask.end(), [](std::byte b) { return b != std::byte{0}; });
+    if (kept || mask.empty() || pattern_.sparsity >= 1 || scope_ == Scope::kGlobal) return;
+    const std::string name = io::escaped(entry.name);
+    throw Error(
+        ErrorCode::kInvalidArgument,
+        fmt::format("weight '{}': pattern {} keeps nothing of {}; choose smaller blocks or a "
+                    "lower sparsity, or leave it out: --exclude '{}'",
+                    name, pattern_.to_string(), shape_text(entry.shape), name));
   }
 
   void write(const SafetensorsEntry& entry, const LoadedWeight& weight,

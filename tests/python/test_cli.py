@@ -108,6 +108,26 @@ def test_global_ties_go_to_the_earlier(tmp_path: Path) -> None:
     assert not after["b.weight"].any()
 
 
+@pytest.mark.parametrize("pattern", ["block:16x16:0.5", "fanin:0.97", "unstructured:0.999"])
+def test_a_pattern_too_coarse_for_a_weight_is_refused(tmp_path: Path, pattern: str) -> None:
+    path, out = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    weights = {
+        "big.weight": np.ones((64, 64), np.float32),
+        "small.weight": np.ones((4, 16), np.float32),
+    }
+    save_file(weights, path)
+    arguments = ("prune", path, "-p", pattern, "-o", out)
+    ran = gossamer(*arguments, status=2)
+    words = f"weight 'small.weight': pattern {pattern} keeps nothing of [4, 16]; "
+    assert words in ran.stderr
+    assert not out.exists()
+    gossamer(*arguments, "--exclude", "small.weight")
+    assert load_file(out)["small.weight"].all()
+    assert load_file(out)["big.weight"].any()
+    gossamer("prune", path, "-p", "unstructured:1", "-o", out, "--force")
+    assert not load_file(out)["small.weight"].any()
+
+
 def test_global_blocks(tmp_path: Path) -> None:
     path, out = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     random = np.random.default_rng(1)

@@ -226,6 +226,23 @@ def test_sparsifiers_of_ones_own() -> None:
     assert (model[2].weight[:5] != 0).all()
 
 
+def test_an_old_sparsifier_may_put_numbers_into_the_mask() -> None:
+    class Large(old.BaseSparsifier):
+        def update_mask(self, module: nn.Module, tensor_name: str, **group: Any) -> None:
+            mask = module.parametrizations[tensor_name][0].mask
+            mask.data = (module.parametrizations[tensor_name].original.abs() > 0.1).float()
+
+    model = net()
+    dense = model[0].weight.detach().clone()
+    sparsifier = Large()
+    sparsifier.prepare(model, [{"tensor_fqn": "0.weight"}])
+    sparsifier.step()
+    assert sparsifier.mask(sparsifier.groups[0]).dtype == torch.bool
+    assert torch.equal(model[0].weight, torch.where(dense.abs() > 0.1, dense, 0))
+    sparsifier.squash_mask()
+    assert 0 < (model[0].weight == 0).sum() < dense.numel()
+
+
 def test_nearly_diagonal() -> None:
     model = nn.Sequential(nn.Linear(6, 6))
     sparsifier = old.NearlyDiagonalSparsifier(3)

@@ -115,3 +115,26 @@ def test_other_patterns_and_choices() -> None:
         erk(model, "2:4")
     with pytest.raises(ValueError, match=r"no batch reaches '0\.weight'"):
         owl(model, "fanin:0.5", [])
+
+
+def test_the_layer_that_gives_logits_stays_dense() -> None:
+    class Speaker(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(16, 16), nn.Linear(16, 50)
+
+        def get_output_embeddings(self) -> nn.Module:
+            return self.head
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.body(x))
+
+    model, batches = Speaker(), [torch.randn(8, 16)]
+    for found in (
+        uniform(model, "unstructured:0.5"),
+        erk(model, "unstructured:0.5"),
+        lamp(model, "unstructured:0.5"),
+        owl(model, "unstructured:0.5", batches),
+    ):
+        assert list(found) == ["body.weight"]
+    assert list(lamp(model, "unstructured:0.5", {"*": {}})) == ["body.weight", "head.weight"]

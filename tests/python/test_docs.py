@@ -30,6 +30,17 @@ def test_the_page_shows_each_extension_once() -> None:
     assert len(blocks("extending.md", "cpp")) == 1
 
 
+def test_the_methods_of_the_page_are_there_by_their_names() -> None:
+    page = (ROOT / "docs" / "pruning.md").read_text()
+    rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", page, re.M)
+    names = {name for row in rows for name in re.findall(r"\w+", row)}
+    assert {"Best", "Movement", "LotteryTicket"} <= names
+    assert names <= set(gossamer.__all__)
+    parts = re.search(r"^Parts \(`gossamer.prune`\): (.*?)\[", page, re.M | re.S)
+    assert parts is not None
+    assert set(re.findall(r"`(\w+)`", parts[1])) <= set(gossamer.prune.__all__)
+
+
 PAGES = ["extending.md", "fusion.md", "patterns.md", "pruning.md", "quantization.md"]
 
 

@@ -59,6 +59,21 @@ def test_shapes_that_differ_are_refused(tmp_path: Path, strict: bool) -> None:
     refused(model, path, text, strict=strict)
 
 
+def test_a_file_with_live_masks(tmp_path: Path) -> None:
+    path = tmp_path / "live.safetensors"
+    live = network()
+    pruner = gs.Magnitude("2:4")
+    pruner.prepare(live, [{"tensor_fqn": "0.weight"}])
+    pruner.step()
+    gs.save(live, path)
+    model = network()
+    with pytest.raises(ValueError, match=r"saved with live masks: .*attach_masks\(model"):
+        gs.load_into(model, path)
+    gs.prune.attach_masks(model, load_file(path))
+    gs.load_into(model, path)
+    assert torch.equal(model[0].weight, live[0].weight)
+
+
 def test_live_masks_are_named(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     gs.save(packed(network()), path)

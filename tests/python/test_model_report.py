@@ -113,6 +113,38 @@ def test_a_model_without_layers_is_refused() -> None:
         gs.report(nn.Sequential(nn.ReLU()))
 
 
+@pytest.mark.parametrize(
+    ("zeros", "accuracy", "ms", "match"),
+    [
+        (50.0, 80.0, None, "zeros 50.0: a fraction from 0 to 1"),
+        (0.5, float("nan"), None, "accuracy nan: a finite number"),
+        (0.5, 80.0, float("inf"), "ms inf: a finite number"),
+    ],
+)
+def test_outcomes_that_cannot_be_drawn(
+    zeros: float, accuracy: float, ms: float | None, match: str
+) -> None:
+    with pytest.raises(ValueError, match=f"Outcome 'Wanda', '2:4': {match}"):
+        gs.Outcome("Wanda", "2:4", zeros, accuracy, ms)
+
+
+def test_times_have_no_exponent() -> None:
+    slow = [
+        gs.Outcome("dense", "dense", 0.0, 90.0, 3714.0),
+        gs.Outcome("Best", "2:4", 0.5, 89.0, 3281.0),
+    ]
+    text = Outline(gs.report(net(), outcome=slow[1], outcomes=slow)).text
+    assert "3.28 s, not 3.71 s" in text
+    assert "3.28 s, 1.13x" in text
+    assert "e+0" not in text
+
+
+def test_counts_have_no_exponent() -> None:
+    text = Outline(gs.report(nn.Linear(1200, 833))).text
+    assert "1 M" in text
+    assert "e+0" not in text
+
+
 def test_names_are_escaped() -> None:
     outcomes = [*OUTCOMES[:2], gs.Outcome("<script>x", "2:4", 0.5, 1.0)]
     outline = Outline(gs.report(net(), outcomes=outcomes, title="a < b"))

@@ -505,10 +505,26 @@ def test_a_pattern_that_is_too_coarse_for_a_layer(
     pattern: str, make: Callable[..., OneShot]
 ) -> None:
     """Rounded to whole blocks, or whole weights of a row, it would switch the layer off."""
+    model = net()
+    before = state_of(model)
     match = (
         rf"'0.weight': pattern {pattern} keeps nothing of a weight \[32, 16\]; .* leave it dense"
     )
-    fails(net(), make(pattern, scope="row"), data(), match)
+    with pytest.raises(ValueError, match=match):
+        make(pattern, scope="row").prepare(model)
+    assert_same(model, before)
+
+
+def test_a_pattern_of_ones_own_that_keeps_nothing() -> None:
+    class Nothing:
+        def __str__(self) -> str:
+            return "nothing"
+
+        def select(self, scores: Tensor) -> Tensor:
+            return torch.zeros_like(scores, dtype=torch.bool)
+
+    match = r"'0.weight': pattern nothing keeps nothing of a weight \[32, 16\]"
+    fails(net(), Wanda(Nothing(), scope="tensor"), data(), match)
 
 
 def test_a_pattern_of_nothing_keeps_nothing() -> None:

@@ -287,10 +287,25 @@ def test_masks_satisfy_their_pattern_in_any_shape(
 ) -> None:
     module = make(out, inputs, taps)
     pruner = Random(pattern, scope=scope)
-    pruner.prepare(module, [{"tensor_fqn": "weight"}])
+    fields = parse_pattern(pattern)
+    try:
+        pruner.prepare(module, [{"tensor_fqn": "weight"}])
+    except ValueError as error:
+        refused = str(error)
+    else:
+        refused = ""
+    if refused:
+        assert "keeps nothing" in refused
+        assert fields.sparsity < 1
+        assert scope != "global"
+        form = MatrixForm.of(module, module.weight)
+        zeros = form.to_matrix(torch.zeros_like(module.weight), grouped=False)
+        assert not torch.ops.gossamer.select_masks([zeros], pattern, scope)[0].any()
+        return
     pruner.step()
     mask = pruner.mask(pruner.groups[0])
-    fields = parse_pattern(pattern)
+    asks_for_some = fields.sparsity < 1 and scope != "global" and mask.numel() > 0
+    assert bool(mask.any()) or not asks_for_some
     matrix = MatrixForm.of(module, mask).to_matrix(mask, grouped=fields.grouped)
     assert torch.ops.gossamer.find_violation(matrix.float(), pattern) == ""
     kept = int(mask.sum())

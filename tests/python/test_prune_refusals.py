@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.utils.prune
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
@@ -15,6 +16,7 @@ from gossamer.prune import (
     GradualMagnitude,
     Magnitude,
     Random,
+    Wanda,
 )
 from prune_helpers import Stripes, assert_same, net, snapshot
 
@@ -117,6 +119,62 @@ def test_a_failed_step_changes_no_mask_and_counts_not() -> None:
         model[2].parametrizations.weight.original.copy_(values)
     broken.step()
     assert broken.step_count == 2
+
+
+@pytest.mark.parametrize(
+    ("pattern", "scope", "fits"),
+    [
+        ("block:32x32:0.5", "tensor", False),  # One block, and half of it rounds to all.
+        ("block:16x16:0.5", "tensor", True),
+        ("block:16x16:0.7", "row", False),
+        ("unstructured:0.96", "tensor", True),
+        ("unstructured:0.97", "row", False),
+        ("unstructured:0.97", "columns:2", True),
+        ("unstructured:0.97", "columns:1", True),
+        ("unstructured:0.99", "columns:1", False),
+        ("fanin:0.97", "tensor", False),
+        ("fanin:0.95", "tensor", True),
+        ("unstructured:1.0", "tensor", True),  # What asks for nothing gets it.
+        ("block:64x64:0.5", "global", True),  # Others may have won everywhere.
+        ("1:16", "row", True),
+    ],
+)
+def test_patterns_that_would_switch_a_layer_off(pattern: str, scope: str, *, fits: bool) -> None:
+    """A weight of 32 rows and 16 columns; the second layer, 8 rows of 32, stays dense."""
+    model = net()
+    before = snapshot(model)
+    if not fits:
+        with pytest.raises(ValueError, match=rf"'0.weight': pattern {pattern} keeps nothing"):
+            Magnitude(pattern, scope=scope).prepare(model, {"0": {}})
+        assert_same(model, before)
+        return
+    pruner = Magnitude(pattern, scope=scope)
+    pruner.prepare(model, {"0": {}})
+    pruner.step()
+    asks_for_some = pattern != "unstructured:1.0" and scope != "global"
+    assert bool(pruner.mask(pruner.groups[0]).any()) == asks_for_some
+
+
+def test_weights_that_torch_prune_computes() -> None:
+    def pruned() -> nn.Module:
+        model = net()
+        torch.nn.utils.prune.l1_unstructured(model[0], "weight", 0.5)
+        return model
+
+    match = r"'0.weight' is pruned by torch.nn.utils.prune; call gossamer.prune.from_torch_prune"
+    with pytest.raises(ValueError, match=match):
+        Magnitude("2:4").prepare(pruned(), [FIRST])
+    match = match.replace("0.weight", "0.weight_orig")
+    with pytest.raises(ValueError, match=match):
+        Magnitude("2:4").prepare(pruned(), [{"tensor_fqn": "0.weight_orig"}])
+    with pytest.raises(ValueError, match=r"'0\*' matches no parameter|nothing to prune"):
+        Magnitude("2:4").prepare(pruned(), {"0*": "2:4"})
+    model = pruned()
+    method = Wanda("2:4")
+    method.prepare(model)
+    report = method.calibrate([torch.randn(32, 16)])
+    assert [layer.fqn for layer in report.layers] == ["2.weight"]
+    assert "from_torch_prune" in report.left_dense["0.weight"]
 
 
 def test_bad_hyperparameters_of_the_constructors() -> None:

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.utils.prune
 from torch import Tensor, nn
+from torch.ao.pruning import WeightNormSparsifier
 
 from gossamer.prune import (
     GradualMagnitude,
@@ -19,7 +21,9 @@ from gossamer.prune import (
     Sparsifier,
     attach_masks,
     density,
+    from_torch_prune,
     masked_parameters,
+    squash_masks,
 )
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
@@ -228,6 +232,35 @@ def test_deepcopy_of_model_and_sparsifier_together() -> None:
     assert_equal_state(alone, run.model)
 
 
+@pytest.mark.parametrize("first", ["copy", "original"])
+def test_a_copy_is_squashed_by_itself(first: str) -> None:
+    """torch's class with the property for the weight is shared by copies."""
+    model, x = net(), torch.randn(3, 4, 6, 6)
+    pruner = Magnitude("unstructured:0.5")
+    pruner.prepare(model)
+    pruner.step()
+    copied, its_pruner = copy.deepcopy((model, pruner))
+    want = model(x)
+    order = [(copied, its_pruner), (model, pruner)]
+    for squashed, own in order if first == "copy" else reversed(order):
+        own.squash_mask()
+        for each in (model, copied):
+            assert torch.equal(each(x), want)
+        assert list(masked_parameters(squashed)) == []
+        assert type(squashed[3]) is nn.Linear
+
+
+def test_a_mask_on_a_copy_is_on_that_copy_alone() -> None:
+    model, x = net(), torch.randn(3, 4, 6, 6)
+    Magnitude("2:4").prepare(model, [{"tensor_fqn": "3.weight"}])
+    model[3].register_parameter("extra", nn.Parameter(torch.randn(4, 4)))
+    copied = copy.deepcopy(model)
+    Magnitude("2:4").prepare(copied, [{"tensor_fqn": "3.extra"}])
+    assert torch.equal(model[3].extra, copied[3].extra)
+    assert isinstance(model[3].extra, nn.Parameter)
+    assert torch.equal(model(x), copied(x))
+
+
 def test_attach_masks_needs_no_method() -> None:
     source = net()
     pruner = Magnitude("2:4")
@@ -272,7 +305,7 @@ def test_attach_masks_from_zeros_keeps_them_in_training() -> None:
             (5, 25),
             r"is \[5, 25\], the model's weight \[5, 24\]",
         ),
-        ("5.parametrizations.bias.0.mask", (5,), "two or more dimensions"),
+        ("5.parametrizations.bias.0.mask", (4,), r"is \[4\], the model's weight \[5\]"),
     ],
 )
 def test_attach_masks_refuses_what_does_not_fit(
@@ -289,8 +322,34 @@ def test_attach_masks_refuses_what_does_not_fit(
     assert type(model[3]) is nn.Linear
 
 
+def test_masks_that_no_sparsifier_holds_are_squashed() -> None:
+    model = net()
+    with torch.no_grad():
+        model[3].weight[:, ::2] = 0
+    parameters = [id(parameter) for parameter in model.parameters()]
+    torch.nn.utils.prune.l1_unstructured(model[5], "bias", 0.4)
+    from_torch_prune(attach_masks(model))
+    assert [name for name, *_ in masked_parameters(model)] == ["3.weight", "5.bias"]
+    other = attach_masks(net(), model.state_dict())  # A bias keeps its mask in a checkpoint too.
+    other.load_state_dict(model.state_dict())
+    x = torch.randn(3, 4, 6, 6)
+    assert torch.equal(other(x), model(x))
+    with torch.no_grad():
+        model[3].parametrizations.weight.original.add_(1)  # What is dropped too, as decay would.
+    want = model(x)
+    assert squash_masks(model) is model
+    assert type(model[3]) is type(model[5]) is nn.Linear
+    assert [id(parameter) for parameter in model.parameters()] == parameters
+    assert (model[3].weight[:, ::2] == 0).all()
+    assert (model[3].weight[:, 1::2] != 0).all()
+    assert int((model[5].bias == 0).sum()) == 2
+    assert torch.equal(model(x), want)
+    with pytest.raises(ValueError, match="no live masks"):
+        squash_masks(model)
+
+
 def test_checkpoints_of_other_masks_that_count_no_steps_load() -> None:
-    """The keys of torch.ao.pruning, whose masks have the dtype of the weight."""
+    """Those of torchao, which have the dtype of the weight."""
     dense = torch.randn(8, 8)
     state = {
         "bias": torch.randn(8),
@@ -306,6 +365,25 @@ def test_checkpoints_of_other_masks_that_count_no_steps_load() -> None:
         "parametrizations.weight.original",
         "parametrizations.weight.0.mask",
     }
+
+
+def test_masks_that_torch_ao_pruning_left_with_its_sparsifier() -> None:
+    torch.manual_seed(0)
+    theirs = net()
+    sparsifier = WeightNormSparsifier(sparsity_level=0.5)
+    sparsifier.prepare(theirs, [{"tensor_fqn": "3.weight"}])
+    sparsifier.step()
+    state = theirs.state_dict()
+    model = net()
+    match = r"'3.parametrizations.weight.original', .* not the mask; .*\['state'\]\['3.weight'\]"
+    with pytest.raises(ValueError, match=match):
+        attach_masks(model, state)
+    assert list(masked_parameters(model)) == []
+    mask = sparsifier.state_dict()["state"]["3.weight"]["mask"]
+    state["3.parametrizations.weight.0.mask"] = mask
+    attach_masks(model, state).load_state_dict(state)
+    assert 0 < int((model[3].weight == 0).sum()) < mask.numel()
+    assert torch.equal(model[3].weight, theirs[3].weight)
 
 
 def test_compiled_models_follow_their_masks() -> None:

@@ -135,6 +135,14 @@ def test_the_state_of_another_run_is_refused(tmp_path: Path, other: str) -> None
         calibrate(pattern, data, 2.0 if other == "model" else 1.0, resume=tmp_path)
 
 
+def test_a_header_of_something_else_is_refused(tmp_path: Path) -> None:
+    _, batches = model_and_batches()
+    for text in ("{", "[1]"):
+        (tmp_path / "calibration.json").write_text(text)
+        with pytest.raises(ValueError, match=r"calibration.json' is not what calibrate wrote; del"):
+            calibrate("2:4", batches, resume=tmp_path)
+
+
 def test_a_step_that_was_half_written_is_made_again(tmp_path: Path) -> None:
     _, batches = model_and_batches()
     whole = calibrate("2:4", batches, resume=tmp_path)

@@ -105,16 +105,44 @@ def test_the_recipe_repeats_itself(tmp_path: Path, capsys: pytest.CaptureFixture
         data=str(tmp_path), device="cpu", methods=None, patterns=None, small=True, quick=True
     )
     options.seeds, options.steps, options.keep = [3, 4], 20, tmp_path / "kept"
+    options.record = None
     rows = char_gpt.run(options)
     assert list(rows) == ["dense", *char_gpt.QUICK_METHODS]
+    assert rows["dense"] == {"dense": rows["dense"]["dense"]}
     for name in char_gpt.QUICK_METHODS:
         assert list(rows[name]) == list(char_gpt.QUICK_PATTERNS)
         assert all(len(losses) == 2 for losses in rows[name].values())
     assert len(list(options.keep.iterdir())) == 2
     table = capsys.readouterr().out
-    assert "| gradual magnitude |  | " in table
-    assert " ± " in table
+    assert "| gradual magnitude | – | " in table
+    assert table.count(" ± ") == 7
     assert char_gpt.run(options) == rows
+
+
+def test_runs_of_a_seed_each_share_a_record(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "tinyshakespeare.txt").write_text("to be or not " * 100)
+    options = argparse.Namespace(
+        data=str(tmp_path), device="cpu", methods="Wanda", patterns="2:4", small=True, quick=False
+    )
+    options.keep, options.steps, options.seeds, options.record = None, 20, [3, 4], None
+    want = char_gpt.run(options)
+    options.record = tmp_path / "results" / "gpt.jsonl"
+    for seed in (3, 4):
+        options.seeds = [seed]
+        char_gpt.run(options)
+    assert len(options.record.read_text().splitlines()) == 4
+    capsys.readouterr()
+    options.seeds = [3, 4]
+    # Nothing is left to do: no model is trained.
+    monkeypatch.setattr(char_gpt, "dense_model", None)
+    assert char_gpt.run(options) == want
+    assert capsys.readouterr().out.count(" ± ") == 2
+    options.steps = 24  # Another run; its results are not these.
+    with pytest.raises(TypeError, match="NoneType"):
+        char_gpt.run(options)
 
 
 # --- Sentences ------------------------------------------------------------------------------------
@@ -207,13 +235,17 @@ def test_the_classifier_is_trained_and_pruned(
     options = argparse.Namespace(
         data=str(tmp_path), methods=None, patterns="80 %;2:4", seeds=[0, 1], quick=False
     )
+    options.record = tmp_path / "record.jsonl"
     rows = sst2.run(options, plan, encoder())
     # A word decides, so that training gets nearly all; 99 of 100 tells it from luck.
     assert min(rows["dense"]["dense"]) >= 95.0
     for name in (sst2.GRADUAL, sst2.DISTILLED):
         assert min(rows[name]["2:4"]) >= 95.0
     assert [list(rows[name]) for name in sst2.METHODS] == [["80 %", "2:4"]] * len(sst2.METHODS)
-    assert "| gradual magnitude, distilled |  | " in capsys.readouterr().out
+    assert "| gradual magnitude, distilled | – | " in capsys.readouterr().out
+    untrained = encoder()
+    assert sst2.run(options, plan, untrained) == rows
+    assert len(options.record.read_text().splitlines()) == 2 * (1 + 2 * len(sst2.METHODS))
 
 
 @pytest.mark.parametrize("distilled", [False, True])
@@ -242,11 +274,54 @@ def test_devices_and_methods_that_do_not_exist_are_refused() -> None:
     assert run_tools.chosen(None, ["a", "b"], ["a"]) == ["a"]
     with pytest.raises(ValueError, match=r"'c': one of \['a', 'b'\]"):
         run_tools.chosen("c", ["a", "b"], ["a"])
+    with pytest.raises(ValueError, match=r"';': one of \['a', 'b'\]"):
+        run_tools.chosen(";", ["a", "b"], ["a"])
     with pytest.raises(FileNotFoundError, match="set GOSSAMER_DATA"):
         run_tools.text_file("/nowhere", "some.txt")
 
 
+@pytest.mark.parametrize("text", ["0,1,2", "0 1 2", "0 1,2"])
+def test_seeds(text: str) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seeds", action=run_tools.Seeds, nargs="+", default=[0])
+    assert parser.parse_args(["--seeds", *text.split()]).seeds == [0, 1, 2]
+    assert parser.parse_args([]).seeds == [0]
+
+
+@pytest.mark.parametrize("text", ["a", "-1", "0,", "0 1 0"])
+def test_seeds_that_are_none(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seeds", action=run_tools.Seeds, nargs="+")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--seeds", *text.split()])
+    assert "--seeds" in capsys.readouterr().err
+
+
+def test_a_record_of_something_else_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "record.jsonl"
+    for line in ("{", "[]", '{"run": "a"}'):
+        path.write_text(line + "\n")
+        with pytest.raises(ValueError, match=r"record.jsonl, line 1: .* is no result"):
+            run_tools.Record(path, "a")
+
+
+def test_what_the_user_can_mend_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["folder/recipe.py"])
+
+    def wrong_option() -> None:
+        run_tools.chosen("c", ["a", "b"], ["a"])
+
+    with pytest.raises(SystemExit, match=r"^recipe.py: error: 'c': one of"):
+        run_tools.start(wrong_option)
+
+    def broken() -> None:
+        raise ValueError("a fault of the program")
+
+    with pytest.raises(ValueError, match="a fault of the program"):
+        run_tools.start(broken)
+
+
 def test_cells() -> None:
-    assert run_tools.cell([], 2) == ""
+    assert run_tools.cell([], 2) == "–"
     assert run_tools.cell([1.234], 2) == "1.23"
     assert run_tools.cell([1.0, 2.0, 3.0], 1) == "2.0 ± 1.0"

@@ -66,6 +66,14 @@ class BaseSparsifier(Sparsifier):
         """As `Sparsifier.step`; the argument never had an effect."""
         super().step()
 
+    def _step(self) -> None:
+        super()._step()
+        for group in self.groups:
+            # An old `update_mask` may put a float tensor into `mask.data`.
+            mask = self.mask(group)
+            if mask.dtype != torch.bool:
+                mask.data = mask != 0
+
     def squash_mask(
         self,
         params_to_keep: Iterable[str] | None = None,

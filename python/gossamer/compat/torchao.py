@@ -6,8 +6,11 @@
 What differs: `sparsify_` returns the model (it returned None); a weight that breaks its pattern is
 refused (it was compressed wrongly); layers that dense computes faster stay plain. Masks are bool.
 `WandaSparsifier`, `WeightNormSparsifier` and `SupermaskLinear` do what their papers say;
-`as_in_torchao=True` brings back what the old ones did. Structured pruning (the pruner folder) is
-not here.
+`as_in_torchao=True` brings back what the old ones did.
+
+Not here: structured pruning (the pruner folder), and `torchao.sparsity.training`
+(`SemiSparseLinear` and what swaps it in), whose layers keep dense weights and drop half of them
+anew in each pass.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from gossamer.prune.calibration_report import (
     LayerResult,
     show_progress,
 )
-from gossamer.prune.checkpoint import attach_masks
+from gossamer.prune.checkpoint import attach_masks, squash_masks
 from gossamer.prune.distribution import erk, lamp, owl, uniform
 from gossamer.prune.interop import from_torch_prune, to_torch_prune
 from gossamer.prune.mask import Mask, masked_parameters
@@ -96,6 +96,7 @@ __all__ = [
     "save_statistics",
     "show_progress",
     "sparsity_report",
+    "squash_masks",
     "to_torch_prune",
     "uniform",
 ]

@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from gossamer.prune.capture import Forward, evaluating, run_batch
+from gossamer.prune.batches import Forward, each_batch, run_batch
+from gossamer.prune.capture import evaluating
 
 __all__ = ["batchnorm_layers", "recalibrate_batchnorm"]
 
@@ -43,7 +44,7 @@ def recalibrate_batchnorm(
                 layer.reset_running_stats()
                 layer.momentum = None  # The plain mean over batches.
                 layer.training = True
-            for batch in batches:
+            for batch in each_batch("recalibrate_batchnorm", batches):
                 forward(model, batch)
                 seen += 1
         if not seen:

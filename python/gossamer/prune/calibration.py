@@ -12,14 +12,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from gossamer.prune.batches import Forward
 from gossamer.prune.batchnorm import recalibrate_batchnorm
 from gossamer.prune.calibrated_layer import CalibratedLayer, Norms, Sums
 from gossamer.prune.calibration_report import BlockResult, CalibrationReport, LayerResult
-from gossamer.prune.capture import (
-    Forward,
-    evaluating,
-    find_order,
-)
+from gossamer.prune.capture import evaluating, find_order
 from gossamer.prune.correction import FOLDS, held_out_damping, joined
 from gossamer.prune.inputs import Inputs
 from gossamer.prune.journal import Journal
@@ -105,6 +102,10 @@ class Calibration:
         Raises:
             ValueError: there is no batch, a layer is never called, or its inputs are not finite.
         """
+        with torch.inference_mode(False):  # Weights that it makes could not be trained.
+            return self._run()
+
+    def _run(self) -> CalibrationReport:
         if not self._batches:
             raise ValueError(
                 "calibrate: there are no batches; pass at least one, for instance a list of 8 "
@@ -143,7 +144,8 @@ class Calibration:
         if unreached:
             raise ValueError(
                 f"calibrate: no batch reaches {', '.join(map(repr, unreached))}; pass batches that "
-                "use all layers, or leave these dense: prepare(model, {'<name>': None, '*': ...})"
+                "use all layers (a layer counts where it is called, not where its weight is read), "
+                "or leave these dense: prepare(model, {'<name>': None, '*': ...})"
             )
         for stage in watch.stages():
             parts = {id(part) for part in stage.module.modules()}
@@ -290,9 +292,10 @@ class Calibration:
         asked = problem.damping
         problem.correct()
         layer.solve(problem)
-        if problem.mask is None:
-            raise ValueError(f"'{layer.fqn}': none of the parts selected a mask")
+        assert problem.mask is not None
         check_kept(layer.fqn, layer.form.shape, problem.pattern, problem.mask)
+        if problem.fields and problem.fields.sparsity and bool(problem.mask.all()):
+            remarks.append("so small that the pattern drops nothing")
         solved = problem.kept_weight
         if not bool(solved.isfinite().all()):
             raise ValueError(

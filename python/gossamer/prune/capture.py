@@ -11,20 +11,22 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from gossamer.prune.stages import Call, StageWatch
+from gossamer.prune.attention import (
+    inputs_of_output,
+    outputs_of_attention,
+    without_fused_attention,
+)
+from gossamer.prune.batches import Forward
+from gossamer.prune.stages import Call, StageWatch, version_of
 
 __all__ = [
-    "Forward",
     "Layers",
     "capture_call",
     "capture_inputs",
+    "evaluating",
     "find_order",
-    "run_batch",
     "watch_inputs",
 ]
-
-Forward: TypeAlias = Callable[[nn.Module, Any], Any]
-"""How a model is called with a batch."""
 
 Layers: TypeAlias = "Mapping[str, nn.Module]"
 """Layers by the full name of their weight."""
@@ -34,22 +36,13 @@ class _ReachedError(Exception):
     """Ends a forward pass whose rest is not needed."""
 
 
-def run_batch(model: nn.Module, batch: Any) -> Any:
-    """Calls a model: with the items of a dict by name, of a list or tuple in order, else as is."""
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    if isinstance(batch, list | tuple):
-        return model(*batch)
-    return model(batch)
-
-
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; each module's own mode comes back."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), without_fused_attention():
             yield
     finally:
         for module, training in modes:
@@ -87,23 +80,24 @@ def find_order(
     together: dict[str, str] = {}
     apart: set[str] = set()
     for index, batch in enumerate(batches):
-        last: tuple[str, Tensor, int] | None = None
+        last: tuple[str, Tensor, int | None] | None = None
         found: list[str] = []
 
         def record(name: str, x: Tensor, index: int = index, found: list[str] = found) -> None:
             nonlocal last
             calls[name][index] += 1
             found.append(name)
-            same = last is not None and last[1] is x and last[2] == x._version
+            version = version_of(x)
+            same = last is not None and last[1] is x and last[2] == version is not None
             if same and last is not None and isinstance(layers[name], nn.Linear):
                 first = together.setdefault(name, last[0])
                 if first != last[0]:
                     apart.add(name)
             else:
                 apart.add(name)
-            last = (name, x, x._version)
+            last = (name, x, version)
 
-        with watch_inputs(layers, record), watch.batch():
+        with watch_inputs(model, layers, record), watch.batch():
             forward(model, batch)
         _merge(sequence, found)
     groups: list[list[str]] = []
@@ -141,7 +135,7 @@ def capture_inputs(
             raise _ReachedError
 
     if calls:
-        with watch_inputs({"": layer}, record), contextlib.suppress(_ReachedError):
+        with watch_inputs(model, {"": layer}, record), contextlib.suppress(_ReachedError):
             forward(model, batch)
     return seen
 
@@ -165,18 +159,34 @@ def capture_call(model: nn.Module, block: nn.Module, batch: Any, forward: Forwar
 
 
 @contextlib.contextmanager
-def watch_inputs(layers: Layers, record: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Tells `record` of each call of the layers, before it is made."""
+def watch_inputs(
+    model: nn.Module | None, layers: Layers, record: Callable[[str, Tensor], None]
+) -> Iterator[None]:
+    """Tells `record` of each call of the layers, before it is made.
+
+    The output layer of an nn.MultiheadAttention, which is never called, counts as called with it.
+
+    Args:
+        model: holds the layers; None to watch only those that are called themselves.
+        layers: what is watched.
+        record: called with a layer's name and its inputs.
+    """
+    attentions = {} if model is None else outputs_of_attention(model)
 
     def hook_of(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             x = args[0] if args else next(iter(kwargs.values()))
             record(name, x)
 
-        return hook
+        def hook_of_attention(
+            module: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> None:
+            record(name, inputs_of_output(module, args, kwargs))
+
+        return hook_of_attention if id(layers[name]) in attentions else hook
 
     handles = [
-        layer.register_forward_pre_hook(hook_of(name), with_kwargs=True)
+        attentions.get(id(layer), layer).register_forward_pre_hook(hook_of(name), with_kwargs=True)
         for name, layer in layers.items()
     ]
     try:

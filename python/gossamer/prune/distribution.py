@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gossamer.prune.capture import Forward, evaluating, run_batch, watch_inputs
+from gossamer.prune.batches import Forward, each_batch, run_batch
+from gossamer.prune.capture import evaluating, watch_inputs
 from gossamer.prune.layer import LayerForm
 from gossamer.prune.pattern import parse_pattern, pattern_with
-from gossamer.prune.targets import Config, choose, find_targets
+from gossamer.prune.targets import Config, choose, find_targets, without_output
 
 __all__ = ["erk", "lamp", "owl", "uniform"]
 
@@ -31,7 +32,8 @@ def uniform(
     Args:
         model: read only.
         pattern: any pattern of the grammar; `unstructured` or `fanin` with `rounding="down"`.
-        config: which weights, as for `Sparsifier.prepare`; their own patterns are not read.
+        config: which weights, as for `Sparsifier.prepare`, but that None leaves the layer that
+            gives logits dense, as `OneShot.prepare` does; their own patterns are not read.
         rounding: how many zeros a row of a linear layer or convolution gets. "nearest" rounds S·in
             as all patterns do; "down" cuts it off, as the published codes of Wanda and magnitude
             pruning by row do, so that 70 % of 144 inputs are 100 zeros and not 101. Meant for
@@ -179,8 +181,8 @@ def _outliers(
         rows = forms[name].rows(layers[name], x).double().square().sum(dim=1, keepdim=True)
         squares[name] = squares[name] + rows if name in squares else rows
 
-    with evaluating(model), watch_inputs(layers, add):
-        for batch in batches:
+    with evaluating(model), watch_inputs(model, layers, add):
+        for batch in each_batch("owl", batches):
             forward(model, batch)
     missing = [name for name in weights if name not in squares]
     if missing:
@@ -196,6 +198,7 @@ def _outliers(
 
 
 def _chosen(model: nn.Module, config: Config) -> dict[str, Tensor]:
+    config = without_output(model) if config is None else config
     chosen = [target for target, _ in choose(find_targets(model), config)]
     for target in chosen:
         obstacle = target.obstacle()

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from gossamer.prune.pattern import CustomPattern
+from gossamer.prune.selection import check_fits
 from gossamer.prune.targets import Target
 
 __all__ = [
@@ -26,7 +27,14 @@ _PLACE = ("tensor_fqn", "module_fqn", "module", "tensor_name")
 
 
 def new_group(target: Target, settings: Mapping[str, Any]) -> Group:
-    """The group of a parameter."""
+    """The group of a parameter.
+
+    Raises:
+        ValueError: its pattern would keep nothing of the parameter.
+    """
+    assert target.weight is not None
+    pattern, scope = settings["pattern"], settings["scope"]
+    check_fits(target.fqn, target.module, target.weight, pattern, scope)
     return {key: getattr(target, "fqn" if key == "tensor_fqn" else key) for key in _PLACE} | dict(
         settings
     )

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gossamer.prune.batches import Forward
 from gossamer.prune.calibrated_layer import CalibratedLayer
-from gossamer.prune.capture import Forward, capture_call, capture_inputs
+from gossamer.prune.capture import capture_call, capture_inputs
 from gossamer.prune.kept_calls import Kept
 from gossamer.prune.stages import Call, Stage, advance, replay
 

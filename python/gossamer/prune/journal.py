@@ -40,7 +40,13 @@ class Journal:
         header = self.folder / _HEADER
         ours = {"version": _VERSION, **run}
         if header.exists():
-            theirs = json.loads(header.read_text(encoding="utf-8"))
+            try:
+                theirs = dict(json.loads(header.read_text(encoding="utf-8")))
+            except (ValueError, TypeError):
+                raise ValueError(
+                    f"calibrate: '{header}' is not what calibrate wrote; delete the folder, or "
+                    "choose another"
+                ) from None
             changed = sorted(key for key in ours if theirs.get(key) != ours[key])
             if changed:
                 raise ValueError(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from gossamer.prune.matrix import MatrixForm, is_conv1d
 
@@ -47,10 +48,11 @@ class LayerForm:
             return cls(form, weight.shape, module.groups, weight.shape[1])
         if isinstance(module, nn.Linear) or is_conv1d(module):
             return cls(form, weight.shape, 1, weight.shape[0 if form.transposed else 1])
+        kind = parametrize.type_before_parametrizations(module).__name__
         raise ValueError(
-            f"is the weight of a {type(module).__name__}: calibration knows nn.Linear, nn.Conv2d "
-            "and the Conv1D of GPT-2; leave it out of the config, or prune it with a method that "
-            "needs no data (gossamer.Magnitude)"
+            f"is the weight of a {kind}: calibration knows nn.Linear, nn.Conv2d and the Conv1D of "
+            "GPT-2; leave it out of the config, or prune it with a method that needs no data "
+            "(gossamer.Magnitude)"
         )
 
     def matrices(self, tensor: Tensor) -> Tensor:

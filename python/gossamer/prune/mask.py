@@ -46,9 +46,10 @@ class Mask(nn.Module):
             raise ValueError(
                 f"the mask has dtype {mask.dtype}: torch.bool is accepted, e.g. weight != 0"
             )
-        self.register_buffer("mask", mask.detach().clone())
-        self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=mask.device))
-        self.register_buffer("updated", torch.zeros((), dtype=torch.int64, device=mask.device))
+        with torch.inference_mode(False):  # Buffers are written to later.
+            self.register_buffer("mask", mask.detach().clone())
+            for name in ("steps", "updated"):
+                self.register_buffer(name, torch.zeros((), dtype=torch.int64, device=mask.device))
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight with zeros where nothing is kept; same shape and dtype."""
@@ -113,6 +114,7 @@ def attach(masks: Iterable[tuple[Iterable[Place], Mask]]) -> None:
         for places, mask in masks:
             for module, tensor_name in places:
                 order = tuple(module._parameters)
+                _own_class(module)
                 parametrize.register_parametrization(module, tensor_name, mask)
                 done.append((module, tensor_name))
                 module.parametrizations[tensor_name].parameter_order = order  # type: ignore[index, union-attr]
@@ -121,11 +123,23 @@ def attach(masks: Iterable[tuple[Iterable[Place], Mask]]) -> None:
         raise
 
 
+def _own_class(module: nn.Module) -> None:
+    """Gives a parametrized module a class that no copy of it shares.
+
+    torch puts a property for each parametrized tensor on a class made for the module, which
+    `copy.deepcopy` hands on: what is put there or taken away for one would be for the others too.
+    """
+    if parametrize.is_parametrized(module):
+        shared = type(module)
+        module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
+
+
 def detach(places: Iterable[Place]) -> None:
     """Removes masks; the parameters come back as the objects they were, in their old order."""
     for module, tensor_name in places:
         chain = module.parametrizations[tensor_name]  # type: ignore[index]
         order: tuple[str, ...] = getattr(chain, "parameter_order", (tensor_name,))
+        _own_class(module)
         parametrize.remove_parametrizations(module, tensor_name, leave_parametrized=False)
         # An optimizer's saved state knows parameters by their number, and the weight is last now.
         for later in order[order.index(tensor_name) + 1 :]:

@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import nn
 
+from gossamer.prune.batches import Forward, each_batch, run_batch
 from gossamer.prune.batchnorm import batchnorm_layers
 from gossamer.prune.calibrated_layer import CalibratedLayer
 from gossamer.prune.calibration import TARGETS, Calibration
 from gossamer.prune.calibration_report import CalibrationReport, LayerResult
-from gossamer.prune.capture import Forward, run_batch
 from gossamer.prune.groups import Group, saved_group
 from gossamer.prune.journal import Journal, digest
 from gossamer.prune.layer import LayerForm
@@ -29,7 +29,7 @@ from gossamer.prune.pattern import CustomPattern
 from gossamer.prune.problem import LayerProblem
 from gossamer.prune.reconstruction import Reconstruction
 from gossamer.prune.sparsifier import Sparsifier
-from gossamer.prune.targets import Config, find_targets
+from gossamer.prune.targets import Config, find_targets, output_layer, without_output
 
 __all__ = ["ALPS", "RIA", "Best", "OneShot", "SparseGPT", "Wanda"]
 
@@ -65,6 +65,7 @@ class OneShot(Sparsifier):
             Blocks are members of an `nn.ModuleList` or `nn.Sequential` that run once in a pass.
 
     Raises:
+        TypeError: a part cannot be called.
         ValueError: a hyperparameter is not accepted.
     """
 
@@ -78,6 +79,12 @@ class OneShot(Sparsifier):
         held_out_correction: bool = False,
         reconstruction: Reconstruction | None = None,
     ) -> None:
+        for part in parts:
+            if isinstance(part, type) or not callable(part):
+                raise TypeError(
+                    f"part {part!r}: something that is called with a LayerProblem is accepted, "
+                    "such as ByWanda() or a function"
+                )
         if target not in TARGETS:
             raise ValueError(f"target {target!r}: one of {list(TARGETS)} is accepted")
         self.reconstruction = reconstruction
@@ -142,6 +149,7 @@ class OneShot(Sparsifier):
 
         Raises:
             RuntimeError: nothing is prepared.
+            TypeError: `batches` is a single batch, or the model does not take one.
             ValueError: no batch, a layer that no batch reaches, inputs that are not finite, a Gram
                 matrix that cannot be factored, a folder with the state of another run. The model
                 is as it was then.
@@ -151,7 +159,7 @@ class OneShot(Sparsifier):
         layers = [self._layer(group) for group in self.groups]
         if batchnorm:
             batchnorm_layers(self.model)
-        held = list(batches)
+        held = list(each_batch("calibrate", batches))
         walk = Calibration(
             self.model,
             layers,
@@ -198,24 +206,25 @@ class OneShot(Sparsifier):
         That is the layer which `model.get_output_embeddings()` returns, where there is one.
         """
         if config is None and self._loaded is None:
-            head = _output_layer(model)
-            if head is not None:
-                config = {head: None, "*": {}}
+            config = without_output(model)
         return super().prepare(model, config)
 
     def _left_dense(self) -> dict[str, str]:
         """Weights of layers and embeddings that are not pruned, with the reason."""
         assert self.model is not None
         pruned = {id(self.dense_weight(group)): group["tensor_fqn"] for group in self.groups}
-        head, found = _output_layer(self.model), {}
+        head, found = output_layer(self.model), {}
         for fqn, target in find_targets(self.model).items():
             is_table = isinstance(target.module, nn.Embedding | nn.EmbeddingBag)
-            if fqn in pruned.values() or not (target.is_layer_weight or is_table):
+            unknown = target.unseen_by_calibration()
+            if fqn in pruned.values() or not (target.is_layer_weight or is_table or unknown):
                 continue
             if id(target.weight) in pruned:
                 found[fqn] = f"the same parameter as '{pruned[id(target.weight)]}', pruned there"
             elif is_table:
                 found[fqn] = "an embedding"
+            elif unknown:
+                found[fqn] = unknown
             elif fqn == head:
                 found[fqn] = "gives the logits"
             elif len(target.places) > 1:
@@ -258,24 +267,19 @@ class OneShot(Sparsifier):
             self._mask(group),
             form,
             problem,
-            self.solve,
+            self._solve_and_check,
         )
+
+    def _solve_and_check(self, problem: LayerProblem) -> None:
+        self.solve(problem)
+        ours = all(type(part).__module__.startswith("gossamer.") for part in self.parts)
+        problem.check(verify=not ours or type(self).solve is not OneShot.solve)
 
 
 def _description(part: Part) -> list[Any]:
     """A part's name and settings, the same in every process."""
     name = getattr(part, "__qualname__", type(part).__qualname__)
     return [name, dict(getattr(part, "__dict__", {}))]
-
-
-def _output_layer(model: nn.Module) -> str | None:
-    """The full name of the weight that gives a language model's logits, after its own word."""
-    getter = getattr(model, "get_output_embeddings", None)
-    head = getter() if callable(getter) else None
-    for name, module in model.named_modules():
-        if module is head:
-            return f"{name}.weight"
-    return None
 
 
 class Wanda(OneShot):

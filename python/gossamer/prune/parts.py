@@ -234,15 +234,7 @@ class Admm:
             raise ValueError(
                 f"Admm, '{problem.fqn}': scope {problem.scope!r}: 'row' or 'tensor' is accepted"
             )
-        damped = problem.damped
-        scale = damped.diagonal(dim1=-2, dim2=-1).rsqrt()[:, None]
-        values, vectors = torch.linalg.eigh(damped * scale * scale.mT)
-        if not bool((values > 0).all()):
-            problem._cholesky(flipped=False)
-            raise ValueError(
-                f"Admm, '{problem.fqn}': the damped Gram matrix has the eigenvalue "
-                f"{float(values.min()):.3g}; raise damping above {problem.damping:g}"
-            )
+        scale, values, vectors = problem.eigen()
         scaled = (problem.weight / scale).float()
         iterations = 0
 
@@ -282,6 +274,7 @@ class LeastSquares:
     def __call__(self, problem: LayerProblem) -> None:
         """Writes the solution."""
         mask = _mask_of(problem, "LeastSquares")
+        problem.fit_damping()
         gram, target = problem.damped.float(), problem.target().float()
         start = problem.kept_weight
         worst = 0.0

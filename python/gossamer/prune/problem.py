@@ -138,9 +138,15 @@ class LayerProblem:
         """The mask that the pattern keeps of some scores, both [groups, out, in].
 
         Raises:
-            ValueError: a score is NaN, or an object is to select in blocks of columns.
+            ValueError: a score is NaN, there is not one for each weight, or an object is to select
+                in blocks of columns.
         """
         pattern = self.pattern if pattern is None else pattern
+        if scores.shape != self.dense.shape:
+            raise ValueError(
+                f"the scores of '{self.fqn}' are {list(scores.shape)}: one score for each weight, "
+                f"{list(self.dense.shape)}, is accepted"
+            )
         grouped = is_grouped(pattern)
         width = 0 if grouped else column_block(self.scope)
         if width and not isinstance(pattern, str):
@@ -162,12 +168,15 @@ class LayerProblem:
             segment = self.segment if grouped else 0
             return device_solvers.select(flat, pattern, scope, segment).view(scores.shape)
         flat = scores.detach()
-        if grouped:  # One matrix for each segment, so that no group crosses from one to the next.
-            flat = flat.reshape(groups, rows, -1, self.segment).transpose(1, 2).flatten(0, 1)
+        if grouped:
+            flat = self._in_segments(flat)
         device = scores.device if getattr(pattern, "any_device", False) else "cpu"
         flat = flat.to(device, torch.float64 if scores.dtype == torch.float64 else torch.float32)
         if isinstance(pattern, str):
-            mask = torch.ops.gossamer.select_masks([flat.contiguous()], pattern, scope)[0]
+            try:
+                mask = torch.ops.gossamer.select_masks([flat.contiguous()], pattern, scope)[0]
+            except (ValueError, RuntimeError) as error:
+                raise ValueError(str(error).replace("selection 0:", f"'{self.fqn}':")) from None
         else:
             mask = pattern.select(flat if len(flat) > 1 else flat[0]).view(flat.shape)
         if grouped:
@@ -197,6 +206,7 @@ class LayerProblem:
             notes={},
         )
         half.correct()
+        half.fit_damping()
         start = torch.where(mask, half.weight, 0)
         gram, target = half.damped.float(), half.target().float()
 
@@ -220,6 +230,30 @@ class LayerProblem:
         upper = lower.flip(-2, -1)
         identity = torch.eye(upper.shape[-1], dtype=upper.dtype, device=upper.device)
         return torch.linalg.solve_triangular(upper, identity.expand_as(upper), upper=True)
+
+    def eigen(self) -> tuple[Tensor, Tensor, Tensor]:
+        """H with a unit diagonal as Q·Λ·Qᵀ; raises δ until all of Λ is above 0.
+
+        Returns:
+            What rows and columns were multiplied by, [groups, 1, in]; Λ [groups, in]; Q
+            [groups, in, in]; float64.
+        """
+        asked = self.damping
+        while True:
+            damped = self.damped
+            diagonal = damped.diagonal(dim1=-2, dim2=-1)
+            if bool((diagonal > 0).all()):
+                scale = diagonal.rsqrt()[:, None]
+                values, vectors = torch.linalg.eigh(damped * scale * scale.mT)
+                if bool((values > 0).all()):
+                    return scale, values, vectors
+            self._raise_damping(asked)
+
+    def fit_damping(self) -> None:
+        """Raises δ until the diagonal of H is above 0, which conjugate gradients need."""
+        asked, mean = self.damping, mean_diagonal(self.gram)[:, None]
+        while not bool((self.energies + self.damping * mean > 0).all()):
+            self._raise_damping(asked)
 
     def correct(self) -> None:
         """Replaces the weight by the dense one that gives T best on X: W·(C + δI)·(G + δI)⁻¹."""
@@ -246,16 +280,67 @@ class LayerProblem:
             lower, failed = torch.linalg.cholesky_ex(matrix)
             if not bool(failed.any()):
                 return lower
-            if self.damping * 10 > _MOST_DAMPING:
-                raise ValueError(
-                    f"'{self.fqn}': the Gram matrix of its inputs is not positive definite, with a "
-                    f"damping from {asked:g} up to {self.damping:g} of its mean diagonal. "
-                    f"It saw {self.tokens} tokens for {matrix.shape[-1]} inputs; calibrate with "
-                    "more data, or leave the layer dense (config={'<name>': None})"
-                )
-            self.damping = max(self.damping * 10, 1e-6)
+            self._raise_damping(asked)
+
+    def _raise_damping(self, asked: float) -> None:
+        """Tenfold.
+
+        Args:
+            asked: where it began.
+
+        Raises:
+            ValueError: it is as high as it may be.
+        """
+        if self.damping * 10 > _MOST_DAMPING:
+            raise ValueError(
+                f"'{self.fqn}': the Gram matrix of its inputs is not positive definite, with a "
+                f"damping from {asked:g} up to {self.damping:g} of its mean diagonal. "
+                f"It saw {self.tokens} tokens for {self.gram.shape[-1]} inputs; calibrate with "
+                "more data, or leave the layer dense (config={'<name>': None})"
+            )
+        self.damping = max(self.damping * 10, 1e-6)
 
     # --- What came out ----------------------------------------------------------------------------
+
+    def check(self, *, verify: bool) -> None:
+        """Refuses what parts wrote and no layer can take; a solution is zero where dropped.
+
+        Args:
+            verify: whether the mask is held against the pattern, where that is N:M, vnm or fanin.
+
+        Raises:
+            ValueError: there is no mask, a mask or a solution is of another shape or dtype, or the
+                mask keeps what the pattern drops.
+        """
+        if self.mask is None:
+            raise ValueError(f"'{self.fqn}': none of the parts selected a mask")
+        shape = self.dense.shape
+        for name, found in (("mask", self.mask), ("solution", self.solution)):
+            dtype = torch.bool if name == "mask" else torch.float32
+            if found is not None and (found.shape != shape or found.dtype != dtype):
+                raise ValueError(
+                    f"'{self.fqn}': a part wrote a {name} of {found.dtype} {list(found.shape)}: "
+                    f"{dtype} {list(shape)} is accepted"
+                )
+        if self.solution is not None:
+            self.solution = torch.where(self.mask, self.solution, 0)
+        fields = self.fields
+        # How many zeros others have depends on the scope, and on how a share of a row is rounded.
+        if not verify or fields is None or fields.kind not in ("nm", "vnm", "fanin"):
+            return
+        kept = self.mask.cpu().float()
+        kept = self._in_segments(kept) if fields.grouped else kept
+        fault = torch.ops.gossamer.find_violation(kept.contiguous(), fields.text)
+        if fault:
+            raise ValueError(
+                f"'{self.fqn}': the mask that a part wrote breaks its pattern: {fault}"
+            )
+
+    def _in_segments(self, matrices: Tensor) -> Tensor:
+        """[groups, out, in] as a matrix for each segment, so that no group crosses to the next."""
+        groups, rows, _ = matrices.shape
+        parts = matrices.reshape(groups, rows, -1, self.segment)
+        return parts.transpose(1, 2).flatten(0, 1)
 
     def error(self, weight: Tensor | None = None) -> float:
         """‖(W − Ŵ)·X‖² / ‖W·X‖², over the rows of `sample` where there is no Gram matrix."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gossamer.prune.matrix import MatrixForm
 from gossamer.prune.pattern import CustomPattern, column_block, is_grouped, parse_pattern
 
-__all__ = ["Candidate", "Rival", "check_kept", "select", "select_all"]
+__all__ = ["Candidate", "Rival", "check_fits", "check_kept", "select", "select_all"]
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,30 @@ def select_all(rivals: Sequence[Rival]) -> list[Tensor]:
         found = select([rivals[index].candidate for index in members], shared, "global")
         masks.update(zip(members, found, strict=True))
     return [masks[index] for index in range(len(rivals))]
+
+
+def check_fits(
+    fqn: str, module: nn.Module, weight: Tensor, pattern: str | CustomPattern, scope: str
+) -> None:
+    """Refuses a pattern that would keep nothing of a weight, whatever its scores.
+
+    With scope "global" a layer may well lose all of its weights to others.
+
+    Raises:
+        ValueError: as `check_kept`.
+    """
+    if scope == "global" or not isinstance(pattern, str) or not weight.numel():
+        return
+    fields, form = parse_pattern(pattern), MatrixForm.of(module, weight)
+    shape = form.to_matrix(torch.empty(weight.shape, device="meta"), grouped=False).shape
+    rows, cols = shape[-2:]
+    rivals = cols if scope == "row" or fields.kind == "fanin" else weight.numel()
+    rivals = rows * min(column_block(scope), cols) if column_block(scope) else rivals
+    blocks = rivals / max(fields.block_rows * fields.block_cols, 1)
+    if fields.grouped or blocks * (1 - fields.sparsity) >= 1:
+        return
+    candidate = Candidate(fqn, torch.zeros(shape), form, grouped=False, shape=weight.shape)
+    check_kept(fqn, weight.shape, pattern, select([candidate], pattern, scope)[0])
 
 
 def check_kept(fqn: str, shape: Sequence[int], pattern: str | CustomPattern, mask: Tensor) -> None:

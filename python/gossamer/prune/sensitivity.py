@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from gossamer.prune.batches import each_batch
 from gossamer.prune.methods import Magnitude
 from gossamer.prune.one_shot import OneShot
 from gossamer.prune.sparsifier import Sparsifier
@@ -71,7 +72,8 @@ def measure_sensitivity(
         config: which weights, as for `Sparsifier.prepare`; their own patterns are not read.
 
     Raises:
-        ValueError: a weight has a live mask, a method lacks its batches, or nothing is chosen.
+        ValueError: a weight has a live mask, a method lacks its batches, `evaluate` returns no
+            number, or nothing is chosen. The weights are what they were then.
     """
     chosen = [target for target, _ in choose(find_targets(model), config)]
     for target in chosen:
@@ -80,8 +82,8 @@ def measure_sensitivity(
                 f"measure_sensitivity: '{target.fqn}' has a live mask; measure before "
                 "prepare(model), or after squash_mask()"
             )
-    held = None if batches is None else list(batches)
-    result = Sensitivity(float(evaluate(model)), list(patterns))
+    held = None if batches is None else list(each_batch("measure_sensitivity", batches))
+    result = Sensitivity(_number(evaluate(model)), list(patterns))
     for target in chosen:
         assert target.weight is not None
         dense = target.weight.detach().clone()
@@ -91,12 +93,22 @@ def measure_sensitivity(
                 _prune_one(model, target.fqn, method(pattern), held)
                 pruned = getattr(target.module, target.tensor_name).detach()
                 zeros.append(1.0 - float(pruned.count_nonzero()) / max(pruned.numel(), 1))
-                accuracies.append(float(evaluate(model)))
+                accuracies.append(_number(evaluate(model)))
             finally:
                 with torch.no_grad():
                     getattr(target.module, target.tensor_name).copy_(dense)
         result.layers[target.fqn], result.zeros[target.fqn] = accuracies, zeros
     return result
+
+
+def _number(accuracy: Any) -> float:
+    try:
+        return float(accuracy)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(
+            f"measure_sensitivity: evaluate returned {accuracy!r}; a number is accepted, the "
+            "accuracy of the model that it is called with"
+        ) from None
 
 
 def _prune_one(

@@ -159,7 +159,7 @@ class Sparsifier:
 
         Raises:
             ValueError: a name does not exist (the nearest are named), a parameter cannot take a
-                mask, or a hyperparameter is not accepted.
+                mask, a hyperparameter is not accepted, or a pattern would keep nothing of a weight.
             RuntimeError: the sparsifier has a model already.
         """
         if self.groups:

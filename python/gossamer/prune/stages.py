@@ -11,7 +11,16 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Call", "Stage", "StageWatch", "advance", "find_stages", "output_of", "replay"]
+__all__ = [
+    "Call",
+    "Stage",
+    "StageWatch",
+    "advance",
+    "find_stages",
+    "output_of",
+    "replay",
+    "version_of",
+]
 
 Call: TypeAlias = "tuple[tuple[Any, ...], dict[str, Any]]"
 """Positional and keyword arguments of a module's call."""
@@ -53,6 +62,11 @@ def output_of(stage: Stage, call: Call) -> Tensor:
     return found
 
 
+def version_of(x: Tensor) -> int | None:
+    """How often a tensor was written to; None where that is not known (torch.inference_mode)."""
+    return None if x.is_inference() else x._version
+
+
 def find_stages(model: nn.Module, layers: Sequence[nn.Module]) -> list[nn.Module]:
     """Modules that may be stages: members of lists and sequences, the outermost of them.
 
@@ -90,7 +104,7 @@ class _Run:
     call: Call
     version: int
     output: Any = None
-    output_version: int = 0
+    output_version: int | None = None
 
 
 @dataclass
@@ -113,25 +127,26 @@ class StageWatch:
 
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             call = (args, kwargs)
-            fits = _is_plain(call) and isinstance(_input_of(call), Tensor)
-            if not fits:
+            x = _input_of(call)
+            version = version_of(x) if isinstance(x, Tensor) else None
+            if not _is_plain(call) or version is None:
                 self._refused.add(id(module))
                 return
-            x = _input_of(call)
             if runs:
                 self._link(runs[-1], module, call)
             else:
                 self._links[id(module)] = None
-            runs.append(_Run(module, call, x._version))
+            runs.append(_Run(module, call, version))
 
         def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             run = next((run for run in reversed(runs) if run.module is module), None)
             if run is None:
                 return
             first = output if isinstance(output, Tensor) else _first_of(output)
-            run.output, run.output_version = first, getattr(first, "_version", 0)
+            run.output = first
+            run.output_version = version_of(first) if isinstance(first, Tensor) else None
             stage = self._stages.setdefault(id(module), Stage(module))
-            stage.writes_input |= _input_of(run.call)._version != run.version
+            stage.writes_input |= version_of(_input_of(run.call)) != run.version
 
         handles = []
         for module in self.candidates:
@@ -159,7 +174,7 @@ class StageWatch:
         x = _input_of(call)
         linked = (
             last.output is x
-            and last.output_version == x._version
+            and last.output_version == version_of(x)
             and _same_rest(last.call, call)
             and self._links.get(id(module), id(last.module)) == id(last.module)
         )

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from gossamer.prune.capture import Forward, evaluating, run_batch, watch_inputs
+from gossamer.prune.batches import Forward, each_batch, run_batch
+from gossamer.prune.capture import evaluating, watch_inputs
 from gossamer.prune.layer import LayerForm
 from gossamer.prune.targets import Config, Target, choose, find_targets
 
@@ -61,8 +62,8 @@ def save_statistics(
     watched = {target.fqn: _Watched(target) for target, _ in choose(find_targets(model), config)}
     modules = {fqn: one.target.module for fqn, one in watched.items()}
     seen = 0
-    with evaluating(model), watch_inputs(modules, lambda fqn, x: watched[fqn].add(x, kind)):
-        for batch in batches:
+    with evaluating(model), watch_inputs(model, modules, lambda fqn, x: watched[fqn].add(x, kind)):
+        for batch in each_batch("save_statistics", batches):
             forward(model, batch)
             seen += 1
     if not seen:

@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
@@ -17,7 +18,7 @@ from gossamer.prune.mask import Mask, join, mask_of
 from gossamer.prune.matrix import is_conv1d
 from gossamer.weight import SparseWeight
 
-__all__ = ["Config", "Target", "choose", "find_targets"]
+__all__ = ["Config", "Target", "choose", "find_targets", "output_layer", "without_output"]
 
 Config: TypeAlias = "Sequence[Mapping[str, Any]] | Mapping[str, Any] | None"
 
@@ -51,8 +52,31 @@ class Target:
         layer = isinstance(self.module, nn.Linear | nn.Conv2d) or is_conv1d(self.module)
         return layer and self.tensor_name == "weight"
 
-    def obstacle(self) -> str | None:
-        """Why it cannot take a mask, with a remedy; None where it can."""
+    def unseen_by_calibration(self) -> str | None:
+        """Why calibration knows no inputs that it multiplies, of weights that others would expect.
+
+        None for weights of linear layers and 2-D convolutions, and for what is no such weight.
+        """
+        kind = parametrize.type_before_parametrizations(self.module)
+        if issubclass(kind, nn.MultiheadAttention) and self.tensor_name.endswith("proj_weight"):
+            return "of nn.MultiheadAttention, which has no layer for it"
+        is_other = issubclass(kind, _ConvNd | nn.Bilinear | nn.RNNBase | nn.RNNCellBase)
+        if self.is_layer_weight or not is_other or "weight" not in self.tensor_name:
+            return None
+        return f"of nn.{kind.__name__}: calibration knows linear layers and 2-D convolutions"
+
+    def obstacle(self, *, selects: bool = True) -> str | None:
+        """Why it cannot take a mask, with a remedy; None where it can.
+
+        Args:
+            selects: whether a pattern is to select the mask, which takes a matrix; else it is there
+                already, on a bias perhaps.
+        """
+        if _is_torch_pruned(self.module, self.tensor_name.removesuffix("_orig")):
+            return (
+                "is pruned by torch.nn.utils.prune; call gossamer.prune.from_torch_prune(model), "
+                "which makes its mask a live one"
+            )
         if self.weight is None:
             chain = self.module.parametrizations[self.tensor_name]  # type: ignore[index]
             names = ", ".join(type(step).__name__ for step in chain)
@@ -68,7 +92,7 @@ class Target:
             return "has no shape yet; run the model once on a batch first"
         if not self.weight.is_floating_point():
             return f"has dtype {self.weight.dtype}; floating-point parameters are accepted"
-        if self.weight.dim() < 2:
+        if selects and self.weight.dim() < 2:
             return (
                 f"has shape {list(self.weight.shape)}; patterns are defined for weights of two or "
                 "more dimensions"
@@ -100,11 +124,35 @@ def _parameters_of(module: nn.Module) -> Iterable[tuple[str, Tensor | None, Mask
     for name, parameter in module._parameters.items():
         if parameter is not None:
             yield name, parameter, None
+        plain = name.removesuffix("_orig")
+        if plain != name and _is_torch_pruned(module, plain):
+            yield plain, None, None
     if not parametrize.is_parametrized(module):
         return
     for name, chain in module.parametrizations.items():  # type: ignore[union-attr, operator]
         mask = mask_of(module, name)
         yield name, (None if mask is None else chain.original), mask
+
+
+def output_layer(model: nn.Module) -> str | None:
+    """The full name of the weight that gives a language model's logits, after its own word."""
+    getter = getattr(model, "get_output_embeddings", None)
+    head = getter() if callable(getter) else None
+    for name, module in model.named_modules():
+        if module is head:
+            return f"{name}.weight"
+    return None
+
+
+def without_output(model: nn.Module) -> Config:
+    """The default config, but for the layer that gives a language model's logits."""
+    head = output_layer(model)
+    return None if head is None else {head: None, "*": {}}
+
+
+def _is_torch_pruned(module: nn.Module, name: str) -> bool:
+    """Whether torch.nn.utils.prune computes a weight from two others before each call."""
+    return f"{name}_orig" in module._parameters and f"{name}_mask" in module._buffers
 
 
 def choose(targets: Mapping[str, Target], config: Config) -> list[tuple[Target, Mapping[str, Any]]]:
