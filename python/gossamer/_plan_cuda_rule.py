@@ -34,10 +34,10 @@ BUCKETS: tuple[tuple[int, ...], ...] = (
     (1153, 2048),
     (2049, 8192),
 )
-"""Buckets of token counts, of src/torch/cuda_layout_argument.h or parts of them, by the counts at which each is
-timed: both ends, the last one's where activations of most models end. Parts are halves, and the
-first eighth of the upper half of two: a further column of tiles has begun there that is all but
-empty, which costs what dense kernels pay elsewhere."""
+"""Buckets of token counts, of src/torch/cuda_layout_argument.h or parts of them, by the counts at
+which each is timed: both ends, the last one's where activations of most models end. Parts are
+halves, and the first eighth of the upper half of two: a further column of tiles has begun there
+that is all but empty, which costs what dense kernels pay elsewhere."""
 
 BUCKET_ENDS = [counts[-1] for counts in BUCKETS[:-1]]
 

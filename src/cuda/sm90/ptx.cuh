@@ -210,16 +210,6 @@ __device__ __forceinline__ float4 load_shared_float4(std::uint32_t from) {
   return v;
 }
 
-__device__ __forceinline__ float2 load_shared_float2(std::uint32_t from) {
-  float2 v;
-  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(from) : "memory");
-  return v;
-}
-
-__device__ __forceinline__ void store_shared_float(std::uint32_t to, float value) {
-  asm volatile("st.shared.f32 [%0], %1;" ::"r"(to), "f"(value) : "memory");
-}
-
 __device__ __forceinline__ std::uint32_t load_shared_word(std::uint32_t from) {
   std::uint32_t word;
   asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(from) : "memory");
