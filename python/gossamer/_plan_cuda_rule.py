@@ -14,8 +14,8 @@ from typing import Any
 
 from gossamer._tune_cuda import operator_bucket
 from gossamer._weight_facts import (
-    FIRST_EIGHTH_BUCKET,
-    FIRST_EIGHTH_DENSE_SHIFT,
+    EIGHTHS_BUCKET,
+    EIGHTHS_DENSE_SHIFT,
     FIRST_HALVED_BUCKET,
     UPPER_PACKED_SHIFT,
 )
@@ -26,18 +26,20 @@ BUCKETS: tuple[tuple[int, ...], ...] = (
     (9, 32),
     (33, 64),
     (65, 128),
-    (129, 256),
+    (129, 144),
+    (145, 256),
     (257, 288),
     (289, 512),
-    (513, 1024),
+    (513, 576),
+    (577, 1024),
     (1025, 1152),
     (1153, 2048),
     (2049, 8192),
 )
 """Buckets of token counts, of src/torch/cuda_layout_argument.h or parts of them, by the counts at
 which each is timed: both ends, the last one's where activations of most models end. Parts are
-halves, and the first eighth of the upper half of two: a further column of tiles has begun there
-that is all but empty, which costs what dense kernels pay elsewhere."""
+halves, and the first eighth of each half of two: a further column of tiles has begun there that is
+all but empty, which costs what dense kernels pay elsewhere."""
 
 BUCKET_ENDS = [counts[-1] for counts in BUCKETS[:-1]]
 
@@ -84,10 +86,10 @@ class CudaPlan:
             ]
             if all(packed) or not any(packed):
                 continue
-            if not packed[0]:
+            if not packed[-1 - len(packed) // 2]:  # the lower half, or what is not its first eighth
                 bits |= 1 << (UPPER_PACKED_SHIFT + bucket - FIRST_HALVED_BUCKET)
-            if len(packed) == 3 and not packed[1]:
-                bits |= 1 << (FIRST_EIGHTH_DENSE_SHIFT + bucket - FIRST_EIGHTH_BUCKET)
+            if len(packed) == 4 and not packed[2]:
+                bits |= 1 << (EIGHTHS_DENSE_SHIFT + bucket - EIGHTHS_BUCKET)
         return bits
 
 
@@ -151,16 +153,27 @@ def _dense_operator_buckets(kernels: Sequence[str]) -> set[int]:
 
 
 def _agree_in_parts(choices: list[dict[str, Any]]) -> None:
-    """Where the last part of a bucket is dense, so are those before it."""
-    for i in reversed(range(len(choices) - 1)):
-        if BUCKET_OF[i] == BUCKET_OF[i + 1] and _last_of_bucket(i, choices)["kernel"] == "dense":
-            if choices[i]["kernel"] != "dense":
-                choices[i]["reason"] += "; dense, as the last part of its bucket is"
-            (choices[i],) = _all_dense(choices[i : i + 1])
+    """Runs dense what the operators' argument cannot tell apart from parts that do.
+
+    These are a bucket below its last part where that is dense, a first eighth where the rest of its
+    half is, and the other half's first eighth.
+    """
+    for bucket in set(BUCKET_OF):
+        parts = [i for i, of in enumerate(BUCKET_OF) if of == bucket]
+        packed = [choices[i]["kernel"] != "dense" for i in parts]
+        if not packed[-1]:
+            _run_dense(choices, parts[:-1], "the last part of its bucket is")
+        elif len(parts) == 4 and not packed[1]:
+            _run_dense(choices, parts[:1], "the rest of its half is")
+        elif len(parts) == 4 and not (packed[0] and packed[2]):
+            _run_dense(choices, [parts[0], parts[2]], "the other half begins dense")
 
 
-def _last_of_bucket(i: int, choices: list[dict[str, Any]]) -> dict[str, Any]:
-    return [choice for of, choice in zip(BUCKET_OF, choices, strict=True) if of == BUCKET_OF[i]][-1]
+def _run_dense(choices: list[dict[str, Any]], which: Sequence[int], why: str) -> None:
+    for i in which:
+        if choices[i]["kernel"] != "dense":
+            choices[i]["reason"] += f"; dense, as {why}"
+        (choices[i],) = _all_dense(choices[i : i + 1])
 
 
 def rows_of_buckets(rows: Sequence[str], choices: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -32,8 +32,8 @@ DTYPES = {
 UPPER_PACKED_SHIFT = 25
 FIRST_HALVED_BUCKET = 3
 HALVED_BUCKETS = 3
-FIRST_EIGHTH_DENSE_SHIFT = 28
-FIRST_EIGHTH_BUCKET = 4
+EIGHTHS_DENSE_SHIFT = 28
+EIGHTHS_BUCKET = 4
 
 
 def count_nonzeros(values: torch.Tensor) -> int:
@@ -83,13 +83,15 @@ class Facts(NamedTuple):
         if not 0 <= halved < HALVED_BUCKETS:
             return False
         lower_is_dense = bool(self.rows >> UPPER_PACKED_SHIFT + halved & 1)
-        eighth = bucket - 1 - FIRST_EIGHTH_BUCKET
-        eighth_is_dense = eighth >= 0 and bool(self.rows >> FIRST_EIGHTH_DENSE_SHIFT + eighth & 1)
-        if not lower_is_dense and not eighth_is_dense:
+        eighth = bucket - 1 - EIGHTHS_BUCKET
+        eighths_are_dense = eighth >= 0 and bool(self.rows >> EIGHTHS_DENSE_SHIFT + eighth & 1)
+        if not lower_is_dense and not eighths_are_dense:
             return False
-        if tokens * 2 <= end:
-            return not lower_is_dense
-        return not (eighth_is_dense and tokens * 16 <= end * 9)
+        is_upper = tokens * 2 > end
+        if not is_upper and lower_is_dense:
+            return False
+        before = end // 2 if is_upper else end // 4
+        return not (eighths_are_dense and (tokens - before) * 8 <= before)
 
     def layout_argument(self, device: torch.device) -> int:
         """What the operators are told of the bytes beside the inputs and outputs of a call.

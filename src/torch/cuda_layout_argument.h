@@ -21,9 +21,9 @@ namespace gossamer::door::cuda_ops {
 //   23, 24    of a quantized weight: its values are float8, their sums are to be accurate
 //   25 .. 27  for the buckets of 33 to 2048 tokens that are said to run dense: the lower half does,
 //             the upper is packed all the same
-//   28, 29    for those of 129 to 2048 tokens, likewise: the first eighth of the upper half runs
-//             dense, the rest of that half is packed all the same, and so is the lower half where
-//             the bit above does not say otherwise
+//   28, 29    for those of 129 to 2048 tokens, likewise: the first eighth of each half runs dense,
+//             the rest is packed all the same, in the lower half where the bit above does not say
+//             otherwise
 //   30 .. 59  five bits for each bucket but the first, which shares those of the second: the row of
 //             the kernel table that was the fastest there (LinearSp24Args::tuned_row), 0 where the
 //             cost model chooses
@@ -42,12 +42,12 @@ inline constexpr std::array<std::int64_t, 6> kCudaBucketEnds{1, 8, 32, 128, 512,
 inline constexpr int kCudaBuckets = 7;
 inline constexpr int kFirstHalvedBucket = 3;
 inline constexpr int kHalvedBuckets = 3;
-inline constexpr int kFirstEighthDenseShift = 28;
-inline constexpr int kFirstEighthBucket = 4;
+inline constexpr int kEighthsDenseShift = 28;
+inline constexpr int kEighthsBucket = 4;
 inline constexpr int kRowShift = 25;
 inline constexpr int kRowBits = 5;
-static_assert(kUpperPackedShift + kHalvedBuckets <= kFirstEighthDenseShift);
-static_assert(kFirstEighthDenseShift + kHalvedBuckets - 1 <= kRowShift + kRowBits);
+static_assert(kUpperPackedShift + kHalvedBuckets <= kEighthsDenseShift);
+static_assert(kEighthsDenseShift + kHalvedBuckets - 1 <= kRowShift + kRowBits);
 inline constexpr int kStackShift = 60;
 inline constexpr int kTableShift = 61;
 static_assert(kDenseShift + kCudaBuckets <= kInputsToldShift);
@@ -78,13 +78,14 @@ inline bool runs_dense(std::int64_t argument, std::int64_t tokens) {
   const int halved = bucket - kFirstHalvedBucket;
   if (halved < 0 || halved >= kHalvedBuckets) return true;
   const bool lower_is_dense = has_bit(argument, kUpperPackedShift + halved);
-  const bool eighth_is_dense =
-      bucket >= kFirstEighthBucket &&
-      has_bit(argument, kFirstEighthDenseShift + bucket - kFirstEighthBucket);
-  if (!lower_is_dense && !eighth_is_dense) return true;
+  const bool eighths_are_dense =
+      bucket >= kEighthsBucket && has_bit(argument, kEighthsDenseShift + bucket - kEighthsBucket);
+  if (!lower_is_dense && !eighths_are_dense) return true;
   const std::int64_t end = kCudaBucketEnds[static_cast<std::size_t>(bucket)];
-  if (tokens * 2 <= end) return lower_is_dense;
-  return eighth_is_dense && tokens * 16 <= end * 9;
+  const bool is_upper = tokens * 2 > end;
+  if (!is_upper && lower_is_dense) return true;
+  const std::int64_t before = is_upper ? end / 2 : end / 4;
+  return eighths_are_dense && (tokens - before) * 8 <= before;
 }
 
 /// The row that the plan found for so many tokens; 0 where it found none in this table.

@@ -49,15 +49,15 @@ def test_slower_somewhere_is_plain_where_memory_is_short() -> None:
 
 @pytest.mark.parametrize("memory", ["default", "speed"])
 def test_slower_somewhere_runs_dense_there(memory: str) -> None:
-    slow = times(t129=(1.0, 0.5), t512=(1.0, 1.2), t1=(1.0, 0.96))
+    slow = times(t256=(1.0, 0.5), t512=(1.0, 1.2), t1=(1.0, 0.96))
     plan = _plan_cuda.decide(slow, KERNELS, memory, 33_600_000)
     assert plan.sparse
     assert plan.dense_buckets == ["dense", None, None, None, None, "dense", None, None]
     assert "33.6 MB" in plan.reason
-    assert plan.choices[5]["tokens"] == 129
-    assert plan.choices[5]["milliseconds"] == 0.5
-    assert plan.choices[6]["kernel"] == KERNELS[6]
-    assert dense_counts(plan, 4) == {129, 256}
+    assert plan.choices[6]["tokens"] == 256
+    assert plan.choices[6]["milliseconds"] == 0.5
+    assert plan.choices[7]["kernel"] == KERNELS[7]
+    assert dense_counts(plan, 4) == {129, 144, 145, 256}
 
 
 def dense_counts(plan: _plan_cuda.CudaPlan, bucket: int) -> set[int]:
@@ -67,8 +67,8 @@ def dense_counts(plan: _plan_cuda.CudaPlan, bucket: int) -> set[int]:
     facts = weight_of(64, 128)._facts._replace(rows=plan.packed_parts)
     counts = {
         3: (33, 64, 65, 128),
-        4: (129, 256, 257, 288, 289, 512),
-        5: (513, 1024, 1025, 1152, 1153, 2048),
+        4: (129, 144, 145, 256, 257, 288, 289, 512),
+        5: (513, 576, 577, 1024, 1025, 1152, 1153, 2048),
     }
     return {n for n in counts[bucket] if not facts.packs(bucket + 1, n, ends[bucket])}
 
@@ -76,21 +76,23 @@ def dense_counts(plan: _plan_cuda.CudaPlan, bucket: int) -> set[int]:
 def test_a_bucket_whose_last_part_is_dense_is_dense() -> None:
     plan = _plan_cuda.decide(times(t2048=(1.0, 0.5), t33=(1.0, 0.5)), KERNELS, "speed", 10)
     assert plan.dense_buckets == [None, None, None, None, "dense", None, "dense", None]
-    assert [choice["kernel"] for choice in plan.choices[8:11]] == ["dense", "dense", "dense"]
+    assert [choice["kernel"] for choice in plan.choices[9:13]] == ["dense"] * 4
     assert plan.choices[3]["kernel"] == "dense"
     assert plan.choices[4]["kernel"] == KERNELS[4]
     assert dense_counts(plan, 3) == {33, 64}
-    assert dense_counts(plan, 5) == {513, 1024, 1025, 1152, 1153, 2048}
+    assert dense_counts(plan, 5) == {513, 576, 577, 1024, 1025, 1152, 1153, 2048}
 
 
 @pytest.mark.parametrize(
     ("slow", "bucket", "dense"),
     [
-        ({257}, 4, {257, 288}),
-        ({129, 288}, 4, {129, 256, 257, 288}),
-        ({300, 512}, 4, {129, 256, 257, 288, 289, 512}),
-        ({1025}, 5, {1025, 1152}),
-        ({1024}, 5, {513, 1024}),
+        ({257}, 4, {129, 144, 257, 288}),
+        ({129}, 4, {129, 144, 257, 288}),
+        ({256}, 4, {129, 144, 145, 256}),
+        ({256, 288}, 4, {129, 144, 145, 256, 257, 288}),
+        ({300, 512}, 4, {129, 144, 145, 256, 257, 288, 289, 512}),
+        ({1025}, 5, {513, 576, 1025, 1152}),
+        ({1024}, 5, {513, 576, 577, 1024}),
     ],
 )
 def test_parts_of_a_bucket_run_dense(slow: set[int], bucket: int, dense: set[int]) -> None:
@@ -259,27 +261,27 @@ def test_a_comparison_that_fails_leaves_the_layer_packed_with_a_sentence(
 
 @pytest.mark.usefixtures("planned_as_tiles")
 def test_a_plan_reaches_the_weight_and_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu = FakeGpu(times(t129=(1.0, 0.5)), monkeypatch)
+    gpu = FakeGpu(times(t256=(1.0, 0.5)), monkeypatch)
     layer = cpu_layer()
     plain = gpu.decide(layer, "low")
     assert plain.weight is None
-    assert "129 tokens (0.50x)" in plain.report["reason"]
+    assert "256 tokens (0.50x)" in plain.report["reason"]
     kept = gpu.decide(layer)
     assert kept.weight is not None
     assert kept.weight._facts.dense_buckets == 1 << 5
     assert kept.weight.dense is not None
     assert torch.equal(kept.weight.dense, layer.weight)
     assert [bucket["kernel"] for bucket in kept.report["plan"]] == [
-        "sm90_1", "sm90_8", "sm90_32", "sm90_64", "sm90_128", "dense", "sm90_288", "sm90_512",
-        "sm90_1024", "sm90_1152", "sm90_2048", "sm90_8192",
+        "sm90_1", "sm90_8", "sm90_32", "sm90_64", "sm90_128", "dense", "dense", "sm90_288",
+        "sm90_512", "sm90_576", "sm90_1024", "sm90_1152", "sm90_2048", "sm90_8192",
     ]  # fmt: skip
-    assert [bucket["tokens"] for bucket in kept.report["plan"]][5] == "129–256"
+    assert [bucket["tokens"] for bucket in kept.report["plan"]][5:7] == ["129–144", "145–256"]
     layer.weight = nn.Parameter(kept.weight, requires_grad=False)
     layer.gossamer_report = kept.report | {"trainable": False}  # type: ignore[assignment]
     report = next(iter(gs.explain(layer)))
     assert [bucket.kernel for bucket in report.plan][5] == "dense"
     assert report.packed_bytes == kept.weight.packed_bytes + layer.weight.numel() * 2
-    assert "129 tokens" in report.reason
+    assert "256 tokens" in report.reason
 
 
 @pytest.mark.parametrize(
@@ -378,6 +380,38 @@ def test_dense_buckets_run_the_dense_copy() -> None:
         torch.testing.assert_close(y, (expected + residual).relu(), rtol=3e-2, atol=3e-2)
         if runs_dense:
             assert torch.equal(F.linear(x, weight, layer.bias), expected)
+
+
+@pytest.mark.gpu
+@no_gpu
+@pytest.mark.parametrize(
+    ("slow", "dense"),
+    [
+        ({256}, {129, 144, 145, 256}),
+        ({257}, {129, 144, 257, 288}),
+        ({256, 257}, {129, 144, 145, 256, 257, 288}),
+        ({512}, {129, 144, 145, 256, 257, 288, 289, 512}),
+    ],
+)
+def test_the_operator_runs_the_parts_that_the_plan_says_dense(
+    slow: set[int], dense: set[int]
+) -> None:
+    plan = _plan_cuda.decide(
+        times(**{f"t{tokens}": (1.0, 0.5) for tokens in slow}), KERNELS, "speed", 10
+    )
+    layer = pruned_layer(128, 256)
+    packed = torch.ops.gossamer.pack(layer.weight.detach(), None, "2:4", "nm24_tiles", False, "w")
+    planned = torch.ops.gossamer.with_plan(packed, json.dumps(plan.dense_buckets))
+    other = torch.randn(128, 256, device="cuda", dtype=torch.bfloat16)
+    weight = SparseWeight.from_packed(planned, dense=other)
+    weight = weight._replace(weight.packed, other, plan.packed_parts)
+    for tokens in (128, 129, 144, 145, 256, 257, 288, 289, 512, 513):
+        x = torch.randn(tokens, 256, device="cuda", dtype=torch.bfloat16)
+        expected = F.linear(x, other if tokens in dense else layer.weight)
+        torch.testing.assert_close(F.linear(x, weight), expected, rtol=2e-2, atol=2e-2)
+        # The operator reads the bits itself where something is fused.
+        y = gs.linear(x, weight, activation="relu")
+        torch.testing.assert_close(y, expected.relu(), rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.gpu

@@ -238,7 +238,7 @@ def test_the_fastest_right_row_wins_every_bucket(gpu: FakeGpu) -> None:
 def test_a_row_with_a_wrong_product_is_not_timed_and_named(gpu: FakeGpu) -> None:
     gpu.wrong = {("b", 8), ("b", 512)}
     found = gpu.measure()
-    assert found.rows == ["c", "c", "b", "b", "b", "c", "c", "b", "b", "b"]
+    assert found.rows == ["c", "c", "b", "b", "b", *["c"] * 4, *["b"] * 5]
     assert found.times[:4] == [[2.5, 5.0]] * 3 + [[2.0, 5.0]]
     assert len(found.left_out) == 2
     assert found.left_out[0].startswith("b is left out: its product of 8 tokens is off by ")
@@ -258,7 +258,7 @@ def test_token_counts_that_share_their_bits_get_one_row_and_its_times(gpu: FakeG
     gpu.ms_at = {("b", tokens): 1.9 for tokens in (1, 65, 128)}
     gpu.ms_at |= {("b", tokens): 4.0 for tokens in (2, 8, 33, 64)}
     found = gpu.measure()
-    assert found.rows == ["c", "c", "b", "c", "c", "b", "b", "b", "b", "b"]
+    assert found.rows == ["c", "c", "b", "c", "c", *["b"] * 9]
     assert found.times[:3] == [[2.5, 5.0]] * 3
     assert found.times[5:9] == [[2.5, 5.0]] * 4
 
