@@ -216,8 +216,8 @@ __device__ __forceinline__ std::uint32_t load_shared_word(std::uint32_t from) {
   return word;
 }
 
-/// Four 8×8 matrices of 16-bit elements, transposed on the way. Nothing but other volatile assembly
-/// may read them: ordinary loads of other addresses are free to move across.
+/// Four 8×8 matrices of 16-bit elements, transposed on the way. What reads them must stand behind a
+/// barrier; ordinary loads of other addresses are free to move across.
 __device__ __forceinline__ void store_matrices_transposed(std::uint32_t to, std::uint32_t a,
                                                           std::uint32_t b, std::uint32_t c,
                                                           std::uint32_t d) {
