@@ -139,7 +139,7 @@ def decide(times: list[list[float]], kernels: list[str], memory: str, dense_byte
 
 
 def dense_buckets(kernels: Sequence[str]) -> list[str | None]:
-    """For each bucket of gossamer/linear.h "dense", where a half of it is, or None.
+    """For each bucket of gossamer/linear.h "dense", where a part of it is, or None.
 
     As the packed weight's header keeps it. `kernels` are those of BUCKETS in turn, or none.
     """

@@ -294,7 +294,9 @@ def _change(kept: dict[str, Any], info: dict[str, Any]) -> str | None:
         return f"{text}; {_replanned(info)}"
     kernels = [bucket["kernel"] for bucket in kept["plan"]]
     if was_planned and info["layout"] == "nm24_tiles":
-        kernels = _plan_cuda.dense_buckets(kernels)  # the header of a GPU's weight holds no others
+        # The header of a GPU's weight holds no others. A report of other buckets is an older one.
+        is_current = len(kernels) == len(_plan_cuda.BUCKETS)
+        kernels = _plan_cuda.dense_buckets(kernels) if is_current else info["plan"]
     kernels = current_plan(kernels)  # a module's report is pickled with it
     positions = max(math.prod(info["shape"]), 1)
     other_kernels = was_planned and kernels != info["plan"]

@@ -322,6 +322,22 @@ def test_attach_masks_refuses_what_does_not_fit(
     assert type(model[3]) is nn.Linear
 
 
+@pytest.mark.parametrize("by_sparsifier", [True, False])
+def test_a_module_under_two_names_is_squashed_once(by_sparsifier: bool) -> None:
+    layer = nn.Linear(16, 16)
+    model = nn.Sequential(layer, nn.ReLU(), layer)
+    sparsifier = Magnitude("unstructured:0.5")
+    sparsifier.prepare(model)
+    sparsifier.step()
+    if by_sparsifier:
+        sparsifier.squash_mask()
+    else:
+        squash_masks(model)
+    assert type(layer) is nn.Linear
+    assert list(masked_parameters(model)) == []
+    assert int((layer.weight == 0).sum()) == 128
+
+
 def test_masks_that_no_sparsifier_holds_are_squashed() -> None:
     model = net()
     with torch.no_grad():

@@ -34,9 +34,10 @@ def run_batch(model: nn.Module, batch: Any) -> Any:
             how = f"with all {len(batch)} items of a {type(batch).__name__}"
         else:
             raise
+        first = f"batch[{next(iter(batch))!r}]" if isinstance(batch, Mapping) else "batch[0]"
         raise TypeError(
             f"{error}. The model was called {how}; where it takes the inputs alone, labels aside, "
-            "pass forward=lambda model, batch: model(batch[0])"
+            f"pass forward=lambda model, batch: model({first})"
         ) from error
 
 

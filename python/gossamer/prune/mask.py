@@ -135,8 +135,15 @@ def _own_class(module: nn.Module) -> None:
 
 
 def detach(places: Iterable[Place]) -> None:
-    """Removes masks; the parameters come back as the objects they were, in their old order."""
+    """Removes masks; the parameters come back as the objects they were, in their old order.
+
+    A module that is in the model under several names may come once for each.
+    """
+    done: set[tuple[int, str]] = set()
     for module, tensor_name in places:
+        if (id(module), tensor_name) in done:
+            continue
+        done.add((id(module), tensor_name))
         chain = module.parametrizations[tensor_name]  # type: ignore[index]
         order: tuple[str, ...] = getattr(chain, "parameter_order", (tensor_name,))
         _own_class(module)
