@@ -235,6 +235,13 @@ def test_the_fastest_right_row_wins_every_bucket(gpu: FakeGpu) -> None:
     assert {tuple(names) for _, names in gpu.contests} == {("dense", "a", "b", "c")}
 
 
+def test_parts_that_share_a_row_try_few(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_tune_cuda, "MOST_SHARED", 1)
+    gpu.measure()
+    # The dense layer, what the cost model takes, and one more.
+    assert {len(names) for _, names in gpu.contests} <= {2, 3}
+
+
 def test_a_row_with_a_wrong_product_is_not_timed_and_named(gpu: FakeGpu) -> None:
     gpu.wrong = {("b", 8), ("b", 512)}
     found = gpu.measure()
