@@ -45,6 +45,10 @@ BUCKET_ENDS = [counts[-1] for counts in BUCKETS[:-1]]
 
 BUCKET_OF = [operator_bucket(counts[-1]) for counts in BUCKETS]
 _OPERATOR_BUCKETS = 7
+_PARTS = [
+    [i for i, of in enumerate(BUCKET_OF) if of == bucket] for bucket in range(_OPERATOR_BUCKETS)
+]
+"""For each bucket of the operators' argument its places in BUCKETS."""
 
 WIN = 1.05
 NOT_SLOWER = 0.97
@@ -60,8 +64,8 @@ class CudaPlan:
             counted), `kernel` (a row of the GPU's table, or `dense`), `milliseconds`,
             `dense_milliseconds` and `reason`, as the CPU's plan has them.
         reason: one sentence.
-        rows: bits of the operators' argument `layout` that name a row of the table for each bucket;
-            0 where the cost model chooses in all of them.
+        rows: bits of the operators' argument `layout` that name a row of the table for each bucket,
+            0 where the cost model chooses, and `packed_parts`.
     """
 
     sparse: bool
@@ -78,12 +82,8 @@ class CudaPlan:
     def packed_parts(self) -> int:
         """Bits of `layout` for the parts of these buckets that are packed all the same."""
         bits = 0
-        for bucket in set(BUCKET_OF) if self.choices else ():
-            packed = [
-                choice["kernel"] != "dense"
-                for of, choice in zip(BUCKET_OF, self.choices, strict=True)
-                if of == bucket
-            ]
+        for bucket, parts in enumerate(_PARTS if self.choices else ()):
+            packed = [self.choices[i]["kernel"] != "dense" for i in parts]
             if all(packed) or not any(packed):
                 continue
             if not packed[-1 - len(packed) // 2]:  # the lower half, or what is not its first eighth
@@ -158,8 +158,7 @@ def _agree_in_parts(choices: list[dict[str, Any]]) -> None:
     These are a bucket below its last part where that is dense, a first eighth where the rest of its
     half is, and the other half's first eighth.
     """
-    for bucket in set(BUCKET_OF):
-        parts = [i for i, of in enumerate(BUCKET_OF) if of == bucket]
+    for parts in _PARTS:
         packed = [choices[i]["kernel"] != "dense" for i in parts]
         if not packed[-1]:
             _run_dense(choices, parts[:-1], "the last part of its bucket is")

@@ -164,9 +164,9 @@ def _run_collection(options: Options) -> Iterator[Record]:
 
 
 def _subject(case: Case, pattern: str) -> Subject:
-    if case.dtype == "int8":
-        return make_subject(case.out, case.inputs, pattern, quantize=True, memory="speed")
-    return make_subject(case.out, case.inputs, pattern, getattr(torch, case.dtype), memory="speed")
+    quantize = case.dtype == "int8"
+    dtype = torch.float32 if quantize else getattr(torch, case.dtype)
+    return make_subject(case.out, case.inputs, pattern, dtype, quantize=quantize, memory="speed")
 
 
 def _measure(
