@@ -129,10 +129,9 @@ struct Epilogue {
   }
   __device__ __forceinline__ static std::uint32_t pack_as(bool is_half, float first, float second) {
     // Both, and one is picked: a branch a pair costs more.
-    const __half2 halves = __floats2half2_rn(first, second);
-    const __nv_bfloat162 bfloats = __floats2bfloat162_rn(first, second);
-    return is_half ? reinterpret_cast<const std::uint32_t&>(halves)
-                   : reinterpret_cast<const std::uint32_t&>(bfloats);
+    const std::uint32_t halves = round_pair<true>(first, second);
+    const std::uint32_t bfloats = round_pair<false>(first, second);
+    return is_half ? halves : bfloats;
   }
 };
 
