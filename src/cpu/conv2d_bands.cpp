@@ -64,26 +64,37 @@ double slowed_by_l2(double tile_vectors, std::int64_t lanes, double fits, double
   return tile > fits ? 1.0 + share * (1.0 - fits / tile) : 1.0;
 }
 
+/// Cycles of one panel: what grows with the filters, and the copies.
+struct PanelCycles {
+  double product;
+  double copied;
+  double all() const { return product + copied; }
+};
+
 /// One panel of `vectors`, whose tiles take `copied` vectors in all.
-double panel_cycles(const KcsrSource& source, double kept, double vectors, double copied,
-                    double slowed) {
+PanelCycles panel_cycles(const KcsrSource& source, double kept, double vectors, double copied,
+                         double slowed) {
   const auto out = static_cast<double>(source.out);
-  return kept * (vectors * kAddCycles * slowed + kValueCycles) +
-         out * static_cast<double>(source.block_count) * (kSumCycles * vectors + kEndCycles) +
-         copied * kCopyCycles + out * vectors * kStoreCycles;
+  return {kept * (vectors * kAddCycles * slowed + kValueCycles) +
+              out * static_cast<double>(source.block_count) * (kSumCycles * vectors + kEndCycles) +
+              out * vectors * kStoreCycles,
+          copied * kCopyCycles};
 }
 
-double band_cycles(const Conv2dArgs& args, const KcsrSource& source, std::int64_t rows,
-                   BandShape shape, std::int64_t lanes) {
+/// Panels of R rows × V vectors of columns, whose tiles have `rows` for a channel and a tap.
+PanelCycles band_cycles(const Conv2dArgs& args, const KcsrSource& source, std::int64_t rows,
+                        BandShape shape, std::int64_t lanes) {
   const Conv2dShape& s = args.shape;
-  const auto kept = static_cast<double>(args.weight.kept());
   const double tile =
       static_cast<double>(tile_vectors(s, std::min(source.block, source.in), rows, shape.vectors));
   const double copied = static_cast<double>(s.in_channels * s.kernel_w * rows * shape.vectors);
-  const double panels =
-      static_cast<double>(ceil_div(BandPanel::columns(s, shape.rows), shape.vectors * lanes));
-  return kPlaceCycles * kept + panels * panel_cycles(source, kept, static_cast<double>(shape.all()),
-                                                     copied, slowed_by_l2(tile, lanes, 40e3, 0.5));
+  return panel_cycles(source, static_cast<double>(args.weight.kept()),
+                      static_cast<double>(shape.all()), copied,
+                      slowed_by_l2(tile, lanes, 40e3, 0.5));
+}
+
+std::int64_t band_panels(const Conv2dShape& s, BandShape shape, std::int64_t lanes) {
+  return ceil_div(BandPanel::columns(s, shape.rows), shape.vectors * lanes);
 }
 
 /// The same for panels of neighbouring pixels, whose vertical taps share no vector of the tile.
@@ -96,7 +107,8 @@ double pixel_cycles(const Conv2dArgs& args, const KcsrSource& source, std::int64
          panel_cycles(source, static_cast<double>(args.weight.kept()), wide,
                       static_cast<double>(source.in * width),
                       slowed_by_l2(static_cast<double>(std::min(source.block, source.in) * width),
-                                   lanes, 24e3, 1.0));
+                                   lanes, 24e3, 1.0))
+             .all();
 }
 
 /// places[i]: where kept value i of the weight finds its input in the tiles. Made once for all
@@ -212,7 +224,9 @@ std::optional<BandShape> find_bands(const Conv2dArgs& args, const ConvBandsFunct
     for (std::int64_t v = 1; r * v <= band_vectors && v <= vectors; ++v) {
       if (bands.add[r * v - 1] == nullptr) continue;
       if (tile_vectors(s, std::min(source.block, source.in), rows, v) > kMaxPlaces) break;
-      const double now = band_cycles(args, source, rows, {r, v}, lanes);
+      const double now = kPlaceCycles * static_cast<double>(args.weight.kept()) +
+                         static_cast<double>(band_panels(s, {r, v}, lanes)) *
+                             band_cycles(args, source, rows, {r, v}, lanes).all();
       if (now < least) {
         least = now;
         best = BandShape{r, v};
@@ -229,9 +243,12 @@ void run_conv2d_bands(const KcsrFunctions& sums, const ConvFunctions& steps,
   auto* places =
       reinterpret_cast<std::uint16_t*>(scratch(ceil_div(args.weight.kept(), 2), Purpose::kShared));
   find_places(args, source, BandPanel(args, rows, shape, bands.vector_lanes), places);
-  run_conv_parts(args, BandPanel::columns(args.shape, shape.rows),
-                 shape.vectors * bands.vector_lanes, shape.all(), source,
-                 [&](const SpmmPart& part) {
+  const std::int64_t panels = band_panels(args.shape, shape, bands.vector_lanes);
+  const PanelCycles cycles = band_cycles(args, source, rows.count(), shape, bands.vector_lanes);
+  const SpmmSplit split = cut_panels(panels, conv_threads(args, panels * shape.all()),
+                                     cycles.product, cycles.copied);
+  run_conv_parts(args, split, BandPanel::columns(args.shape, shape.rows),
+                 shape.vectors * bands.vector_lanes, source, [&](const SpmmPart& part) {
                    run_part({sums, steps, bands}, args, source, places, rows, shape, part);
                  });
 }

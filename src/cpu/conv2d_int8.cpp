@@ -236,9 +236,14 @@ void run(const Variant& variant, const Conv2dArgs& given) {
   const Conv2dArgs seen = in_words ? ImageWords::make(variant, args) : args;
   const Call call{args, seen, in_words};
   const QuantizedBitmaskUnits<function> source(args.weight, 0, variant.block);
-  run_conv_parts(args, args.shape.pixels(), variant.sums.vector_lanes * variant.vectors,
-                 variant.vectors, source,
-                 [&](const SpmmPart& part) { run_part(variant, source, call, part); });
+  // A kept value stands for part of a unit.
+  const auto inputs = static_cast<double>(variant.rounding.inputs);
+  const SpmmSplit split = cut_pixels(args, variant.sums.vector_lanes, variant.vectors,
+                                     {.per_value = 1.4 / inputs,
+                                      .per_vector = 0.7 / inputs,
+                                      .per_element = copied_cycles(args) / inputs});
+  run_conv_parts(args, split, args.shape.pixels(), variant.sums.vector_lanes * variant.vectors,
+                 source, [&](const SpmmPart& part) { run_part(variant, source, call, part); });
 }
 
 template <const KcsrFunctions& sums, const KcsrFunctions& stores, const ConvFunctions& steps,

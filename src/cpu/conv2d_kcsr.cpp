@@ -93,9 +93,10 @@ void run(const Variant& variant, const Conv2dArgs& given) {
   if (bands) return run_conv2d_bands(variant.sums, variant.steps, variant.bands, *bands, given);
   const Conv2dArgs args = flattened(given);
   const KcsrSource source(args.weight, 0);
-  run_conv_parts(args, args.shape.pixels(), variant.sums.vector_lanes * variant.vectors,
-                 variant.vectors, source,
-                 [&](const SpmmPart& part) { run_part(variant, source, args, part); });
+  const SpmmSplit split = cut_pixels(args, variant.sums.vector_lanes, variant.vectors,
+                                     {.per_element = copied_cycles(args)});
+  run_conv_parts(args, split, args.shape.pixels(), variant.sums.vector_lanes * variant.vectors,
+                 source, [&](const SpmmPart& part) { run_part(variant, source, args, part); });
 }
 
 template <const Functions& functions, Layout layout, int vectors, int band_vectors>

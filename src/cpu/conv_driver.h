@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 
 #include "core/layouts.h"
 #include "cpu/conv_panel.h"
@@ -76,30 +77,66 @@ inline Conv2dArgs flattened(Conv2dArgs args) {
   return args;
 }
 
+/// Cycles by which calls are cut, of an element of X: a row of pixels is copied to a tile, channels
+/// that lie side by side are transposed.
+inline double copied_cycles(const Conv2dArgs& args) {
+  return args.x_strides.channels_last() ? 1.0 : 0.25;
+}
+
+/// As many threads as a call is worth: `vectors` multiply-adds a kept value.
+inline std::int64_t conv_threads(const Conv2dArgs& args, std::int64_t vectors) {
+  const std::int64_t work = args.weight.kept() * vectors / kMinWorkPerThread;
+  return std::clamp(work, std::int64_t{1}, std::int64_t{std::max(args.parallel.threads, 1)});
+}
+
+/// A grid of columns × filters for panels that are all equally wide, so that results do not depend
+/// on the threads: `product` cycles of a panel that parts of the filters share, `copied` that each
+/// of them repeats.
+inline SpmmSplit cut_panels(std::int64_t panels, std::int64_t threads, double product,
+                            double copied) {
+  SpmmSplit best{1, threads, 0};
+  double least = std::numeric_limits<double>::infinity();
+  for (std::int64_t parts = 1; parts <= std::min(threads, panels); ++parts) {
+    const std::int64_t filters = threads / parts;
+    const double cycles = static_cast<double>(detail::ceil_div(panels, parts)) *
+                          (product / static_cast<double>(filters) + copied);
+    if (cycles >= least) continue;
+    least = cycles;
+    best = {parts, filters, 0};
+  }
+  return best;
+}
+
+/// The same for panels of `vectors` vectors of neighbouring pixels, by the costs of products whose
+/// tiles are copied.
+inline SpmmSplit cut_pixels(const Conv2dArgs& args, std::int64_t vector_lanes, int vectors,
+                            const SplitCost& cost) {
+  const std::int64_t lanes = vector_lanes * vectors;
+  const std::int64_t panels = detail::ceil_div(args.shape.pixels(), lanes);
+  const double product =
+      static_cast<double>(args.weight.kept()) * (cost.per_value + cost.per_vector * vectors);
+  const auto in = static_cast<double>(args.weight.in());
+  return cut_panels(panels, conv_threads(args, panels * vectors), product,
+                    in * static_cast<double>(lanes) * cost.per_element);
+}
+
 /// Calls run(part) for all filters and columns, threads side by side. A column is what one lane of
-/// a panel holds, a panel is `lanes` of them and takes `vectors` multiply-adds a kept value. A
-/// source is the weight: it has `balanced_row(part, parts)`.
+/// a panel holds, a panel is `lanes` of them. A source is the weight: it has
+/// `balanced_row(part, parts)`.
 template <typename Source, typename Run>
-void run_conv_parts(const Conv2dArgs& args, std::int64_t columns, std::int64_t lanes,
-                    std::int64_t vectors, const Source& source, const Run& run) {
-  using detail::ceil_div;
+void run_conv_parts(const Conv2dArgs& args, const SpmmSplit& split, std::int64_t columns,
+                    std::int64_t lanes, const Source& source, const Run& run) {
   if (columns <= 0 || args.weight.out() == 0) return;
-  const std::int64_t panels = ceil_div(columns, lanes);
-  const std::int64_t work = args.weight.kept() * panels * vectors / kMinWorkPerThread;
-  const std::int64_t threads =
-      std::clamp(work, std::int64_t{1}, std::int64_t{std::max(args.parallel.threads, 1)});
-  // Columns first, because a tile is then filled once; filters where panels do not suffice.
-  const std::int64_t column_parts = std::min(threads, panels);
-  const std::int64_t row_parts = ceil_div(threads, column_parts);
-  ParallelFor parallel = args.parallel;
-  if (threads == 1) parallel.run = nullptr;
-  parallel_for(parallel, column_parts * row_parts, [&](std::int64_t begin, std::int64_t end) {
+  const std::int64_t panels = detail::ceil_div(columns, lanes);
+  const std::int64_t column_parts = split.token_parts;
+  const std::int64_t row_parts = split.row_parts;
+  parallel_for(args.parallel, column_parts * row_parts, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t item = begin; item < end; ++item) {
       const std::int64_t row = item / column_parts;
       const std::int64_t column = item % column_parts;
       run({source.balanced_row(row, row_parts), source.balanced_row(row + 1, row_parts),
-           panels * column / column_parts * lanes,
-           std::min(panels * (column + 1) / column_parts * lanes, columns)});
+           first_panel(panels, column_parts, column) * lanes,
+           std::min(first_panel(panels, column_parts, column + 1) * lanes, columns)});
     }
   });
 }

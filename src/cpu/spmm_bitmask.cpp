@@ -106,8 +106,11 @@ void add_row(std::string_view name, std::uint32_t needs, DType dtype) {
     return spmm_seconds(functions.vector_lanes, cost, vectors, block, desc, tokens, threads);
   };
   kernel.run = [](const LinearArgs& args) {
-    run_spmm(functions, vectors, args,
-             [&](std::int64_t batch) { return BitmaskSource(args.weight, batch, block, index); });
+    constexpr SplitCost kSplit{.per_position = cost.per_position};
+    run_spmm(
+        functions, vectors, args,
+        [&](std::int64_t batch) { return BitmaskSource(args.weight, batch, block, index); },
+        kSplit);
   };
   register_linear_kernel(kernel);
 }
@@ -124,7 +127,8 @@ void add_unit_row(std::string_view name, std::uint32_t needs, DType dtype) {
   };
   kernel.run = [](const LinearArgs& args) {
     // A kept value stands for part of a unit.
-    constexpr SplitCost kSplit{1.4 / inputs, 0.7 / inputs};
+    constexpr SplitCost kSplit{
+        .per_value = 1.4 / inputs, .per_vector = 0.7 / inputs, .per_position = cost.per_position};
     run_spmm(
         functions, vectors, args,
         [&](std::int64_t batch) { return Source(args.weight, batch, block); }, kSplit);

@@ -5,7 +5,6 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <string>
 
 #include "core/layouts.h"
@@ -111,24 +110,6 @@ class SpmmCall {
   const std::byte* residual_;
 };
 
-/// X as tiles that all threads read, where many of them would otherwise transpose the same ones:
-/// for each panel all blocks of inputs, and for each tile whether its products with pruned weights
-/// are zero.
-struct SharedTiles {
-  float* tiles = nullptr;
-  std::uint8_t* plain = nullptr;
-  std::int64_t tile_floats = 0;
-  std::int64_t block_count = 0;
-  std::int64_t panel_tokens = 0;
-
-  const float* tile(std::int64_t token, std::int64_t k) const {
-    return tiles + (token / panel_tokens * block_count + k) * tile_floats;
-  }
-  bool is_plain(std::int64_t token, std::int64_t k) const {
-    return plain[token / panel_tokens * block_count + k] != 0;
-  }
-};
-
 /// What one thread does: rows × tokens of one batch.
 struct SpmmPart {
   std::int64_t row_begin;
@@ -147,21 +128,13 @@ inline std::int64_t tile_floats(const KcsrFunctions& functions, std::int64_t inp
 /// All inputs of some indexed rows for one panel of `tokens` tokens.
 template <typename Source>
 void run_panel(const KcsrFunctions& functions, const Source& source, const SpmmCall& call,
-               const SharedTiles* shared, int width, bool one, std::int64_t token,
-               std::int64_t tokens, std::int64_t row, std::int64_t rows, float* tile, float* sums) {
+               int width, bool one, std::int64_t token, std::int64_t tokens, std::int64_t row,
+               std::int64_t rows, float* tile, float* sums) {
   const std::int64_t lanes = functions.vector_lanes * (one ? 1 : kPanelVectors[width]);
   for (std::int64_t k = 0; k < source.block_count; ++k) {
     const std::int64_t columns = std::min(source.block, source.in - k * source.block);
     const std::byte* x = call.x(token, k * source.block);
-    bool plain = true;
-    if (shared != nullptr) {
-      // A copy, because columns are read in no order that a prefetcher would guess.
-      std::memcpy(tile, shared->tile(token, k),
-                  static_cast<std::size_t>(tile_floats(functions, columns, lanes)) * sizeof(float));
-      plain = shared->is_plain(token, k);
-    } else if (!one) {
-      plain = functions.pack({x, call.x_stride(), tokens, columns, tile, lanes});
-    }
+    const bool plain = one || functions.pack({x, call.x_stride(), tokens, columns, tile, lanes});
     KcsrAddTask task = source.add_task(k);
     task.rows = rows;
     task.tile = one ? static_cast<const void*>(x) : tile;
@@ -182,17 +155,13 @@ void run_panel(const KcsrFunctions& functions, const Source& source, const SpmmC
   one ? functions.store_one(store) : functions.store(store);
 }
 
-/// `vectors`: of the widest panel; 0 takes tokens one by one. With shared tiles all panels have
-/// that width.
+/// `vectors`: of the widest panel; 0 takes tokens one by one.
 template <typename Source>
-void run_part(const KcsrFunctions& functions, Source& source, const SpmmCall& call,
-              const SharedTiles* shared, int vectors, const SpmmPart& part) {
+void run_part(const KcsrFunctions& functions, Source& source, const SpmmCall& call, int vectors,
+              const SpmmPart& part) {
   const bool one = vectors == 0;
   const std::int64_t all = part.token_end - part.token_begin;
-  // Shared tiles have the width of the split, whatever the tokens of this part.
-  const int widest = one ? 0
-                         : panel_width(shared != nullptr ? vectors * functions.vector_lanes : all,
-                                       functions.vector_lanes, vectors);
+  const int widest = one ? 0 : panel_width(all, functions.vector_lanes, vectors);
   const std::int64_t lanes = functions.vector_lanes * (one ? 1 : kPanelVectors[widest]);
   const std::int64_t tile_size = tile_floats(functions, source.block, lanes);
   for (std::int64_t row = part.row_begin; row < part.row_end;) {
@@ -204,41 +173,14 @@ void run_part(const KcsrFunctions& functions, Source& source, const SpmmCall& ca
     source.index(row, rows, reinterpret_cast<std::byte*>(sums + kSumsFloats));
     for (std::int64_t token = part.token_begin; token < part.token_end;) {
       const std::int64_t left = part.token_end - token;
-      const int width = one                 ? 0
-                        : shared != nullptr ? widest
-                                            : panel_width(left, functions.vector_lanes, vectors);
+      const int width = one ? 0 : panel_width(left, functions.vector_lanes, vectors);
       const std::int64_t tokens =
           one ? 1 : std::min(left, kPanelVectors[width] * functions.vector_lanes);
-      run_panel(functions, source, call, shared, width, one, token, tokens, row, rows, tile, sums);
+      run_panel(functions, source, call, width, one, token, tokens, row, rows, tile, sums);
       token += tokens;
     }
     row += rows;
   }
-}
-
-/// All of X of one batch as tiles, by all threads.
-template <typename Source>
-SharedTiles share_tiles(const KcsrFunctions& functions, const Source& source, const SpmmCall& call,
-                        const ParallelFor& parallel, std::int64_t tokens, std::int64_t lanes) {
-  SharedTiles shared;
-  shared.block_count = source.block_count;
-  shared.panel_tokens = lanes;
-  shared.tile_floats = tile_floats(functions, source.block, lanes);
-  const std::int64_t count = detail::ceil_div(tokens, lanes) * source.block_count;
-  shared.tiles = scratch(count * shared.tile_floats + detail::ceil_div(count, 4), Purpose::kShared);
-  shared.plain = reinterpret_cast<std::uint8_t*>(shared.tiles + count * shared.tile_floats);
-  parallel_for(parallel, count, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t i = begin; i < end; ++i) {
-      const std::int64_t token = i / source.block_count * lanes;
-      const std::int64_t input = i % source.block_count * source.block;
-      const bool plain =
-          functions.pack({call.x(token, input), call.x_stride(), std::min(lanes, tokens - token),
-                          std::min(source.block, source.in - input),
-                          shared.tiles + i * shared.tile_floats, lanes});
-      shared.plain[i] = plain ? 1 : 0;
-    }
-  });
-  return shared;
 }
 
 /// One batch with all threads.
@@ -249,10 +191,6 @@ void run_split(const KcsrFunctions& functions, const SpmmSplit& split, const Lin
   const std::int64_t lanes = functions.vector_lanes * std::max(split.vectors, 1);
   const std::int64_t step = split.vectors == 0 ? 1 : lanes;
   const std::int64_t panels = detail::ceil_div(args.tokens, step);
-  SharedTiles shared;
-  if (split.shared) {
-    shared = share_tiles(functions, make_source(batch), call, args.parallel, args.tokens, lanes);
-  }
   const std::int64_t parts = split.token_parts * split.row_parts;
   parallel_for(args.parallel, parts, [&](std::int64_t begin, std::int64_t end) {
     auto source = make_source(batch);
@@ -260,7 +198,7 @@ void run_split(const KcsrFunctions& functions, const SpmmSplit& split, const Lin
       const std::int64_t row = item / split.token_parts;
       const std::int64_t column = item % split.token_parts;
       run_part(
-          functions, source, call, split.shared ? &shared : nullptr, split.vectors,
+          functions, source, call, split.vectors,
           {source.balanced_row(row, split.row_parts), source.balanced_row(row + 1, split.row_parts),
            panels * column / split.token_parts * step,
            std::min(panels * (column + 1) / split.token_parts * step, args.tokens)});
@@ -285,16 +223,17 @@ void run_spmm(const KcsrFunctions& functions, int vectors, const LinearArgs& arg
     parallel_for(parallel, batch, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t b = begin; b < end; ++b) {
         auto source = make_source(b);
-        run_part(functions, source, SpmmCall(args, b), nullptr, vectors,
+        run_part(functions, source, SpmmCall(args, b), vectors,
                  {0, source.out, 0, args.tokens});
       }
     });
     return;
   }
-  SpmmSplit split{1, threads, 0, false};
+  SpmmSplit split{1, threads, 0};
   if (vectors > 0) {
     SplitShape shape{.tokens = args.tokens,
                      .in = args.weight.in(),
+                     .out = args.weight.out(),
                      .kept = args.weight.kept(),
                      .lanes = functions.vector_lanes,
                      .widest = vectors,

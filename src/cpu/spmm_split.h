@@ -9,22 +9,25 @@
 #include "cpu/kcsr_task.h"
 
 // How a K-blocked call is cut among threads: a grid of rows × panels of tokens, one part a thread.
-// Every part transposes its panels of X, so many parts of rows repeat that work, unless all threads
-// transpose X once before they multiply; narrow panels can be spread over more threads, but read
-// the index more often.
+// Every part reads and transposes its panels of X, so many parts of rows repeat that work; narrow
+// panels can be spread over more threads, but read the index more often.
 namespace gossamer::cpu {
 
 /// Cycles by which a call is cut: of a kept value whatever the panel's width, and for each vector
-/// of the panel.
+/// of the panel; of an element of X on its way to a tile; of a position of the dense weight, to
+/// index it.
 struct SplitCost {
   double per_value = 1.1;
   double per_vector = 0.55;
+  double per_element = 1.0;
+  double per_position = 0.0;
 };
 
 /// What the cut depends on. `lanes`: tokens of a vector; `widest`: vectors of the widest panel.
 struct SplitShape {
   std::int64_t tokens = 1;
   std::int64_t in = 1;
+  std::int64_t out = 1;
   std::int64_t kept = 0;
   std::int64_t lanes = 1;
   int widest = 1;
@@ -32,13 +35,11 @@ struct SplitShape {
   std::int64_t row_panels = 0;  ///< where rows can only be cut between panels; 0: anywhere
 };
 
-/// token_parts · row_parts parts, never more than threads. With `shared`, all panels have the
-/// width.
+/// token_parts · row_parts parts, never more than threads.
 struct SpmmSplit {
   std::int64_t token_parts = 1;
   std::int64_t row_parts = 1;
-  int vectors = 0;      ///< of the widest panel; 0: tokens one by one
-  bool shared = false;  ///< X is transposed once, by all threads
+  int vectors = 0;  ///< of the widest panel; 0: tokens one by one
 };
 
 /// The first of `panels` panels that part `part` of `parts` takes; of the next part, where it ends.
@@ -48,9 +49,6 @@ inline std::int64_t first_panel(std::int64_t panels, std::int64_t parts, std::in
 
 /// Cycles of the part that takes longest.
 inline double split_cycles(const SplitShape& shape, const SplitCost& cost, const SpmmSplit& split) {
-  constexpr double kPerTransposed = 1.0;  // an element of X
-  constexpr double kPerCopied = 0.35;     // from another core's cache
-  constexpr double kRound = 10000.0;      // waking all threads once more and waiting for the last
   const std::int64_t lanes = split.vectors * shape.lanes;
   const std::int64_t panels = detail::ceil_div(shape.tokens, lanes);
   const auto own = static_cast<double>(detail::ceil_div(panels, split.token_parts));
@@ -62,9 +60,8 @@ inline double split_cycles(const SplitShape& shape, const SplitCost& cost, const
                 static_cast<double>(shape.row_panels);
   const double product = static_cast<double>(shape.kept) * rows * own *
                          (cost.per_value + cost.per_vector * split.vectors);
-  if (!split.shared) return product + own * tile * kPerTransposed;
-  const double once = static_cast<double>(panels) * tile * kPerTransposed;
-  return product + own * tile * kPerCopied + once / static_cast<double>(shape.threads) + kRound;
+  const double positions = static_cast<double>(shape.in * shape.out) * rows;
+  return product + own * tile * cost.per_element + positions * cost.per_position;
 }
 
 /// The cut whose slowest part ends first.
@@ -85,9 +82,7 @@ inline SpmmSplit best_split(const SplitShape& shape, const SplitCost& cost) {
       const std::int64_t own = detail::ceil_div(panels, parts);
       if (own == own_before) continue;
       own_before = own;
-      const std::int64_t rows = shape.threads / parts;
-      offer({parts, rows, kPanelVectors[w], false});
-      if (rows > 1) offer({parts, rows, kPanelVectors[w], true});
+      offer({parts, shape.threads / parts, kPanelVectors[w]});
     }
   }
   return best;

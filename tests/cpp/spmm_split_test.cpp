@@ -16,23 +16,21 @@ constexpr SplitCost kCost{};
 SplitShape shape_of(std::int64_t threads, std::int64_t panels, std::int64_t in, std::int64_t kept) {
   return {.tokens = panels * kLanes * 4 - 5,
           .in = in,
+          .out = 768,
           .kept = kept,
           .lanes = kLanes,
           .widest = 4,
           .threads = threads};
 }
 
-/// The least over every grid that fits the threads, every width, and both ways to transpose X.
+/// The least over every grid that fits the threads and every width.
 double least_cycles(const SplitShape& shape) {
   double least = std::numeric_limits<double>::infinity();
   for (const int vectors : kPanelVectors) {
     if (vectors > shape.widest) continue;
     for (std::int64_t tokens = 1; tokens <= shape.threads; ++tokens) {
       for (std::int64_t rows = 1; tokens * rows <= shape.threads; ++rows) {
-        for (const bool shared : {false, true}) {
-          if (shared && rows == 1) continue;
-          least = std::min(least, split_cycles(shape, kCost, {tokens, rows, vectors, shared}));
-        }
+        least = std::min(least, split_cycles(shape, kCost, {tokens, rows, vectors}));
       }
     }
   }
@@ -48,7 +46,6 @@ TEST(SpmmSplit, TakesNoMoreThreadsThanThereAreAndTheBestGrid) {
         ASSERT_GE(split.token_parts, 1);
         ASSERT_GE(split.row_parts, 1);
         ASSERT_LE(split.token_parts * split.row_parts, threads);
-        ASSERT_TRUE(!split.shared || split.row_parts > 1);
         ASSERT_LE(split_cycles(shape, kCost, split), least_cycles(shape) * (1.0 + 1e-12))
             << threads << " threads, " << panels << " panels, " << kept << " kept";
       }
@@ -58,7 +55,7 @@ TEST(SpmmSplit, TakesNoMoreThreadsThanThereAreAndTheBestGrid) {
 
 TEST(SpmmSplit, ThreePanelsOfRowsTakeTwoThreadsTwoRounds) {
   SplitShape shape = shape_of(2, 4, 64, 2000000);
-  const SpmmSplit rows{1, 2, 4, false};
+  const SpmmSplit rows{1, 2, 4};
   const double anywhere = split_cycles(shape, kCost, rows);
   shape.row_panels = 4;
   EXPECT_DOUBLE_EQ(split_cycles(shape, kCost, rows), anywhere);
@@ -92,22 +89,25 @@ TEST(SpmmSplit, AnOddNumberOfPanelsLeavesNoSecondRound) {
   EXPECT_GE(split.token_parts * split.row_parts, 15);
 }
 
-TEST(SpmmSplit, ManyPanelsNeedNoSharing) {
+TEST(SpmmSplit, ManyPanelsAreCutByTokensAlone) {
   const SpmmSplit split = best_split(shape_of(16, 32, 768, 200000), kCost);
   EXPECT_EQ(split.token_parts, 16);
   EXPECT_EQ(split.row_parts, 1);
-  EXPECT_FALSE(split.shared);
 }
 
-// Where every part of the rows would transpose all of X, that is done once.
-TEST(SpmmSplit, FewPanelsShareTheirTiles) {
-  SplitShape shape = shape_of(16, 2, 4096, 1600000);
-  const SpmmSplit split = best_split(shape, kCost);
-  EXPECT_TRUE(split.shared);
-  EXPECT_GT(split.row_parts, 1);
-  SpmmSplit alone = split;
-  alone.shared = false;
-  EXPECT_LT(split_cycles(shape, kCost, split), split_cycles(shape, kCost, alone));
+// 16 parts of rows would each transpose all of X; narrower panels leave each thread a quarter.
+TEST(SpmmSplit, FewPanelsAreNarrowed) {
+  const SpmmSplit split = best_split(shape_of(16, 2, 4096, 400000), kCost);
+  EXPECT_EQ(split.token_parts, 4);
+  EXPECT_EQ(split.row_parts, 4);
+  EXPECT_EQ(split.vectors, 2);
+}
+
+// What each part of tokens would index again is cut by rows instead.
+TEST(SpmmSplit, IndexingKeepsPartsOfTokensFew) {
+  const SplitShape shape = shape_of(16, 2, 4096, 400000);
+  const SpmmSplit split = best_split(shape, {.per_position = 2.0});
+  EXPECT_LT(split.token_parts, best_split(shape, kCost).token_parts);
 }
 
 TEST(SpmmSplit, MoreThreadsAreNeverSlower) {

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -109,6 +111,18 @@ def test_contest_alternates() -> None:
     contest({"a": lambda: seen.append("a"), "b": lambda: seen.append("b")}, 4, call_seconds=0)
     turns = "".join(seen[12:])  # after three warm-up turns of each; a turn is two calls
     assert turns == "aabbbbaaaabbbbaa"
+
+
+def test_contest_pauses_between_pools(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr("gossamer.bench.timing.time.sleep", lambda seconds: seen.append("pause"))
+    calls = {name: partial(seen.append, name) for name in "abc"}
+    contest(calls, 1, call_seconds=0, pools={"b": "its own"})
+    turns = [name for name, _ in itertools.groupby(seen)]
+    assert turns[-5:] == ["a", "pause", "b", "pause", "c"]
+    seen.clear()
+    contest(calls, 2, call_seconds=0)
+    assert "pause" not in seen
 
 
 @pytest.mark.parametrize(("calls", "rounds"), [({}, 9), ({"a": int}, 0)])

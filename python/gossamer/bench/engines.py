@@ -150,8 +150,6 @@ def _session(model: bytes, x: Tensor) -> Callable[[], Any]:
     wishes = runtime.SessionOptions()
     wishes.intra_op_num_threads = torch.get_num_threads()
     wishes.log_severity_level = 3
-    # Its threads spin while it runs, but not on into its neighbour's turn.
-    wishes.add_session_config_entry("session.force_spinning_stop", "1")
     session = runtime.InferenceSession(model, wishes, providers=["CPUExecutionProvider"])
     feed = {session.get_inputs()[0].name: x.numpy()}
     return lambda: session.run(None, feed)[0]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 import gossamer as gs
-from gossamer.bench.engines import describe
+from gossamer.bench.engines import ENGINES, INT8, describe
 from gossamer.bench.record import Record
 from gossamer.bench.suite import Options, now
 from gossamer.bench.timing import contest
@@ -85,7 +85,9 @@ def race(
         for name, ways in entry.peers.items():
             for index, way in enumerate(ways):
                 calls[f"{name} {entry.pattern} {index}"] = way
-    times = contest(calls, options.rounds).median_ms
+    pools = {f"dense {name}": name for name in dense if name.removesuffix(INT8) in ENGINES}
+    spin = torch.get_num_threads() > 1
+    times = contest(calls, options.rounds, pools=pools if spin else None).median_ms
     dense_times = {name: times[f"dense {name}"] for name in dense}
     best = min(dense_times, key=dense_times.__getitem__)
     for entry in entries:

@@ -13,6 +13,8 @@ __all__ = ["Contest", "contest"]
 _ROUND_SECONDS = 1e-3
 """A contestant's turn lasts at least about this long, so that the clock's own cost vanishes."""
 _LONG_SECONDS = 0.1
+_SETTLE_SECONDS = 0.02
+"""Idle threads of libgomp spin for about 15 ms before they sleep, those of others for less."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,10 @@ class Contest:
 
 
 def contest(
-    calls: Mapping[str, Callable[[], object]], rounds: int = 9, call_seconds: float = _ROUND_SECONDS
+    calls: Mapping[str, Callable[[], object]],
+    rounds: int = 9,
+    call_seconds: float = _ROUND_SECONDS,
+    pools: Mapping[str, str] | None = None,
 ) -> Contest:
     """Times calls in turn, after a warm-up of each.
 
@@ -53,6 +58,9 @@ def contest(
         calls: name to a function without arguments.
         rounds: how many turns everybody gets.
         call_seconds: the least length of a turn.
+        pools: name to whose threads a call runs on, where these are others than most use; threads
+            that spin for more work would take the processors of the next contestant, so turns of
+            different pools have a pause between them.
 
     Returns:
         The times of one call in each round.
@@ -69,8 +77,13 @@ def contest(
     }
     times: dict[str, list[float]] = {name: [] for name in calls}
     order = list(calls)
+    last = None
     for _ in range(rounds):
         for name in order:
+            pool = pools.get(name) if pools else None
+            if pool != last:
+                time.sleep(_SETTLE_SECONDS)
+            last = pool
             if lengths[name] < _LONG_SECONDS:
                 calls[name]()  # so that everybody follows itself and not its neighbour
             times[name].append(1e3 * _turn(calls[name], repeats[name]))
