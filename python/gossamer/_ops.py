@@ -20,14 +20,10 @@ from torch import Tensor
 from torch.nn.grad import conv2d_input
 
 from gossamer import _ops_cuda
+from gossamer._cuda_argument import FLOAT8_SHIFT, RESULT_SHIFT
 
 _OLDEST_TORCH = (2, 10)
 
-RESULT_BIT = 6
-FLOAT8_BIT = 23
-ACCURATE_BIT = 24
-"""Of the argument `layout` on a GPU: two bits for the result's dtype; the values of a quantized
-weight are float8, and their sums are to be accurate (src/torch/cuda_layout_argument.h)."""
 _RESULT_DTYPES = (None, torch.bfloat16, torch.float16, torch.float32)
 
 _Fake = TypeVar("_Fake", bound=Callable[..., Any])
@@ -80,11 +76,11 @@ def with_result_dtype(layout: int, x: Tensor, dtype: torch.dtype) -> int:
         raise ValueError(
             f"output_dtype {dtype}: torch.bfloat16, torch.float16 and torch.float32 are accepted"
         )
-    return layout | _RESULT_DTYPES.index(dtype) << RESULT_BIT
+    return layout | _RESULT_DTYPES.index(dtype) << RESULT_SHIFT
 
 
 def _result_dtype(layout: int, x: Tensor) -> torch.dtype:
-    return _RESULT_DTYPES[layout >> RESULT_BIT & 3] or x.dtype
+    return _RESULT_DTYPES[layout >> RESULT_SHIFT & 3] or x.dtype
 
 
 def _library_path() -> Path:
@@ -419,7 +415,7 @@ def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     grad_product = grad.to(ctx.x_dtype)  # of another dtype where the result was asked in another
     if needs_grad[0] and scale is not None:
         # Straight through the rounding of x: the gradient of the product with the weight as it is.
-        is_float8 = ctx.layout >> FLOAT8_BIT & 1
+        is_float8 = ctx.layout >> FLOAT8_SHIFT & 1
         kind = torch.float8_e4m3fn if is_float8 else torch.int8
         values = _ops.unpack(packed, [ctx.out, ctx.inputs], kind)
         grad_x = (grad_product * scale.to(ctx.x_dtype)) @ values.to(ctx.x_dtype)

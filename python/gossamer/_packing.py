@@ -244,7 +244,7 @@ def _plan_on_cuda(
     if any(found.dense_buckets):
         packed = torch.ops.gossamer.with_plan(packed, json.dumps(found.dense_buckets))
         kept = dense.clone()
-    planned = weight._replace(packed, kept, found.rows)
+    planned = weight._replace(packed, kept, found.plan)
     return Decision(planned, _with_facts(report, packed))
 
 

@@ -34,7 +34,6 @@ from gossamer._plan_cuda_rule import (
     CudaPlan,
     decide,
     dense_buckets,
-    rows_of_buckets,
 )
 from gossamer._quantization import VALUE_DTYPES
 from gossamer._quantized_check import discrepancy
@@ -138,8 +137,8 @@ def plan_24(
     plan = replace(plan, reason="; ".join([plan.reason, *found.left_out]))
     if not plan.sparse:
         return plan
-    rows = _rows_argument(rows_of_buckets(found.rows, plan.choices), dense, quantization)
-    return replace(plan, rows=rows | plan.packed_parts)
+    numbers, table = _numbers(dense, quantization) if any(found.rows) else ({}, 0)
+    return replace(plan, plan=plan.bits(found.rows, numbers, table))
 
 
 def _kernel(x: Tensor, out: int) -> str:
@@ -176,14 +175,13 @@ def _rows(x: Tensor, out: int, quantization: str | None) -> list[dict[str, Any]]
     ]
 
 
-def _rows_argument(names: list[str], dense: Tensor, quantization: str | None) -> int:
-    """The bits that name these rows."""
-    if not any(names):
-        return 0
+def _numbers(dense: Tensor, quantization: str | None) -> tuple[dict[str, int], int]:
+    """The numbers by which a plan names rows, and what they count in."""
     x = _operand(dense, 1, quantization)
-    table = json.loads(torch.ops.gossamer.cuda_kernel_table(x, dense.shape[0]))
     dtype = str(x.dtype).removeprefix("torch.")
-    return _tune_cuda.rows_argument(names, [row for row in table if row["dtype"] == dtype])
+    table = json.loads(torch.ops.gossamer.cuda_kernel_table(x, dense.shape[0]))
+    own = [row for row in table if row["dtype"] == dtype]
+    return {row["name"]: row["row"] for row in own}, own[0]["table"]
 
 
 # --- Times ----------------------------------------------------------------------------------------

@@ -12,18 +12,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gossamer._tune_cuda import operator_bucket
-from gossamer._weight_facts import (
-    EIGHTHS_BUCKET,
-    EIGHTHS_DENSE_SHIFT,
-    FIRST_HALVED_BUCKET,
-    UPPER_PACKED_SHIFT,
+from gossamer._cuda_argument import (
+    DENSE,
+    FIRST_PAIR,
+    PAIRS,
+    PARTS,
+    header_buckets,
+    part_of,
+    plan_bits,
 )
 
 BUCKETS: tuple[tuple[int, ...], ...] = (
-    (1,),
-    (2, 8),
-    (9, 32),
+    (1, 8),
+    (9, 16),
+    (17, 32),
     (33, 64),
     (65, 128),
     (129, 144),
@@ -36,19 +38,25 @@ BUCKETS: tuple[tuple[int, ...], ...] = (
     (1153, 2048),
     (2049, 8192),
 )
-"""Buckets of token counts, of src/torch/cuda_layout_argument.h or parts of them, by the counts at
-which each is timed: both ends, the last one's where activations of most models end. Parts are
-halves, and the first eighth of each half of two: a further column of tiles has begun there that is
-all but empty, which costs what dense kernels pay elsewhere."""
+"""Buckets of token counts, by the counts at which each is timed: both ends, the last one's where
+activations of most models end. They are the parts of `_cuda_argument`, four of which are two
+buckets: their first eighth and the rest. A further column of tiles has begun in the first eighth
+that is all but empty, which costs what dense kernels pay elsewhere."""
 
 BUCKET_ENDS = [counts[-1] for counts in BUCKETS[:-1]]
 
-BUCKET_OF = [operator_bucket(counts[-1]) for counts in BUCKETS]
-_OPERATOR_BUCKETS = 7
-_PARTS = [
-    [i for i, of in enumerate(BUCKET_OF) if of == bucket] for bucket in range(_OPERATOR_BUCKETS)
+PART_OF = [part_of(counts[-1]) for counts in BUCKETS]
+"""For each bucket its part."""
+_BUCKETS_OF = [[i for i, of in enumerate(PART_OF) if of == part] for part in range(PARTS)]
+
+_PAIRS_OF_EIGHTHS = [
+    [
+        (_BUCKETS_OF[part][0], _BUCKETS_OF[part][1])
+        for part in (FIRST_PAIR + 2 * pair, FIRST_PAIR + 2 * pair + 1)
+    ]
+    for pair in range(PAIRS)
 ]
-"""For each bucket of the operators' argument its places in BUCKETS."""
+"""The buckets of the two parts that share a bit for their first eighths."""
 
 WIN = 1.05
 NOT_SLOWER = 0.97
@@ -64,33 +72,37 @@ class CudaPlan:
             counted), `kernel` (a row of the GPU's table, or `dense`), `milliseconds`,
             `dense_milliseconds` and `reason`, as the CPU's plan has them.
         reason: one sentence.
-        rows: bits of the operators' argument `layout` that name a row of the table for each bucket,
-            0 where the cost model chooses, and `packed_parts`.
+        plan: bits of the operators' argument `layout`, 0 where nothing was compared.
     """
 
     sparse: bool
     choices: list[dict[str, Any]]
     reason: str
-    rows: int = 0
+    plan: int = 0
 
     @property
     def dense_buckets(self) -> list[str | None]:
         """What `dense_buckets` makes of the plan."""
         return dense_buckets([choice["kernel"] for choice in self.choices])
 
-    @property
-    def packed_parts(self) -> int:
-        """Bits of `layout` for the parts of these buckets that are packed all the same."""
-        bits = 0
-        for bucket, parts in enumerate(_PARTS if self.choices else ()):
-            packed = [self.choices[i]["kernel"] != "dense" for i in parts]
-            if all(packed) or not any(packed):
-                continue
-            if not packed[-1 - len(packed) // 2]:  # the lower half, or what is not its first eighth
-                bits |= 1 << (UPPER_PACKED_SHIFT + bucket - FIRST_HALVED_BUCKET)
-            if len(packed) == 4 and not packed[2]:
-                bits |= 1 << (EIGHTHS_DENSE_SHIFT + bucket - EIGHTHS_BUCKET)
-        return bits
+    def bits(self, rows: Sequence[str], numbers: Mapping[str, int], table: int) -> int:
+        """`plan`.
+
+        Args:
+            rows: for each bucket the row that was the fastest there, "" for the cost model's.
+            numbers: a row's name to its number; one without is left to the cost model.
+            table: what the numbers count in.
+        """
+        packed = [choice["kernel"] != "dense" for choice in self.choices]
+        codes = []
+        for buckets in _BUCKETS_OF:
+            rest = buckets[-1]
+            codes.append(numbers.get(rows[rest], 0) if packed[rest] else DENSE)
+        eighths = [
+            any(packed[rest] and not packed[first] for first, rest in pair)
+            for pair in _PAIRS_OF_EIGHTHS
+        ]
+        return plan_bits(codes, eighths, table)
 
 
 def decide(times: list[list[float]], kernels: list[str], memory: str, dense_bytes: int) -> CudaPlan:
@@ -143,29 +155,25 @@ def dense_buckets(kernels: Sequence[str]) -> list[str | None]:
 
     As the packed weight's header keeps it. `kernels` are those of BUCKETS in turn, or none.
     """
-    dense = _dense_operator_buckets(kernels)
-    names = ["dense" if bucket in dense else None for bucket in range(_OPERATOR_BUCKETS)]
-    return [names[0], names[1], *names[1:]]  # the header tells 2–4 tokens from 5–8
-
-
-def _dense_operator_buckets(kernels: Sequence[str]) -> set[int]:
-    return {b for b, kernel in zip(BUCKET_OF, kernels, strict=False) if kernel == "dense"}
+    return header_buckets(
+        {part for part, kernel in zip(PART_OF, kernels, strict=False) if kernel == "dense"}
+    )
 
 
 def _agree_in_parts(choices: list[dict[str, Any]]) -> None:
-    """Runs dense what the operators' argument cannot tell apart from parts that do.
+    """Runs dense what the operators' argument cannot tell apart from what does.
 
-    These are a bucket below its last part where that is dense, a first eighth where the rest of its
-    half is, and the other half's first eighth.
+    These are a first eighth where the rest of its part is dense, and where that of the part beside
+    it is.
     """
-    for parts in _PARTS:
-        packed = [choices[i]["kernel"] != "dense" for i in parts]
-        if not packed[-1]:
-            _run_dense(choices, parts[:-1], "the last part of its bucket is")
-        elif len(parts) == 4 and not packed[1]:
-            _run_dense(choices, parts[:1], "the rest of its half is")
-        elif len(parts) == 4 and not (packed[0] and packed[2]):
-            _run_dense(choices, [parts[0], parts[2]], "the other half begins dense")
+    for pair in _PAIRS_OF_EIGHTHS:
+        dense = [[choices[i]["kernel"] == "dense" for i in part] for part in pair]
+        for (first, _), (_, rest_is_dense) in zip(pair, dense, strict=True):
+            if rest_is_dense:
+                _run_dense(choices, [first], "the rest of its part is")
+        if any(first and not rest for first, rest in dense):
+            both = [first for first, _ in pair]
+            _run_dense(choices, both, "that of the part beside it is")
 
 
 def _run_dense(choices: list[dict[str, Any]], which: Sequence[int], why: str) -> None:
@@ -173,15 +181,6 @@ def _run_dense(choices: list[dict[str, Any]], which: Sequence[int], why: str) ->
         if choices[i]["kernel"] != "dense":
             choices[i]["reason"] += f"; dense, as {why}"
         (choices[i],) = _all_dense(choices[i : i + 1])
-
-
-def rows_of_buckets(rows: Sequence[str], choices: Sequence[Mapping[str, Any]]) -> list[str]:
-    """For each bucket of the operators' argument the row that its packed parts agree on, or ""."""
-    found: list[set[str]] = [set() for _ in range(_OPERATOR_BUCKETS)]
-    for bucket, row, choice in zip(BUCKET_OF, rows, choices, strict=True):
-        if choice["kernel"] != "dense":
-            found[bucket].add(row)
-    return [next(iter(names)) if len(names) == 1 else "" for names in found]
 
 
 def _all_dense(choices: list[dict[str, Any]]) -> list[dict[str, Any]]:

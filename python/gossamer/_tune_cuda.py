@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gossamer._cuda_argument import PARTS, part_of, plan_bits
 from gossamer._cuda_timing import contest
 from gossamer.weight import SparseWeight
 
@@ -32,8 +33,6 @@ __all__ = [
     "choose",
     "discrepancy",
     "measure",
-    "operator_bucket",
-    "rows_argument",
 ]
 
 NEAR = 1.4
@@ -52,12 +51,6 @@ ROUNDS = 5
 _SECONDS = 1e-3
 _L2_TIMES = 2
 _MOST_COPIES = 32
-
-# The argument `layout` of the operators (src/torch/cuda_layout_argument.h).
-ROW_SHIFT = 25
-ROW_BITS = 5
-_OPERATOR_ENDS = (1, 8, 32, 128, 512, 2048)
-TABLE_SHIFT = 61
 
 _TOKENS_AT_ONCE = 1024
 _FLOAT8_TERMS = 33
@@ -127,32 +120,6 @@ def choose(
     if not ranked:
         return "", [math.inf] * len(times)
     return ranked[0], options[ranked[0]]
-
-
-def operator_bucket(tokens: int) -> int:
-    """Which bucket of src/torch/cuda_layout_argument.h so many tokens are in."""
-    return sum(tokens > end for end in _OPERATOR_ENDS)
-
-
-def _bits_of(tokens: int) -> int:
-    """Which bits of the argument `layout` name the row for so many tokens: 1 shares those of 2."""
-    return max(operator_bucket(tokens), 1)
-
-
-def rows_argument(names: Sequence[str], rows: Sequence[Row]) -> int:
-    """The bits of the argument `layout` that name a row for each bucket.
-
-    Args:
-        names: for each of the operator's buckets a row, or "". The first two share their bits:
-            the first one's counts where the second has none.
-        rows: the table of the weight's dtype; a name that is not in it is left to the cost model.
-    """
-    numbers = {row["name"]: row["row"] for row in rows}
-    shared = next(filter(None, names[1::-1]), "")
-    bits = 0
-    for bucket, name in enumerate([shared, *names[2:]], start=1):
-        bits |= numbers.get(name, 0) << (ROW_SHIFT + ROW_BITS * bucket)
-    return bits | rows[0]["table"] << TABLE_SHIFT if bits else 0
 
 
 # --- Products -------------------------------------------------------------------------------------
@@ -283,7 +250,7 @@ def _measure_here(
     offset = dense.new_zeros(dense.shape[0]) if bias else None
     reference = Reference(weight, dense)
     result = Measured([], [])
-    for _, sharing in itertools.groupby(buckets, key=lambda counts: _bits_of(counts[-1])):
+    for _, sharing in itertools.groupby(buckets, key=lambda counts: part_of(counts[-1])):
         group = list(sharing)
         tables = {tokens: table(tokens) for counts in group for tokens in counts}
         near = [candidates([tables[n] for n in counts]) for counts in group]
@@ -295,10 +262,9 @@ def _measure_here(
         found: list[dict[str, float]] = []
         dense_ms: list[float] = []
         for (tokens, rows), pick in zip(tables.items(), picks, strict=True):
-            bucket = operator_bucket(tokens)
             x = torch.randn(tokens, dense.shape[1], device=dense.device).to(dense.dtype)
             calls = {
-                name: _calls(weight, x, tiles, offset, _forced(weight, rows, bucket, name))
+                name: _calls(weight, x, tiles, offset, _forced(weight, rows, tokens, name))
                 for name in dict.fromkeys([pick, *tried])
             }
             right, sentences = _right(calls, reference, x)
@@ -313,10 +279,13 @@ def _measure_here(
     return result
 
 
-def _forced(weight: SparseWeight, rows: Sequence[Row], bucket: int, name: str) -> int:
-    """The argument `layout` of a call that runs this row."""
-    plain = weight._facts._replace(rows=0).layout_argument(weight.device)
-    return plain | rows_argument([""] * bucket + [name], rows)
+def _forced(weight: SparseWeight, rows: Sequence[Row], tokens: int, name: str) -> int:
+    """The argument `layout` of a call that runs this row; the cost model's where it has no number."""
+    plain = weight._facts._replace(plan=0, dense_buckets=0).layout_argument(weight.device)
+    row = next(row for row in rows if row["name"] == name)
+    codes = [0] * PARTS
+    codes[part_of(tokens)] = row["row"]
+    return plain | plan_bits(codes, table=row["table"] if row["row"] else 0)
 
 
 def _calls(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gossamer import _ops
+from gossamer import _cuda_argument, _ops
 
 LEAST_ZEROS = 0.25
 """A weight with a smaller fraction of zeros counts as dense: a few that nobody put there are not
@@ -25,15 +25,6 @@ DTYPES = {
         torch.int8,
     )
 }
-
-
-# src/torch/cuda_layout_argument.h, whose buckets of token counts are those of the header with 2–8
-# tokens in one.
-UPPER_PACKED_SHIFT = 25
-FIRST_HALVED_BUCKET = 3
-HALVED_BUCKETS = 3
-EIGHTHS_DENSE_SHIFT = 28
-EIGHTHS_BUCKET = 4
 
 
 def count_nonzeros(values: torch.Tensor) -> int:
@@ -62,56 +53,31 @@ class Facts(NamedTuple):
     accurate: bool = False
     """Sums of float8 products are added up in float32 every 256 inputs, not left to the tensor
     core's 14 bits."""
-    rows: int = 0
-    """Bits of `layout_argument` that name a row of the GPU's kernel table for each bucket
-    (`_tune_cuda.rows_argument`), and which parts of a dense bucket are packed (`packs`). They live
-    as long as the weight: a file has none, and what it becomes is planned anew or left to the cost
-    model."""
+    plan: int = 0
+    """Bits of a GPU's `layout_argument` (`_cuda_argument.plan_bits`); 0 where the header's buckets
+    say all there is. They live as long as the weight: a file has none, and what it becomes is
+    planned anew or left to the cost model."""
     input_scale: float = 0.0
     """What inputs of a quantized weight are rounded at, as calibration found it; 0 where each token
     (image) gets a scale of its own in every call."""
 
-    def packs(self, bucket: int, tokens: int, end: int) -> bool:
-        """Whether the plan of a GPU runs packed at so many tokens of a bucket that is dense.
-
-        Args:
-            bucket: of gossamer/linear.h.
-            tokens: in that bucket.
-            end: its last count.
-        """
-        halved = bucket - 1 - FIRST_HALVED_BUCKET
-        if not 0 <= halved < HALVED_BUCKETS:
-            return False
-        lower_is_dense = bool(self.rows >> UPPER_PACKED_SHIFT + halved & 1)
-        eighth = bucket - 1 - EIGHTHS_BUCKET
-        eighths_are_dense = eighth >= 0 and bool(self.rows >> EIGHTHS_DENSE_SHIFT + eighth & 1)
-        if not lower_is_dense and not eighths_are_dense:
-            return False
-        is_upper = tokens * 2 > end
-        if not is_upper and lower_is_dense:
-            return False
-        before = end // 2 if is_upper else end // 4
-        return not (eighths_are_dense and (tokens - before) * 8 <= before)
-
     def layout_argument(self, device: torch.device) -> int:
         """What the operators are told of the bytes beside the inputs and outputs of a call.
 
-        On a CPU the layout; on a GPU, whose operator does not read the header, where the plan runs
-        dense, which rows it found, the inputs and the kind of quantization too
-        (src/torch/cuda_layout_argument.h).
+        On a CPU the layout; on a GPU, whose operator does not read the header, the plan, the
+        inputs and the kind of quantization too (`_cuda_argument`).
         """
         if device.type != "cuda":
             return self.layout_code
         is_float8 = self.quantized is not None and self.dtype is torch.float8_e4m3fn
         return (
             self.layout_code
-            | cuda_buckets(self.dense_buckets) << 8
-            | (self.inputs > 0) << 15
-            | self.inputs % 128 << 16
-            | is_float8 << _ops.FLOAT8_BIT
-            | (is_float8 and self.accurate) << _ops.ACCURATE_BIT
-            | self.rows
-            | (self.batch > 1) << 60
+            | (self.plan or _cuda_argument.plan_of_buckets(self.dense_buckets))
+            | (self.inputs > 0) << _cuda_argument.TOLD_SHIFT
+            | self.inputs % _cuda_argument.INPUTS << _cuda_argument.INPUTS_SHIFT
+            | is_float8 << _cuda_argument.FLOAT8_SHIFT
+            | (is_float8 and self.accurate) << _cuda_argument.ACCURATE_SHIFT
+            | (self.batch > 1) << _cuda_argument.STACK_SHIFT
         )
 
     @property
@@ -150,12 +116,6 @@ def facts_of(packed: Tensor) -> Facts:
         (kernel[0], kernel[1]) if kernel else None,
         _dense_buckets(info),
     )
-
-
-def cuda_buckets(header_buckets: int) -> int:
-    """Bits of the header's buckets as bits of the GPU's, where 2–4 and 5–8 tokens are one."""
-    few = header_buckets & 1 | (header_buckets & 0b110 > 0) << 1
-    return few | header_buckets >> 3 << 2
 
 
 def _dense_buckets(info: dict[str, Any]) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from gossamer import (
+    _cuda_argument,
     _ops,
     _ops_int8,  # noqa: F401  (shapes and gradients)
 )
@@ -178,12 +179,9 @@ def _runs_dense(x: Tensor, weight: SparseWeight) -> bool:
     if is_dynamo_compiling() or _is_any_autocast_enabled():
         return False
     tokens = x.numel() // weight.in_features
-    bucket = bisect_left(_BUCKET_ENDS, tokens)
-    if not weight._dense_buckets >> bucket & 1:
-        return False
-    if bucket == len(_BUCKET_ENDS):
-        return True
-    return not weight._facts.packs(bucket, tokens, _BUCKET_ENDS[bucket])
+    if weight._facts.plan:
+        return _cuda_argument.runs_dense(weight._facts.plan, tokens)
+    return bool(weight._dense_buckets >> bisect_left(_BUCKET_ENDS, tokens) & 1)
 
 
 def product(

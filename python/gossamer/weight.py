@@ -252,20 +252,20 @@ class SparseWeight(torch.Tensor):
         return cls(packed, facts, dense, scale.contiguous())
 
     def _replace(
-        self, packed: Tensor, dense: Tensor | None = None, rows: int | None = None
+        self, packed: Tensor, dense: Tensor | None = None, plan: int | None = None
     ) -> SparseWeight:
         """A new weight around other bytes, in this one's orientation and with its scales.
 
-        `rows` are those of `Facts`; None keeps them where shape, dtype and layout are the same.
+        `plan` is that of `Facts`; None keeps it where shape, dtype and layout are the same.
         """
         facts = facts_of(packed)
-        if rows is None:
-            rows = self._facts.rows if facts[:5] == self._facts[:5] else 0
+        if plan is None:
+            plan = self._facts.plan if facts[:5] == self._facts[:5] else 0
         facts = facts._replace(
             transposed=self.transposed,
             quantized=self._facts.quantized,
             accurate=self._facts.accurate,
-            rows=rows,
+            plan=plan,
             input_scale=self._facts.input_scale,
         )
         return type(self)(packed, facts, dense, self.scale)

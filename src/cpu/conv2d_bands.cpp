@@ -245,8 +245,8 @@ void run_conv2d_bands(const KcsrFunctions& sums, const ConvFunctions& steps,
   find_places(args, source, BandPanel(args, rows, shape, bands.vector_lanes), places);
   const std::int64_t panels = band_panels(args.shape, shape, bands.vector_lanes);
   const PanelCycles cycles = band_cycles(args, source, rows.count(), shape, bands.vector_lanes);
-  const SpmmSplit split = cut_panels(panels, conv_threads(args, panels * shape.all()),
-                                     cycles.product, cycles.copied);
+  const SpmmSplit split =
+      cut_panels(panels, conv_threads(args, panels * shape.all()), cycles.product, cycles.copied);
   run_conv_parts(args, split, BandPanel::columns(args.shape, shape.rows),
                  shape.vectors * bands.vector_lanes, source, [&](const SpmmPart& part) {
                    run_part({sums, steps, bands}, args, source, places, rows, shape, part);

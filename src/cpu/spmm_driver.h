@@ -223,8 +223,7 @@ void run_spmm(const KcsrFunctions& functions, int vectors, const LinearArgs& arg
     parallel_for(parallel, batch, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t b = begin; b < end; ++b) {
         auto source = make_source(b);
-        run_part(functions, source, SpmmCall(args, b), vectors,
-                 {0, source.out, 0, args.tokens});
+        run_part(functions, source, SpmmCall(args, b), vectors, {0, source.out, 0, args.tokens});
       }
     });
     return;

@@ -31,9 +31,15 @@ const LinearSp24Kernel* find_linear_sp24(std::string_view name) {
 }
 
 int tuned_row_of(const LinearSp24Kernel& wanted) {
+  const auto tuned = [&](const LinearSp24Kernel& row) {
+    constexpr std::size_t kInstructions = 4;  // "sm90"
+    return row.dtype == wanted.dtype && row.name.find("_unaligned") == std::string_view::npos &&
+           row.name.substr(0, kInstructions) == wanted.name.substr(0, kInstructions);
+  };
+  if (!tuned(wanted)) return 0;
   int place = 0;
   for (const LinearSp24Kernel& row : linear_sp24_kernels()) {
-    if (row.dtype != wanted.dtype) continue;
+    if (!tuned(row)) continue;
     ++place;
     if (row.name == wanted.name) return place <= kMostTunedRows ? place : 0;
   }
@@ -97,10 +103,12 @@ bool can_run(const LinearSp24Kernel& row, const LinearSp24Args& args, const Devi
 }
 
 const LinearSp24Kernel* ask_all(const LinearSp24Args& args, const DeviceInfo& device) {
-  if (args.tuned_row != 0) {
-    for (const LinearSp24Kernel& row : linear_sp24_kernels()) {
-      if (can_run(row, args, device) && tuned_row_of(row) == args.tuned_row) return &row;
-    }
+  const std::string_view own = device.compute_major == 9 ? "sm90" : "sm80";
+  for (const LinearSp24Kernel& row : linear_sp24_kernels()) {
+    if (args.tuned_row == 0) break;
+    const bool is_it =
+        row.name.starts_with(own) && row.dtype == args.dtype && tuned_row_of(row) == args.tuned_row;
+    if (is_it && can_run(row, args, device)) return &row;
   }
   const LinearSp24Kernel* best = nullptr;
   double least = 0.0;

@@ -87,10 +87,11 @@ std::span<const LinearSp24Kernel> linear_sp24_kernels();
 /// The row of that name, or null.
 const LinearSp24Kernel* find_linear_sp24(std::string_view name);
 
-/// How a plan names a row in few bits: its place among the rows of its dtype, from 1; 0 where that
-/// is beyond kMostTunedRows. The numbers mean something in the table that linear_sp24_table(dtype)
-/// tells apart, by the names of its rows, from most others.
-inline constexpr int kMostTunedRows = 31;
+/// How a plan names a row in four bits: its place among the rows that it may be tuned to, those of
+/// its dtype and instructions that load X as the copy engine does, from 1; 0 for others and beyond
+/// kMostTunedRows. The numbers mean something in the table that linear_sp24_table(dtype) tells
+/// apart, by the names of its rows, from most others.
+inline constexpr int kMostTunedRows = 14;
 inline constexpr int kSp24Tables = 4;
 int tuned_row_of(const LinearSp24Kernel& row);
 int linear_sp24_table(DType dtype);

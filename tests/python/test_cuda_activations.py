@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gossamer import _ops
+from gossamer import _cuda_argument, _ops
 
 SOURCE = Path(__file__).parents[2] / "src/cuda/common/activations.cuh"
 NUMBER = r"(-?[0-9.]+)f"
@@ -69,7 +69,7 @@ def test_the_dtype_of_a_result_travels_in_the_layout() -> None:
     layout = 33 | 64 << 16
     assert _ops._linear_fake(x, packed, layout, 7).dtype is torch.bfloat16
     for number, dtype in enumerate((torch.bfloat16, torch.float16, torch.float32), 1):
-        y = _ops._linear_fake(x, packed, layout | number << _ops.RESULT_BIT, 7)
+        y = _ops._linear_fake(x, packed, layout | number << _cuda_argument.RESULT_SHIFT, 7)
         assert (y.dtype, tuple(y.shape)) == (dtype, (3, 7))
     with pytest.raises(ValueError, match="kernels outside of a GPU write x's dtype"):
         _ops.with_result_dtype(layout, x, torch.float32)

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import gossamer as gs
-from gossamer._ops import RESULT_BIT, Activation, apply_activation
+from gossamer._cuda_argument import RESULT_SHIFT
+from gossamer._ops import Activation, apply_activation
 from gossamer.weight import SparseWeight
 
 pytestmark = [
@@ -79,7 +80,7 @@ class Case:
                 y_dtype,
                 False,
             )
-        layout = 33 | (1 + Y_DTYPES.index(y_dtype)) << RESULT_BIT
+        layout = 33 | (1 + Y_DTYPES.index(y_dtype)) << RESULT_SHIFT
         return ops.linear(self.x, self.packed, layout, self.out, None, bias, activation, residual)
 
     def check(self, name: str, activation: int, y_dtype: torch.dtype, *, adds: bool) -> None:
@@ -190,7 +191,7 @@ def test_smooth_activations_over_their_range(
         monkeypatch.setenv("GOSSAMER_KERNEL", name)
         for activation in (Activation.GELU, Activation.GELU_TANH, Activation.SILU):
             for y_dtype in Y_DTYPES:
-                layout = 33 | (1 + Y_DTYPES.index(y_dtype)) << RESULT_BIT
+                layout = 33 | (1 + Y_DTYPES.index(y_dtype)) << RESULT_SHIFT
                 y = ops.linear(x, packed, layout, 64, None, None, activation)
                 error = (y.double() - activated(exact, activation)).abs()
                 assert (error <= bound_of(exact, activation, y_dtype)).all(), (name, activation)
@@ -272,7 +273,7 @@ def test_output_dtype_is_checked_and_traced() -> None:
         gs.linear(x, weight, residual=residual, output_dtype=torch.float32)
     with pytest.raises(ValueError, match="bias is float32"):
         gs.linear(x, weight, torch.zeros(96, device="cuda"))
-    layout = weight._layout_argument | 3 << RESULT_BIT
+    layout = weight._layout_argument | 3 << RESULT_SHIFT
     torch.library.opcheck(ops.linear.default, (x, weight.packed, layout, 96))
 
     def call(x: Tensor) -> Tensor:

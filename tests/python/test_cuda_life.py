@@ -20,7 +20,7 @@ from torch.library import opcheck
 from torch.nn import functional as F
 
 import gossamer as gs
-from gossamer import _plan_cuda, _tune_cuda
+from gossamer import _cuda_argument, _plan_cuda, _tune_cuda
 from gossamer._quantization import pack_quantized
 from gossamer.weight import SparseWeight
 
@@ -266,27 +266,34 @@ def test_the_plan_measures_on_the_device_of_the_layer(monkeypatch: pytest.Monkey
 def test_a_row_that_is_named_runs_and_an_unknown_one_is_the_models(kind: str) -> None:
     layer = packed_layer(kind)
     weight: Any = layer.weight
-    for bucket, tokens in enumerate((1, 8, 32, 128, 300)):
+    for tokens in (1, 8, 16, 32, 128, 300):
         x = inputs(layer, tokens)
         operand = ops.quantize_rows(x, VALUES[kind])[0] if kind in VALUES else x
         model = ops.cuda_kernel(operand, OUT)
         name = str(operand.dtype).removeprefix("torch.")
         table = json.loads(ops.cuda_kernel_table(operand, OUT))
         rows = [row for row in table if row["dtype"] == name]
-        assert [row["row"] for row in rows] == list(range(1, len(rows) + 1))
+        own = f"sm{torch.cuda.get_device_capability()[0]}0"
+        tuned = [row for row in rows if row["name"].startswith(own) and row["row"]]
+        assert [row["row"] for row in tuned] == list(range(1, len(tuned) + 1))
+        left = {row["name"] for row in rows if row["name"].startswith(own) and not row["row"]}
+        assert all("_unaligned" in name for name in left)
         expected, allowed = _tune_cuda.Reference(weight, weight.to_dense()).of(x)
-        for row in rows:
-            bits = _tune_cuda.rows_argument([""] * bucket + [row["name"]], rows)
+        codes = [0] * _cuda_argument.PARTS
+        part = _cuda_argument.part_of(tokens)
+        for row in tuned:
+            codes[part] = row["row"]
+            bits = _cuda_argument.plan_bits(codes, table=row["table"])
             ran = ops.cuda_kernel(operand, OUT, bits)
             assert ran == (model if row["refuses"] else row["name"])
             y = F.linear(x, weight._replace(weight.packed, None, bits))
             assert _tune_cuda.discrepancy(y, expected, allowed) is None, row["name"]
-        stale = _tune_cuda.rows_argument([""] * bucket + [rows[-1]["name"]], rows)
-        stale ^= 1 << _tune_cuda.TABLE_SHIFT
-        assert ops.cuda_kernel(operand, OUT, stale) == model
-        unknown = 31 << _tune_cuda.ROW_SHIFT + _tune_cuda.ROW_BITS * bucket
-        unknown |= rows[0]["table"] << _tune_cuda.TABLE_SHIFT
-        assert ops.cuda_kernel(operand, OUT, unknown) == model
+            stale = bits ^ 1 << _cuda_argument.TABLE_SHIFT
+            assert ops.cuda_kernel(operand, OUT, stale) == model
+        codes[part] = len(tuned) + 1
+        if codes[part] < _cuda_argument.DENSE:
+            unknown = _cuda_argument.plan_bits(codes, table=rows[0]["table"])
+            assert ops.cuda_kernel(operand, OUT, unknown) == model
 
 
 @pytest.mark.parametrize("quantize", [None, "int8", "float8"])

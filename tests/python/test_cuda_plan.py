@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import re
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import gossamer as gs
-from gossamer import _packing, _plan_cuda, _plan_cuda_rule
+from gossamer import _cuda_argument, _packing, _plan_cuda, _plan_cuda_rule
 from gossamer._tune_cuda import Measured
 from gossamer.weight import SparseWeight
 
@@ -52,64 +53,66 @@ def test_slower_somewhere_runs_dense_there(memory: str) -> None:
     slow = times(t256=(1.0, 0.5), t512=(1.0, 1.2), t1=(1.0, 0.96))
     plan = _plan_cuda.decide(slow, KERNELS, memory, 33_600_000)
     assert plan.sparse
-    assert plan.dense_buckets == ["dense", None, None, None, None, "dense", None, None]
+    assert plan.dense_buckets == ["dense"] * 3 + [None, None, "dense", None, None]
     assert "33.6 MB" in plan.reason
     assert plan.choices[6]["tokens"] == 256
     assert plan.choices[6]["milliseconds"] == 0.5
     assert plan.choices[7]["kernel"] == KERNELS[7]
-    assert dense_counts(plan, 4) == {129, 144, 145, 256}
+    assert dense_counts(plan) == {1, 8, 129, 144, 145, 256}
 
 
-def dense_counts(plan: _plan_cuda.CudaPlan, bucket: int) -> set[int]:
-    """Those of a dense bucket's counts, at the ends of its parts, that run dense; the header tells
-    2 to 4 tokens from 5 to 8, so its buckets are one further."""
-    ends = {3: 128, 4: 512, 5: 2048}
-    facts = weight_of(64, 128)._facts._replace(rows=plan.packed_parts)
-    counts = {
-        3: (33, 64, 65, 128),
-        4: (129, 144, 145, 256, 257, 288, 289, 512),
-        5: (513, 576, 577, 1024, 1025, 1152, 1153, 2048),
-    }
-    return {n for n in counts[bucket] if not facts.packs(bucket + 1, n, ends[bucket])}
+COUNTS = [tokens for bucket in _plan_cuda.BUCKETS for tokens in bucket]
 
 
-def test_a_bucket_whose_last_part_is_dense_is_dense() -> None:
-    plan = _plan_cuda.decide(times(t2048=(1.0, 0.5), t33=(1.0, 0.5)), KERNELS, "speed", 10)
-    assert plan.dense_buckets == [None, None, None, None, "dense", None, "dense", None]
-    assert [choice["kernel"] for choice in plan.choices[9:13]] == ["dense"] * 4
-    assert plan.choices[3]["kernel"] == "dense"
-    assert plan.choices[4]["kernel"] == KERNELS[4]
-    assert dense_counts(plan, 3) == {33, 64}
-    assert dense_counts(plan, 5) == {513, 576, 577, 1024, 1025, 1152, 1153, 2048}
+def dense_counts(plan: _plan_cuda.CudaPlan) -> set[int]:
+    """Those of the timed token counts that run dense."""
+    bits = plan.bits([""] * len(KERNELS), {}, 0)
+    return {tokens for tokens in COUNTS if _cuda_argument.runs_dense(bits, tokens)}
 
 
 @pytest.mark.parametrize(
     ("slow", "bucket", "dense"),
     [
-        ({257}, 4, {129, 144, 257, 288}),
-        ({129}, 4, {129, 144, 257, 288}),
-        ({256}, 4, {129, 144, 145, 256}),
-        ({256, 288}, 4, {129, 144, 145, 256, 257, 288}),
-        ({300, 512}, 4, {129, 144, 145, 256, 257, 288, 289, 512}),
-        ({1025}, 5, {513, 576, 1025, 1152}),
-        ({1024}, 5, {513, 576, 577, 1024}),
+        ({9}, 3, {9, 16}),
+        ({32}, 3, {17, 32}),
+        ({64}, 4, {33, 64}),
+        ({128}, 4, {65, 128}),
+        ({257}, 5, {129, 144, 257, 288}),
+        ({129}, 5, {129, 144, 257, 288}),
+        ({256}, 5, {129, 144, 145, 256}),
+        ({512}, 5, {257, 288, 289, 512}),
+        ({256, 288}, 5, {129, 144, 145, 256, 257, 288}),
+        ({144, 512}, 5, {129, 144, 257, 288, 289, 512}),
+        ({145, 512}, 5, {129, 144, 145, 256, 257, 288, 289, 512}),
+        ({1025}, 6, {513, 576, 1025, 1152}),
+        ({1024}, 6, {513, 576, 577, 1024}),
+        ({8192}, 7, {2049, 8192}),
     ],
 )
 def test_parts_of_a_bucket_run_dense(slow: set[int], bucket: int, dense: set[int]) -> None:
     found = times(**{f"t{tokens}": (1.0, 0.5) for tokens in slow})
     plan = _plan_cuda.decide(found, KERNELS, "speed", 10)
-    assert plan.dense_buckets == ["dense" if i == bucket + 1 else None for i in range(8)]
-    assert dense_counts(plan, bucket) == dense
+    assert plan.dense_buckets == ["dense" if i == bucket else None for i in range(8)]
+    assert dense_counts(plan) == dense
+    kernels = [choice["kernel"] for choice in plan.choices for _ in range(2)]
+    assert {n for n, kernel in zip(COUNTS, kernels, strict=True) if kernel == "dense"} == dense
+
+
+def test_what_is_dense_between_the_timed_counts() -> None:
+    plan = _plan_cuda.decide(times(t1025=(1.0, 0.5), t64=(1.0, 0.5)), KERNELS, "speed", 10)
+    bits = plan.bits([""] * len(KERNELS), {}, 0)
+    dense = {n for n in range(1, 3000) if _cuda_argument.runs_dense(bits, n)}
+    assert dense == {*range(33, 65), *range(513, 577), *range(1025, 1153)}
 
 
 def test_a_gain_in_a_part_that_runs_dense_is_none() -> None:
     even = {f"t{tokens}": (1.0, 1.0) for bucket in _plan_cuda.BUCKETS for tokens in bucket}
-    halves = even | {"t33": (1.0, 2.0), "t64": (1.0, 2.0), "t128": (1.0, 0.5)}
-    plan = _plan_cuda.decide(times(**halves), KERNELS, "speed", 10)
+    begins = even | {"t129": (1.0, 2.0), "t144": (1.0, 2.0), "t256": (1.0, 0.5)}
+    plan = _plan_cuda.decide(times(**begins), KERNELS, "speed", 10)
     assert not plan.sparse
-    lower = plan.choices[3]
-    assert lower["kernel"] == "dense"
-    assert lower["reason"].endswith("; dense, as the last part of its bucket is")
+    first = plan.choices[5]
+    assert first["kernel"] == "dense"
+    assert first["reason"].endswith("; dense, as the rest of its part is")
 
 
 def test_what_timing_cannot_tell_apart_is_no_loss_and_no_gain() -> None:
@@ -181,15 +184,17 @@ def test_dense_buckets_survive_in_the_header() -> None:
     assert SparseWeight.from_packed(packed)._facts.dense_buckets == 0
 
 
-def test_the_argument_knows_one_bucket_of_2_to_8_tokens() -> None:
+def test_the_argument_says_what_the_header_runs_dense() -> None:
     facts = weight_of(64, 128)._facts
     gpu = torch.device("cuda")
-    plain = facts.layout_argument(gpu)
-    found = [
-        facts._replace(dense_buckets=1 << i).layout_argument(gpu) - plain >> 8 for i in range(8)
-    ]
-    assert found == [1, 2, 2, 4, 8, 16, 32, 64]
-    assert facts._replace(dense_buckets=255).layout_argument(gpu) - plain == 127 << 8
+    ends = [1, 4, 8, 32, 128, 512, 2048, 8192]
+    for bucket, (begin, end) in enumerate(itertools.pairwise([0, *ends])):
+        argument = facts._replace(dense_buckets=1 << bucket).layout_argument(gpu)
+        dense = {n for n in range(1, 8193) if _cuda_argument.runs_dense(argument, n)}
+        # One part serves all up to eight tokens.
+        assert dense == set(range(1, 9) if end <= 8 else range(begin + 1, end + 1))
+    argument = facts._replace(dense_buckets=255).layout_argument(gpu)
+    assert all(_cuda_argument.runs_dense(argument, n) for n in range(1, 3000))
 
 
 class FakeGpu:
@@ -272,7 +277,7 @@ def test_a_plan_reaches_the_weight_and_the_report(monkeypatch: pytest.MonkeyPatc
     assert kept.weight.dense is not None
     assert torch.equal(kept.weight.dense, layer.weight)
     assert [bucket["kernel"] for bucket in kept.report["plan"]] == [
-        "sm90_1", "sm90_8", "sm90_32", "sm90_64", "sm90_128", "dense", "dense", "sm90_288",
+        "sm90_8", "sm90_16", "sm90_32", "sm90_64", "sm90_128", "dense", "dense", "sm90_288",
         "sm90_512", "sm90_576", "sm90_1024", "sm90_1152", "sm90_2048", "sm90_8192",
     ]  # fmt: skip
     assert [bucket["tokens"] for bucket in kept.report["plan"]][5:7] == ["129–144", "145–256"]
@@ -338,7 +343,7 @@ def test_a_large_layer_is_packed_and_explained() -> None:
     report = next(iter(gs.explain(layer)))
     assert report.packed, report.reason
     assert report.layout == "nm24_tiles"
-    assert [bucket.tokens for bucket in report.plan][:3] == ["1", "2–8", "9–32"]
+    assert [bucket.tokens for bucket in report.plan][:3] == ["1–8", "9–16", "17–32"]
     assert all(bucket.dense_ms > 0 for bucket in report.plan)
     assert report.plan[0].kernel.startswith("sm90_")
     x = torch.randn(4, 4096, device="cuda", dtype=torch.bfloat16)
@@ -370,7 +375,7 @@ def test_dense_buckets_run_the_dense_copy() -> None:
     # A copy with other values shows which of the two was multiplied.
     other = torch.randn(128, 256, device="cuda", dtype=torch.bfloat16)
     weight = SparseWeight.from_packed(planned, dense=other)
-    for tokens, runs_dense in ((1, False), (2, True), (8, True), (9, False)):
+    for tokens, runs_dense in ((1, True), (2, True), (8, True), (9, False)):
         x = torch.randn(tokens, 256, device="cuda", dtype=torch.bfloat16)
         residual = torch.randn(tokens, 128, device="cuda", dtype=torch.bfloat16)
         y = F.linear(x, weight, layer.bias)
@@ -390,7 +395,8 @@ def test_dense_buckets_run_the_dense_copy() -> None:
         ({256}, {129, 144, 145, 256}),
         ({257}, {129, 144, 257, 288}),
         ({256, 257}, {129, 144, 145, 256, 257, 288}),
-        ({512}, {129, 144, 145, 256, 257, 288, 289, 512}),
+        ({512}, {257, 288, 289, 512}),
+        ({128}, {128}),
     ],
 )
 def test_the_operator_runs_the_parts_that_the_plan_says_dense(
@@ -404,7 +410,7 @@ def test_the_operator_runs_the_parts_that_the_plan_says_dense(
     planned = torch.ops.gossamer.with_plan(packed, json.dumps(plan.dense_buckets))
     other = torch.randn(128, 256, device="cuda", dtype=torch.bfloat16)
     weight = SparseWeight.from_packed(planned, dense=other)
-    weight = weight._replace(weight.packed, other, plan.packed_parts)
+    weight = weight._replace(weight.packed, other, plan.bits([""] * len(KERNELS), {}, 0))
     for tokens in (128, 129, 144, 145, 256, 257, 288, 289, 512, 513):
         x = torch.randn(tokens, 256, device="cuda", dtype=torch.bfloat16)
         expected = F.linear(x, other if tokens in dense else layer.weight)

@@ -15,10 +15,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from gossamer import _tune_cuda
+from gossamer import _cuda_argument, _tune_cuda
 from gossamer._plan_cuda import BUCKETS, decide
+from gossamer._plan_cuda_rule import PART_OF
 from gossamer._quantization import pack_quantized, quantize_rows
-from gossamer._tune_cuda import Reference, candidates, choose, discrepancy, rows_argument
+from gossamer._tune_cuda import Reference, candidates, choose, discrepancy
 from gossamer._weight_facts import Facts
 from gossamer.weight import SparseWeight
 
@@ -78,40 +79,41 @@ def test_a_bucket_in_which_every_row_was_wrong_runs_dense() -> None:
     times = [[1.0, 2.0] for counts in BUCKETS for _ in counts]
     times[0] = [math.inf, 2.0]
     kernels = ["k"] * len(BUCKETS)
-    assert decide(times, kernels, "speed", 10).dense_buckets == ["dense"] + [None] * 7
+    assert decide(times, kernels, "speed", 10).dense_buckets == ["dense"] * 3 + [None] * 5
     assert not decide(times, kernels, "low", 10).sparse
 
 
 def test_rows_travel_in_bits_of_their_own() -> None:
-    rows = table(a=1.0, b=1.0, c=1.0)
-    names = ["c", "", "a", "gone", "b", "", "c"]
-    bits = rows_argument(names, rows)
-    found = [bits >> _tune_cuda.ROW_SHIFT + _tune_cuda.ROW_BITS * i & 31 for i in range(7)]
-    assert found == [0, 3, 1, 0, 2, 0, 3]  # one token shares the bits of two to eight
-    assert bits >> _tune_cuda.TABLE_SHIFT == 2
-    assert rows_argument(["", "gone"], rows) == 0
-    assert rows_argument(["b"], rows) == rows_argument(["", "b"], rows)
-    facts = Facts(2, 8, 132, torch.float8_e4m3fn, 33, False, None, 255, torch.bfloat16, True)
+    times = [[1.0, 2.0] for counts in BUCKETS for _ in counts]
+    plan = decide(times, ["k"] * len(BUCKETS), "speed", 10)
+    parts = ["c", "", "a", "gone", "b", "", "c", "c", "b", "a"]
+    bits = plan.bits([parts[part] for part in PART_OF], {"a": 1, "b": 2, "c": 3}, 2)
+    ends = (*_cuda_argument.PART_ENDS, 4096)
+    assert [_cuda_argument.code_at(bits, n) for n in ends] == [3, 0, 1, 0, 2, 0, 3, 3, 2, 1]
+    assert bits >> _cuda_argument.TABLE_SHIFT == 2
+    facts = Facts(2, 8, 132, torch.float8_e4m3fn, 33, False, None, 0, torch.bfloat16, True)
     plain = facts.layout_argument(CUDA)
     assert plain & bits == 0
-    everything = rows_argument(["z"] * 7, [{"name": "z", "row": 31, "table": 3}])
+    everything = _cuda_argument.plan_bits([15] * 10, [True, True], 3)
     assert plain & everything == 0
+    assert plain & 3 << _cuda_argument.RESULT_SHIFT == 0
+    assert everything & 3 << _cuda_argument.RESULT_SHIFT == 0
     assert (plain | everything) < 1 << 63
-    assert facts._replace(rows=everything).layout_argument(CUDA) == plain | everything
-    assert facts._replace(rows=everything).layout_argument(torch.device("cpu")) == 33
+    assert facts._replace(plan=everything).layout_argument(CUDA) == plain | everything
+    assert facts._replace(plan=everything).layout_argument(torch.device("cpu")) == 33
 
 
-def test_rows_stay_with_a_weight_of_the_same_shape() -> None:
+def test_a_plan_stays_with_a_weight_of_the_same_shape() -> None:
     w = pruned(64, 128)
     weight = SparseWeight.from_dense(w, "2:4", layout="nm24_tiles")
-    rows = 5 << _tune_cuda.ROW_SHIFT
-    planned = weight._replace(weight.packed, None, rows)
-    assert planned._facts.rows == rows
-    assert copy.deepcopy(planned)._facts.rows == rows
-    assert planned._replace(planned.packed.clone())._facts.rows == rows
-    assert planned.detach()._facts.rows == rows  # type: ignore[attr-defined]
-    assert planned.half()._facts.rows == 0  # type: ignore[attr-defined]
-    assert planned.canonical()._facts.rows == 0
+    plan = _cuda_argument.plan_bits([5])
+    planned = weight._replace(weight.packed, None, plan)
+    assert planned._facts.plan == plan
+    assert copy.deepcopy(planned)._facts.plan == plan
+    assert planned._replace(planned.packed.clone())._facts.plan == plan
+    assert planned.detach()._facts.plan == plan  # type: ignore[attr-defined]
+    assert planned.half()._facts.plan == 0  # type: ignore[attr-defined]
+    assert planned.canonical()._facts.plan == 0
 
 
 # --- Products -------------------------------------------------------------------------------------
@@ -199,9 +201,8 @@ class FakeGpu:
         scale: Tensor | None,
         bias: Tensor | None,
     ) -> Tensor:
-        bucket = max(_tune_cuda.operator_bucket(len(x)), 1)
-        number = layout >> _tune_cuda.ROW_SHIFT + _tune_cuda.ROW_BITS * bucket & 31
-        assert layout >> _tune_cuda.TABLE_SHIFT == 2
+        number = _cuda_argument.code_at(layout, len(x))
+        assert layout >> _cuda_argument.TABLE_SHIFT == 2
         name = list(self.seconds)[number - 1]
         y = product_of(self.weight, x)
         y = y.roll(1, 1) if (name, len(x)) in self.wrong else y
@@ -245,8 +246,8 @@ def test_parts_that_share_a_row_try_few(gpu: FakeGpu, monkeypatch: pytest.Monkey
 def test_a_row_with_a_wrong_product_is_not_timed_and_named(gpu: FakeGpu) -> None:
     gpu.wrong = {("b", 8), ("b", 512)}
     found = gpu.measure()
-    assert found.rows == ["c", "c", "b", "b", "b", *["c"] * 4, *["b"] * 5]
-    assert found.times[:4] == [[2.5, 5.0]] * 3 + [[2.0, 5.0]]
+    assert found.rows == ["c", *["b"] * 6, "c", "c", *["b"] * 5]
+    assert found.times[:3] == [[2.5, 5.0]] * 2 + [[2.0, 5.0]]
     assert len(found.left_out) == 2
     assert found.left_out[0].startswith("b is left out: its product of 8 tokens is off by ")
     assert dict(gpu.contests)[8] == ["dense", "a", "c"]
@@ -255,19 +256,19 @@ def test_a_row_with_a_wrong_product_is_not_timed_and_named(gpu: FakeGpu) -> None
 def test_where_no_row_is_right_packed_never_wins(gpu: FakeGpu) -> None:
     gpu.wrong = {(name, 1) for name in "abc"}
     found = gpu.measure()
-    assert found.rows[:2] == ["", ""]
-    assert found.times[:3] == [[math.inf, 5.0]] * 3
+    assert found.rows[:2] == ["", "b"]
+    assert found.times[:2] == [[math.inf, 5.0]] * 2
     decided = decide(found.times, ["k"] * len(BUCKETS), "speed", 1).dense_buckets
     assert decided == ["dense", "dense", "dense", None, None, None, None, None]
 
 
-def test_token_counts_that_share_their_bits_get_one_row_and_its_times(gpu: FakeGpu) -> None:
-    gpu.ms_at = {("b", tokens): 1.9 for tokens in (1, 65, 128)}
-    gpu.ms_at |= {("b", tokens): 4.0 for tokens in (2, 8, 33, 64)}
+def test_buckets_of_a_part_get_one_row_and_its_times(gpu: FakeGpu) -> None:
+    gpu.ms_at = {("b", tokens): 1.9 for tokens in (1, 145, 256)}
+    gpu.ms_at |= {("b", tokens): 4.0 for tokens in (8, 129, 144)}
     found = gpu.measure()
-    assert found.rows == ["c", "c", "b", "c", "c", *["b"] * 9]
-    assert found.times[:3] == [[2.5, 5.0]] * 3
-    assert found.times[5:9] == [[2.5, 5.0]] * 4
+    assert found.rows == ["c", "b", "b", "b", "b", "c", "c", *["b"] * 7]
+    assert found.times[:2] == [[2.5, 5.0]] * 2
+    assert found.times[10:14] == [[2.5, 5.0]] * 4
 
 
 def test_where_the_model_is_right_about_the_best_row_nothing_is_fixed(gpu: FakeGpu) -> None:
@@ -281,11 +282,11 @@ def test_the_bits_of_a_weight_that_runs_dense_somewhere_do_not_reach_the_contest
     gpu: FakeGpu,
 ) -> None:
     rows = table(**gpu.seconds)
-    planned = gpu.weight._facts._replace(rows=31 << _tune_cuda.ROW_SHIFT)
+    planned = gpu.weight._facts._replace(plan=_cuda_argument.plan_bits([15, 4]), dense_buckets=255)
     weight = SparseWeight(gpu.weight.packed, planned)
-    argument = _tune_cuda._forced(weight, rows, 2, "c")
-    bits = [argument >> _tune_cuda.ROW_SHIFT + _tune_cuda.ROW_BITS * i & 31 for i in range(7)]
-    assert bits == [0, 0, 3, 0, 0, 0, 0]
+    argument = _tune_cuda._forced(weight, rows, 20, "c")
+    ends = (*_cuda_argument.PART_ENDS, 4096)
+    assert [_cuda_argument.code_at(argument, n) for n in ends] == [0, 0, 3, *[0] * 7]
 
 
 def test_settings_of_torch_are_as_they_were() -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gossamer._cuda_argument import INPUTS_SHIFT, TOLD_SHIFT
 from gossamer.weight import SparseWeight
 
 pytestmark = [
@@ -22,6 +23,7 @@ pytestmark = [
 
 
 DTYPES = (torch.bfloat16, torch.float16)
+TOLD_64 = 33 | 1 << TOLD_SHIFT | 64 << INPUTS_SHIFT
 ops = torch.ops.gossamer
 
 
@@ -272,10 +274,7 @@ def test_compiles_without_a_break() -> None:
     [
         (lambda x, p: ops.linear(x.cpu(), p, 33, 64), "x is on the CPU"),
         (lambda x, p: ops.linear(x.float(), p, 33, 64), "float16 and bfloat16 are multiplied"),
-        (
-            lambda x, p: ops.linear(x[:, :60], p, 33 | 1 << 15 | 64 << 16, 64),
-            r"x must be \[..., 64\]",
-        ),
+        (lambda x, p: ops.linear(x[:, :60], p, TOLD_64, 64), r"x must be \[..., 64\]"),
         (lambda x, p: ops.linear(x.repeat(1, 2), p, 33, 64), "packed has .* bytes"),
         (lambda x, p: ops.linear(x, p, 33, 65 + 64), "packed has .* bytes"),
         (lambda x, p: ops.linear(x, p, 1, 64), "layout 1 is not computed on a GPU"),

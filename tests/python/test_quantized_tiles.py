@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 import gossamer as gs
 from gossamer import (
+    _cuda_argument,
     _ops,
     _packing,
     _plan_cuda,
@@ -94,12 +95,13 @@ class FakeGpu:
         """What src/torch/ops_cuda_linear.cpp does, bit by bit of `layout`."""
         inputs = x.shape[-1]
         assert layout & 255 == TILES
-        assert layout >> 15 & 1
-        assert layout >> 16 & 127 == inputs % 128
+        assert layout >> _cuda_argument.TOLD_SHIFT & 1
+        assert layout >> _cuda_argument.INPUTS_SHIFT & 127 == inputs % 128
         tokens = x.numel() // inputs
-        bucket = sum(tokens > end for end in (1, 8, 32, 128, 512, 2048))
-        call = {"tokens": tokens, "dense": bool(layout >> 8 + bucket & 1) and dense is not None}
-        call["float8"], call["accurate"] = bool(layout >> 23 & 1), bool(layout >> 24 & 1)
+        runs_dense = _cuda_argument.runs_dense(layout, tokens) and dense is not None
+        call = {"tokens": tokens, "dense": runs_dense}
+        call["float8"] = bool(layout >> _cuda_argument.FLOAT8_SHIFT & 1)
+        call["accurate"] = bool(layout >> _cuda_argument.ACCURATE_SHIFT & 1)
         self.calls.append(call)
         if call["dense"]:
             y = F.linear(x, dense, bias)  # type: ignore[arg-type]
@@ -522,6 +524,6 @@ def test_an_exported_program_holds_one_operator(kind: str, monkeypatch: pytest.M
     assert len(calls) == 1
     argument = calls[0].args[2]
     assert argument & 255 == TILES
-    assert argument >> 15 & 255 == 1 | 132 % 128 << 1
-    assert bool(argument >> _ops.FLOAT8_BIT & 1) == (kind != "int8")
-    assert bool(argument >> _ops.ACCURATE_BIT & 1) == (kind == "float8-accurate")
+    assert argument >> _cuda_argument.TOLD_SHIFT & 255 == 1 | 132 % 128 << 1
+    assert bool(argument >> _cuda_argument.FLOAT8_SHIFT & 1) == (kind != "int8")
+    assert bool(argument >> _cuda_argument.ACCURATE_SHIFT & 1) == (kind == "float8-accurate")

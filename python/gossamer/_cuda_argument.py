@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The argument `layout` of the operators on a GPU, which cannot read a packed weight's header.
+
+The bits, and what they mean, are those of src/torch/cuda_layout_argument.h; the plan among them is
+a code of four bits for each part of the token counts, and travels as long as the weight lives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+RESULT_SHIFT = 6
+PLAN_SHIFT = 8
+CODE_BITS = 4
+PART_ENDS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)
+"""The largest token counts of all parts but the last."""
+PARTS = len(PART_ENDS) + 1
+MODEL, DENSE = 0, 15
+"""Codes that name no row: the cost model chooses one, or the dense copy runs."""
+FIRST_PAIR = 5
+"""The part of 129 tokens: from there to 2048 a bit for each two parts says that the first eighth
+of both runs dense, a further column of tiles being all but empty there."""
+PAIRS = 2
+EIGHTHS_SHIFT = PLAN_SHIFT + CODE_BITS * PARTS
+TOLD_SHIFT = 50
+INPUTS_SHIFT = 51
+INPUTS = 128
+FLOAT8_SHIFT = 58
+ACCURATE_SHIFT = 59
+STACK_SHIFT = 60
+TABLE_SHIFT = 61
+
+# Parts by the header's buckets (gossamer/linear.h), 1, 2–4, 5–8, 9–32, 33–128, 129–512, 513–2048
+# tokens and more.
+_PARTS_OF_BUCKETS = ((0,), (0,), (0,), (1, 2), (3, 4), (5, 6), (7, 8), (9,))
+
+
+def part_of(tokens: int) -> int:
+    """Which part so many tokens are in."""
+    return sum(tokens > end for end in PART_ENDS)
+
+
+def plan_bits(codes: Sequence[int], eighths: Sequence[bool] = (), table: int = 0) -> int:
+    """The bits of a plan.
+
+    Args:
+        codes: for each part MODEL, DENSE or a row's number.
+        eighths: for each pair whether its parts' first eighths run dense.
+        table: what the numbers count in, 0 to 3.
+    """
+    bits = table << TABLE_SHIFT
+    for part, code in enumerate(codes):
+        bits |= code << (PLAN_SHIFT + CODE_BITS * part)
+    for pair, is_dense in enumerate(eighths):
+        bits |= int(is_dense) << (EIGHTHS_SHIFT + pair)
+    return bits
+
+
+def plan_of_buckets(dense_buckets: int) -> int:
+    """The bits of a plan that runs the header's buckets dense whose bits are set."""
+    codes = [MODEL] * PARTS
+    for bucket, parts in enumerate(_PARTS_OF_BUCKETS):
+        for part in parts if dense_buckets >> bucket & 1 else ():
+            codes[part] = DENSE
+    return plan_bits(codes)
+
+
+def header_buckets(dense_parts: set[int]) -> list[str | None]:
+    """For each of the header's buckets "dense", where a part of it is, or None."""
+    return ["dense" if dense_parts & set(parts) else None for parts in _PARTS_OF_BUCKETS]
+
+
+def code_at(argument: int, tokens: int) -> int:
+    """The code for so many tokens."""
+    return argument >> (PLAN_SHIFT + CODE_BITS * part_of(tokens)) & DENSE
+
+
+def runs_dense(argument: int, tokens: int) -> bool:
+    """Whether the operator multiplies so many tokens with the dense copy."""
+    part = part_of(tokens)
+    if argument >> (PLAN_SHIFT + CODE_BITS * part) & DENSE == DENSE:
+        return True
+    pair = (part - FIRST_PAIR) // 2
+    if not 0 <= pair < PAIRS or not argument >> (EIGHTHS_SHIFT + pair) & 1:
+        return False
+    before = PART_ENDS[part - 1]
+    return (tokens - before) * 8 <= before
