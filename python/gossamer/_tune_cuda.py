@@ -280,7 +280,7 @@ def _measure_here(
 
 
 def _forced(weight: SparseWeight, rows: Sequence[Row], tokens: int, name: str) -> int:
-    """The argument `layout` of a call that runs this row; the cost model's where it has no number."""
+    """The argument `layout` of a call that runs this row, the model's where it has no number."""
     plain = weight._facts._replace(plan=0, dense_buckets=0).layout_argument(weight.device)
     row = next(row for row in rows if row["name"] == name)
     codes = [0] * PARTS
