@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gossamer import _ops
+from gossamer._layout_argument import ACCURATE_BIT, FLOAT8_BIT
 
 LEAST_ZEROS = 0.25
 """A weight with a smaller fraction of zeros counts as dense: a few that nobody put there are not
@@ -108,8 +109,8 @@ class Facts(NamedTuple):
             | cuda_buckets(self.dense_buckets) << 8
             | (self.inputs > 0) << 15
             | self.inputs % 128 << 16
-            | is_float8 << _ops.FLOAT8_BIT
-            | (is_float8 and self.accurate) << _ops.ACCURATE_BIT
+            | is_float8 << FLOAT8_BIT
+            | (is_float8 and self.accurate) << ACCURATE_BIT
             | self.rows
             | (self.batch > 1) << 60
         )

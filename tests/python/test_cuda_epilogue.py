@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import gossamer as gs
-from gossamer._ops import RESULT_BIT, Activation, apply_activation
+from gossamer._activation import Activation, apply_activation
+from gossamer._layout_argument import RESULT_BIT
 from gossamer.weight import SparseWeight
 
 pytestmark = [

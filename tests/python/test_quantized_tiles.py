@@ -20,13 +20,15 @@ from torch.nn import functional as F
 
 import gossamer as gs
 from gossamer import (
-    _ops,
+    _ops_gradients,
     _packing,
     _plan_cuda,
     _weight_dispatch,
     _weight_memory,
     _weight_products,
 )
+from gossamer._activation import apply_activation
+from gossamer._layout_argument import ACCURATE_BIT, FLOAT8_BIT
 from gossamer._quantization import VALUE_DTYPES, quantize_rows, step
 from gossamer._quantized_check import discrepancy
 from gossamer._tune_cuda import Measured
@@ -112,7 +114,7 @@ class FakeGpu:
             y = y.reshape(*x.shape[:-1], out)
             y = self.corrupt(y if bias is None else y + bias)
             y = (y if residual is None else y + residual).to(x.dtype)
-        return _ops.apply_activation(y, activation)
+        return apply_activation(y, activation)
 
 
 @pytest.fixture
@@ -497,7 +499,7 @@ def test_the_gradient_of_x_goes_through_the_values_as_they_are() -> None:
         context.activation, context.layout, context.out, context.inputs = 0, argument, 96, 132
         context.x_dtype, context.bias_dtype, context.x_scale = torch.float64, None, 0.0
         grad = torch.randn(3, 96, dtype=torch.float64)
-        found = _ops._linear_backward(context, grad)[0]
+        found = _ops_gradients.linear_backward(context, grad)[0]
         assert found is not None
         values = torch.ops.gossamer.unpack(weight.packed, [96, 132], facts.dtype).double()
         assert weight.scale is not None
@@ -523,5 +525,5 @@ def test_an_exported_program_holds_one_operator(kind: str, monkeypatch: pytest.M
     argument = calls[0].args[2]
     assert argument & 255 == TILES
     assert argument >> 15 & 255 == 1 | 132 % 128 << 1
-    assert bool(argument >> _ops.FLOAT8_BIT & 1) == (kind != "int8")
-    assert bool(argument >> _ops.ACCURATE_BIT & 1) == (kind == "float8-accurate")
+    assert bool(argument >> FLOAT8_BIT & 1) == (kind != "int8")
+    assert bool(argument >> ACCURATE_BIT & 1) == (kind == "float8-accurate")
