@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: BSD-3-Clause
 # `make test`: builds and tests everything, in the order in which a fault is cheapest to find.
-#   GOSSAMER_FUZZ_SECONDS     how long each fuzz target runs (default 10)
+#   GOSSAMER_FUZZ_SECONDS     how long the fuzz targets run, side by side (default 15)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/llvm.sh
@@ -50,7 +50,7 @@ if [ -n "$clang" ]; then
   CXX=$clang cmake --preset fuzz >/dev/null
   cmake --build --preset fuzz
   ctest --preset fuzz -j "$(nproc)" --progress
-  scripts/fuzz.sh build/fuzz "${GOSSAMER_FUZZ_SECONDS:-10}"
+  scripts/fuzz.sh build/fuzz "${GOSSAMER_FUZZ_SECONDS:-15}"
 else
   echo "clang++ is not here: the compiler's sanitizers instead, and no fuzzing"
   cmake --preset asan >/dev/null

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gossamer import _ops, weight
+from gossamer import weight
+from gossamer._activation import apply_activation
 from gossamer._convolution import Convolution
 from gossamer._weight_convolution import convolution
 from gossamer._weight_products import ACTIVATIONS, product
@@ -30,7 +31,7 @@ class _Fused:
         if residual is not None:
             # y += r keeps the dtype and the shape of y, which nobody else sees; y + r may not.
             y = y.add_(residual) if self.gossamer_adds_in_place else y + residual
-        return _ops.apply_activation(y, ACTIVATIONS[self.gossamer_epilogue])
+        return apply_activation(y, ACTIVATIONS[self.gossamer_epilogue])
 
 
 class FusedLinear(_Fused, nn.Linear):

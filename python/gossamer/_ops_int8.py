@@ -14,11 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gossamer import _ops
+from gossamer._ops_gradients import (
+    conv2d_backward,
+    conv2d_setup,
+    linear_backward,
+    linear_setup,
+)
+from gossamer._ops_shapes import conv2d_fake
 
 __all__: list[str] = []
-
-_gossamer = torch.ops.gossamer
 
 
 def _result_dtype(y_scale: float, dtype: torch.dtype) -> torch.dtype:
@@ -59,7 +63,7 @@ def _conv2d_fake(
     residual: Tensor | None = None,
     dense: Tensor | None = None,
 ) -> Tensor:
-    y = _ops._conv2d_fake(x, packed, layout, out, kernel, stride, padding, dilation)
+    y = conv2d_fake(x, packed, layout, out, kernel, stride, padding, dilation)
     return torch.empty_like(y, dtype=_result_dtype(y_scale, torch.float32))
 
 
@@ -69,7 +73,7 @@ for _name, _fake in (("linear_int8", _linear_fake), ("conv2d_int8", _conv2d_fake
 
 
 class _Context:
-    """What `_ops`'s formula of the same layer reads: the arguments without the scales of x and y.
+    """What the formulas of `_ops_gradients` read: the arguments without the scales of x and y.
 
     Saved tensors and numbers are the outer context's own.
     """
@@ -84,27 +88,27 @@ class _Context:
 
 def _linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, packed, layout, out, scale, x_scale, _, _, *operands = inputs
-    _ops._linear_setup(ctx, (x, packed, layout, out, scale, *operands), output)
+    linear_setup(ctx, (x, packed, layout, out, scale, *operands), output)
     ctx.x_scale = x_scale
 
 
 def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     needs = (*ctx.needs_input_grad, *[False] * 12)
     inner = _Context(ctx, (*needs[:5], *needs[8:12]))
-    x, *rest = _ops._linear_backward(inner, grad)
+    x, *rest = linear_backward(inner, grad)
     return x, *rest[:4], None, None, None, *rest[4:]
 
 
 def _conv2d_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     *weight, scale, x_scale, _, bias, activation, residual, dense = inputs
-    _ops._conv2d_setup(ctx, (*weight, bias, activation, residual, dense, scale), output)
+    conv2d_setup(ctx, (*weight, bias, activation, residual, dense, scale), output)
     ctx.x_scale = x_scale
 
 
 def _conv2d_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     needs = (*ctx.needs_input_grad, *[False] * 15)
     inner = _Context(ctx, (*needs[:8], *needs[11:15], needs[8]))
-    *weight, bias, activation, residual, dense, scale = _ops._conv2d_backward(inner, grad)
+    *weight, bias, activation, residual, dense, scale = conv2d_backward(inner, grad)
     return *weight, scale, None, None, bias, activation, residual, dense
 
 

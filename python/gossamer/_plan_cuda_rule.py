@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gossamer._cuda_argument import (
+from gossamer._layout_argument import (
     DENSE,
     FIRST_PAIR,
     PAIRS,
@@ -39,7 +39,7 @@ BUCKETS: tuple[tuple[int, ...], ...] = (
     (2049, 8192),
 )
 """Buckets of token counts, by the counts at which each is timed: both ends, the last one's where
-activations of most models end. They are the parts of `_cuda_argument`, four of which are two
+activations of most models end. They are the parts of `_layout_argument`, four of which are two
 buckets: their first eighth and the rest. A further column of tiles has begun in the first eighth
 that is all but empty, which costs what dense kernels pay elsewhere."""
 

@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gossamer._cuda_argument import PARTS, part_of, plan_bits
 from gossamer._cuda_timing import contest
+from gossamer._layout_argument import PARTS, part_of, plan_bits
 from gossamer.weight import SparseWeight
 
 __all__ = [

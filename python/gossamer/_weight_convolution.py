@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gossamer import _ops
+from gossamer import _ops  # noqa: F401  (loads the operators)
+from gossamer._activation import apply_activation
 from gossamer._convolution import paddings, pair
 from gossamer._quantization import checked_scale
 from gossamer._weight_products import ACTIVATIONS, check_requantizes, following, is_transformed
@@ -200,4 +201,4 @@ def _dense_convolution(
     y = torch.nn.functional.conv2d(x, values, bias, stride, sides, dilation)
     if residual is not None:
         y = y + residual
-    return _ops.apply_activation(y, activation)
+    return apply_activation(y, activation)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gossamer import _cuda_argument, _ops
+from gossamer import _layout_argument, _ops
 
 LEAST_ZEROS = 0.25
 """A weight with a smaller fraction of zeros counts as dense: a few that nobody put there are not
@@ -54,8 +54,8 @@ class Facts(NamedTuple):
     """Sums of float8 products are added up in float32 every 256 inputs, not left to the tensor
     core's 14 bits."""
     plan: int = 0
-    """Bits of a GPU's `layout_argument` (`_cuda_argument.plan_bits`); 0 where the header's buckets
-    say all there is. They live as long as the weight: a file has none, and what it becomes is
+    """Bits of a GPU's `layout_argument` (`_layout_argument.plan_bits`); 0 where the header's
+    buckets say all there is. They live as long as the weight: a file has none, and what it becomes is
     planned anew or left to the cost model."""
     input_scale: float = 0.0
     """What inputs of a quantized weight are rounded at, as calibration found it; 0 where each token
@@ -65,19 +65,19 @@ class Facts(NamedTuple):
         """What the operators are told of the bytes beside the inputs and outputs of a call.
 
         On a CPU the layout; on a GPU, whose operator does not read the header, the plan, the
-        inputs and the kind of quantization too (`_cuda_argument`).
+        inputs and the kind of quantization too (`_layout_argument`).
         """
         if device.type != "cuda":
             return self.layout_code
         is_float8 = self.quantized is not None and self.dtype is torch.float8_e4m3fn
         return (
             self.layout_code
-            | (self.plan or _cuda_argument.plan_of_buckets(self.dense_buckets))
-            | (self.inputs > 0) << _cuda_argument.TOLD_SHIFT
-            | self.inputs % _cuda_argument.INPUTS << _cuda_argument.INPUTS_SHIFT
-            | is_float8 << _cuda_argument.FLOAT8_SHIFT
-            | (is_float8 and self.accurate) << _cuda_argument.ACCURATE_SHIFT
-            | (self.batch > 1) << _cuda_argument.STACK_SHIFT
+            | (self.plan or _layout_argument.plan_of_buckets(self.dense_buckets))
+            | (self.inputs > 0) << _layout_argument.TOLD_SHIFT
+            | self.inputs % _layout_argument.INPUTS << _layout_argument.INPUTS_SHIFT
+            | is_float8 << _layout_argument.FLOAT8_SHIFT
+            | (is_float8 and self.accurate) << _layout_argument.ACCURATE_SHIFT
+            | (self.batch > 1) << _layout_argument.STACK_SHIFT
         )
 
     @property

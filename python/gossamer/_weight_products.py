@@ -10,21 +10,19 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from gossamer import (
-    _cuda_argument,
-    _ops,
-    _ops_int8,  # noqa: F401  (shapes and gradients)
-)
+from gossamer import _ops  # noqa: F401  (loads the operators)
+from gossamer._activation import Activation, apply_activation
+from gossamer._layout_argument import runs_dense, with_result_dtype
 from gossamer._quantization import checked_scale
 from gossamer.weight import SparseWeight
 
 ACTIVATIONS = {
-    None: _ops.Activation.NONE,
-    "relu": _ops.Activation.RELU,
-    "gelu": _ops.Activation.GELU,
-    "gelu_tanh": _ops.Activation.GELU_TANH,
-    "silu": _ops.Activation.SILU,
-    "relu2": _ops.Activation.RELU2,
+    None: Activation.NONE,
+    "relu": Activation.RELU,
+    "gelu": Activation.GELU,
+    "gelu_tanh": Activation.GELU_TANH,
+    "silu": Activation.SILU,
+    "relu2": Activation.RELU2,
 }
 
 # The largest token counts of all buckets but the last (gossamer/linear.h, token_bucket).
@@ -180,7 +178,7 @@ def _runs_dense(x: Tensor, weight: SparseWeight) -> bool:
         return False
     tokens = x.numel() // weight.in_features
     if weight._facts.plan:
-        return _cuda_argument.runs_dense(weight._facts.plan, tokens)
+        return runs_dense(weight._facts.plan, tokens)
     return bool(weight._dense_buckets >> bisect_left(_BUCKET_ENDS, tokens) & 1)
 
 
@@ -204,7 +202,7 @@ def product(
         residual = None if residual is None else residual.to(output_dtype or weight.dtype)
     layout = weight._layout_argument
     if output_dtype is not None:
-        layout = _ops.with_result_dtype(layout, x, output_dtype)
+        layout = with_result_dtype(layout, x, output_dtype)
     if is_transformed():
         y = _dense_product(x, weight, bias, activation, residual, output_dtype)
     elif weight._facts.input_scale:
@@ -300,8 +298,8 @@ def _dense_product(
     if output_dtype is not None and output_dtype != x.dtype:
         # Rounded once, at the end.
         y = _dense_sum(x.float(), values.float(), weight, bias, residual)
-        return _ops.apply_activation(y, activation).to(output_dtype)
-    return _ops.apply_activation(_dense_sum(x, values, weight, bias, residual), activation)
+        return apply_activation(y, activation).to(output_dtype)
+    return apply_activation(_dense_sum(x, values, weight, bias, residual), activation)
 
 
 def _dense_sum(

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from gossamer import _ops, _plan_cuda
 from gossamer._layers import Layer, find_layers
+from gossamer._weight_description import shortened
 from gossamer._weight_facts import count_nonzeros
 from gossamer._weight_pickle import current_plan
-from gossamer.weight import SparseWeight, _short
+from gossamer.weight import SparseWeight
 
 __all__ = ["BucketPlan", "Explanation", "LayerReport", "explain"]
 
@@ -160,7 +161,7 @@ def _cells(layer: LayerReport) -> tuple[str, ...]:
     return (
         layer.name or "(model)",
         layer.type,
-        _short(layer.pattern) if layer.pattern else "-",
+        shortened(layer.pattern) if layer.pattern else "-",
         "-" if layer.density is None else f"{layer.density:.1%}",
         size,
         layer.kernel,

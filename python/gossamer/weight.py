@@ -24,12 +24,8 @@ import torch
 from torch import Tensor
 
 from gossamer import _ops
-from gossamer._quantization import (
-    VALUE_DTYPES,
-    checked_scale,
-    dequantized,
-    quantized_dtypes,
-)
+from gossamer._weight_checks import checked_quantized
+from gossamer._weight_description import DescribedWeight
 from gossamer._weight_facts import Facts, facts_of
 from gossamer._weight_pickle import canonical_form, current_plan, with_float8
 from gossamer._weight_tables import FUNCTIONS, OPERATORS, refuse
@@ -41,7 +37,7 @@ _F_conv2d = torch.nn.functional.conv2d
 _addmm = torch.addmm
 
 
-class SparseWeight(torch.Tensor):
+class SparseWeight(DescribedWeight):
     """A packed weight in the place of a dense parameter.
 
     Attributes:
@@ -56,14 +52,6 @@ class SparseWeight(torch.Tensor):
         out_features: outputs, whatever the orientation.
     """
 
-    packed: Tensor
-    dense: Tensor | None
-    scale: Tensor | None
-    layout_code: int
-    transposed: bool
-    in_features: int
-    out_features: int
-    _facts: Facts
     _is_direct: bool
     _is_direct_transposed: bool
     _dense_buckets: int
@@ -219,35 +207,7 @@ class SparseWeight(torch.Tensor):
             ValueError: one of them is something else.
         """
         facts = facts_of(packed)
-        accepted = (torch.int8,) if facts.kernel else tuple(VALUE_DTYPES.values())
-        if facts.dtype not in accepted or facts.batch != 1 or facts.transposed:
-            raise ValueError(
-                f"packed is a weight {list(facts.shape)} of {facts.dtype}: a quantized weight is "
-                "int8 or float8_e4m3fn [out, in], or a convolution's in int8; pack such values, "
-                "not transposed"
-            )
-        if tuple(scale.shape) != (facts.out,) or scale.dtype != torch.float32:
-            raise ValueError(
-                f"scale is {list(scale.shape)} {scale.dtype}: float32 [{facts.out}], one for each "
-                "output, is accepted"
-            )
-        accepted = quantized_dtypes(facts.kernel is not None)
-        if dtype not in accepted:
-            raise ValueError(
-                f"a quantized {'convolution' if facts.kernel else 'weight'} cannot stand for "
-                f"{dtype}; {', '.join(map(str, accepted))} are accepted"
-            )
-        if dense is not None and (tuple(dense.shape) != facts.shape or dense.dtype != dtype):
-            raise ValueError(
-                f"dense is {list(dense.shape)} {dense.dtype}: {list(facts.shape)} {dtype} is "
-                "accepted"
-            )
-        input_scale = checked_scale("input_scale", input_scale) if input_scale else 0.0
-        if input_scale and (facts.dtype is not torch.int8 or packed.device.type != "cpu"):
-            raise ValueError(
-                f"input_scale is {input_scale} for {facts.dtype} values on {packed.device}: int8 "
-                "weights on the CPU take one; leave it at 0"
-            )
+        input_scale = checked_quantized(facts, scale, dtype, dense, input_scale, packed.device)
         facts = facts._replace(quantized=dtype, accurate=accurate, input_scale=input_scale)
         return cls(packed, facts, dense, scale.contiguous())
 
@@ -275,98 +235,11 @@ class SparseWeight(torch.Tensor):
         scale = None if self.scale is None else self.scale.clone()
         return SparseWeight(self.packed.clone(), self._facts, dense, scale)
 
-    # --- What it is ---------------------------------------------------------------------------
-
-    @property
-    def kernel_size(self) -> tuple[int, int] | None:
-        """Height and width of a convolution's kernel; None for a matrix."""
-        return self._facts.kernel
-
-    @property
-    def pattern(self) -> str:
-        """The pattern it was packed with, e.g. `unstructured:0.9`."""
-        return _ops.info(self.packed)["pattern"]
-
-    @property
-    def density(self) -> float:
-        """Kept positions over all positions, padding of N:M and fan-in included."""
-        kept = _ops.info(self.packed)["kept"]
-        return kept / self.numel() if self.numel() else 0.0
-
-    @property
-    def packed_bytes(self) -> int:
-        """Bytes of the packed weight in memory, scales included."""
-        return self.packed.numel() + (0 if self.scale is None else 4 * self.scale.numel())
-
-    @property
-    def layout_name(self) -> str:
-        """The layout it is held in, e.g. `kcsr128`, or a format's name; `first+second` of two."""
-        return _ops.info(self.packed)["layout"]
-
-    @property
-    def quantization(self) -> str | None:
-        """The word of `SparseConfig.quantize` for a quantized weight, else None."""
-        if self.scale is None:
-            return None
-        if self._facts.dtype is torch.int8:
-            return "int8"
-        return "float8-accurate" if self._facts.accurate else "float8"
-
-    @property
-    def input_scale(self) -> float | None:
-        """What inputs of an int8 weight are rounded at; None where each token gets its own."""
-        return self._facts.input_scale or None
-
-    @property
-    def plan(self) -> list[str]:
-        """The kernel chosen for each bucket of token counts; empty strings where none was.
-
-        A convolution's tokens are the pixels of its result, of all images.
-        """
-        return [name or "" for name in _ops.info(self.packed)["plan"]]
-
-    def to_dense(self, dtype: torch.dtype | None = None) -> Tensor:  # type: ignore[override]
-        """The dense parameter again: its shape, zeros where nothing is kept.
-
-        Of a quantized weight these are its 8-bit values times their scales, rounded to the dtype.
-
-        Args:
-            dtype: of the result; None keeps the weight's own.
-        """
-        values = self._logical_values()
-        values = values.mT.contiguous() if self.transposed else values
-        return values if dtype is None else values.to(dtype)
-
-    def _logical_values(self) -> Tensor:
-        """[[batch,] out, in] or a convolution's four dimensions, whatever the orientation."""
-        values = torch.ops.gossamer.unpack(
-            self.packed, self._facts.logical_shape, self._facts.dtype
-        )
-        return values if self.scale is None else dequantized(values, self.scale).to(self.dtype)
-
-    def mask(self) -> Tensor:
-        """Bool, shape of the dense parameter: True where a value is kept, zeros included."""
-        mask = torch.ops.gossamer.unpack_mask(self.packed, self._facts.logical_shape)
-        return mask.mT.contiguous() if self.transposed else mask
+    # --- Copies, files ------------------------------------------------------------------------
 
     def canonical(self) -> SparseWeight:
         """The same weight in its format, the one that is saved."""
         return self._replace(torch.ops.gossamer.convert(self.packed, "format"))
-
-    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
-        """One line: shape, dtype, pattern, density, layout, size."""
-        shape = f"{list(self.shape)}, {str(self.dtype).removeprefix('torch.')}"
-        if type(self.packed) is not torch.Tensor:  # a compiler's fake has no bytes to read
-            return f"SparseWeight({shape}, {self.packed})"
-        info = _ops.info(self.packed)
-        values = "" if self.scale is None else f"{info['dtype']} with a scale a row, "
-        return (
-            f"SparseWeight({shape}, {values}{_short(info['pattern'])}, "
-            f"{100 * self.density:.1f} % kept, "
-            f"{info['layout']}, {self.packed_bytes / 1e6:.2f} MB)"
-        )
-
-    # --- Copies, files ------------------------------------------------------------------------
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SparseWeight:
         """A copy with bytes of its own."""
@@ -453,12 +326,6 @@ class SparseWeight(torch.Tensor):
         if handler is None:
             refuse(func)
         return handler(func, args, kwargs or {})
-
-
-def _short(pattern: str) -> str:
-    """A pattern's text with its sparsity rounded to four digits."""
-    kind, separator, last = pattern.rpartition(":")
-    return f"{kind}:{float(last):.4g}" if separator and "." in last else pattern
 
 
 def _rebuild_sparse_weight(

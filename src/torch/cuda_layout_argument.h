@@ -11,7 +11,7 @@
 namespace gossamer::door::cuda_ops {
 
 // The argument `layout` carries more than the layout's number, because the header is on the GPU
-// (python/gossamer/_cuda_argument.py puts it together). Zeros where the caller knows none of it.
+// (python/gossamer/_layout_argument.py puts it together). Zeros where the caller knows none of it.
 //
 //    6, 7     the dtype of the result where that is not x's: bfloat16, float16, float32
 //    8 .. 47  four bits for each part of the token counts (kPartEnds): 15 where the dense copy

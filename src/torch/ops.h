@@ -14,7 +14,7 @@
 #include "torch/dense.h"
 
 /// The operators of torch.ops.gossamer; their schemas are in registration.cpp, their shapes in
-/// python/gossamer/_ops.py.
+/// python/gossamer/_ops_shapes.py.
 namespace gossamer::door {
 
 // ops_linear.cpp

@@ -4,16 +4,15 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <limits>
+#include <optional>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "cpu/tile_rows.h"
 #include "gossamer/linear.h"
-#include "gossamer/openmp.h"
+#include "kernel_call.h"
 #include "model_tiles.h"
 #include "testing.h"
 
@@ -22,253 +21,6 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
-
-/// One call of one kernel, with room around Y to notice a write outside.
-struct Case {
-  Pattern pattern;
-  std::int64_t batch = 1;
-  std::int64_t out = 1;
-  std::int64_t in = 1;
-  std::int64_t tokens = 1;
-  bool bias = false;
-  bool residual = false;
-  Activation activation = Activation::kNone;
-  std::int64_t padding = 0;  ///< elements between rows of X, Y and residual
-  int threads = 1;
-
-  std::string to_string() const {
-    return pattern.to_string() + " batch " + std::to_string(batch) + " out " + std::to_string(out) +
-           " in " + std::to_string(in) + " tokens " + std::to_string(tokens) +
-           (bias ? " bias" : "") + (residual ? " residual" : "") + " activation " +
-           std::to_string(static_cast<int>(activation)) + " padding " + std::to_string(padding) +
-           " threads " + std::to_string(threads);
-  }
-};
-
-/// The dtype of Y, bias and residual.
-DType result_dtype(const LinearKernel& kernel) {
-  return kernel.activation_dtype == DType::kInt8 ? DType::kFloat32 : kernel.activation_dtype;
-}
-
-/// The half-width of rounding to nearest, relative.
-double unit_roundoff(DType dtype) {
-  switch (dtype) {
-    case DType::kFloat64:
-      return 0x1p-53;
-    case DType::kFloat32:
-      return 0x1p-24;
-    case DType::kFloat16:
-      return 0x1p-11;
-    default:
-      return 0x1p-8;
-  }
-}
-
-/// Arithmetic is float64 for float64 and float32 for everything else.
-double compute_roundoff(DType dtype) { return dtype == DType::kFloat64 ? 0x1p-53 : 0x1p-24; }
-
-/// The activations by their definitions.
-double activated(Activation activation, double x) {
-  switch (activation) {
-    case Activation::kRelu:
-      return x < 0.0 ? 0.0 : x;
-    case Activation::kGelu:
-      return 0.5 * x * (1.0 + std::erf(x / std::sqrt(2.0)));
-    case Activation::kGeluTanh:
-      return 0.5 * x * (1.0 + std::tanh(std::sqrt(2.0 / M_PI) * (x + 0.044715 * x * x * x)));
-    case Activation::kSilu:
-      return x / (1.0 + std::exp(-x));
-    case Activation::kRelu2:
-      return x < 0.0 ? 0.0 : x * x;
-    case Activation::kNone:
-      break;
-  }
-  return x;
-}
-
-/// How far act(s) may be from act(sum) in an arithmetic of roundoff u, where |s - sum| <= error.
-/// No activation is steeper than 1.13. An activation is x times a step between 0 and 1. With
-/// e = exp(a) of relative error 4u + 4u|a| (four roundings in a, three in the reduced exponential,
-/// one for its polynomial), the step 1/(1 + e) is off by at most 0.25·4u + max |a|σ(1−σ)·4u < 2u,
-/// and by 2u more for the sum and the quotient; the normal distribution function by half of its
-/// tail's relative error, at most 8u, and by u for the difference from 1. So 5u|x| bounds both,
-/// with the product; the factor 8 has room for second-order terms. Squared ReLU has no such slope:
-/// it is (x + error)², rounded once.
-double activation_error(Activation activation, double sum, double error, double u) {
-  if (activation == Activation::kNone || activation == Activation::kRelu) return error;
-  if (activation == Activation::kRelu2) {
-    const double most = std::fabs(sum) + error;
-    return error * (std::fabs(sum) + most) + u * most * most;
-  }
-  return 1.13 * error + 8.0 * u * (std::fabs(sum) + error);
-}
-
-constexpr std::array kActivations{Activation::kNone,     Activation::kRelu, Activation::kGelu,
-                                  Activation::kGeluTanh, Activation::kSilu, Activation::kRelu2};
-static_assert(kActivations.size() == kActivationCount);
-
-class Call {
- public:
-  Call(const LinearKernel& kernel, const Case& c, Random& random)
-      : kernel_(kernel),
-        case_(c),
-        dtype_(result_dtype(kernel)),
-        quantized_(kernel.activation_dtype == DType::kInt8),
-        weight_values_(random_sparse(random, kernel.weight_dtype, c.pattern, c.out, c.in, c.batch)),
-        weight_(pack_matrix(weight_values_, c.pattern, kernel.layout)),
-        mask_(unpack_mask(weight_)),
-        x_(random_matrix(random, kernel.activation_dtype, c.tokens, c.in + c.padding, c.batch)),
-        x_scale_(random_matrix(random, DType::kFloat32, c.batch, c.tokens)),
-        weight_scale_(random_matrix(random, DType::kFloat32, c.batch, c.out)),
-        bias_(random_matrix(random, dtype_, c.batch, c.out)),
-        residual_(random_matrix(random, dtype_, c.tokens, c.out + c.padding, c.batch)),
-        y_(random_matrix(random, dtype_, c.tokens + 2, c.out + c.padding, c.batch)),
-        before_(y_),
-        kept_(static_cast<std::size_t>(c.batch * c.out)) {
-    for (std::int64_t at = 0; at < weight_values_.size(); ++at) {
-      if (mask_.bytes[static_cast<std::size_t>(at)] == std::byte{0}) continue;
-      kept_[static_cast<std::size_t>(at / c.in)].emplace_back(at % c.in,
-                                                              element(weight_values_, at));
-    }
-  }
-
-  Matrix& x() { return x_; }
-  const Matrix& mask() const { return mask_; }
-  std::int64_t y_index(std::int64_t b, std::int64_t t, std::int64_t r) const {
-    return (b * (case_.tokens + 2) + t + 1) * (case_.out + case_.padding) + r;
-  }
-  std::int64_t x_index(std::int64_t b, std::int64_t t, std::int64_t k) const {
-    return (b * case_.tokens + t) * (case_.in + case_.padding) + k;
-  }
-
-  /// Calls the kernel; the first and last row of Y and the padding must stay untouched.
-  void call(bool residual_is_y = false) {
-    const std::int64_t bytes = dtype_bytes(dtype_);
-    LinearArgs args{.weight = weight_};
-    args.tokens = case_.tokens;
-    args.x = x_.bytes.data();
-    args.x_stride = case_.in + case_.padding;
-    args.x_batch_stride = case_.tokens * args.x_stride;
-    args.y_stride = case_.out + case_.padding;
-    args.y_batch_stride = (case_.tokens + 2) * args.y_stride;
-    args.y = y_.bytes.data() + args.y_stride * bytes;
-    if (quantized_) {
-      args.x_scale = x_scale_.as<float>();
-      if (case_.out % 2 == 1) args.weight_scale = weight_scale_.as<float>();
-    }
-    if (case_.bias) args.bias = bias_.bytes.data();
-    if (case_.residual) {
-      args.residual = residual_.bytes.data();
-      args.residual_stride = args.y_stride;
-      args.residual_batch_stride = case_.tokens * args.y_stride;
-    }
-    if (residual_is_y) {
-      args.residual = args.y;
-      args.residual_stride = args.y_stride;
-      args.residual_batch_stride = args.y_batch_stride;
-      residual_is_y_ = true;
-    }
-    args.activation = case_.activation;
-    if (case_.threads > 1) args.parallel = openmp_parallel_for(case_.threads);
-    kernel_.run(args);
-  }
-
-  double actual(std::int64_t b, std::int64_t t, std::int64_t r) const {
-    return element(y_, y_index(b, t, r));
-  }
-
-  /// The exact result before activation and rounding, and the sum of absolute products that bounds
-  /// its error.
-  std::array<double, 2> expected(std::int64_t b, std::int64_t t, std::int64_t r) const {
-    double sum = 0.0;
-    double size = 0.0;
-    for (const auto& [k, value] : kept_[static_cast<std::size_t>(b * case_.out + r)]) {
-      const double product = value * x_as_double_[static_cast<std::size_t>(x_index(b, t, k))];
-      sum += product;
-      size += std::fabs(product);
-    }
-    if (quantized_) {
-      double scale = element(x_scale_, b * case_.tokens + t);
-      if (case_.out % 2 == 1) scale *= element(weight_scale_, b * case_.out + r);
-      sum *= scale;
-      size *= std::fabs(scale);
-    }
-    if (case_.bias) add(element(bias_, b * case_.out + r), sum, size);
-    if (case_.residual) {
-      const std::int64_t at = (b * case_.tokens + t) * (case_.out + case_.padding) + r;
-      add(element(residual_, at), sum, size);
-    }
-    if (residual_is_y_) add(element(before_, y_index(b, t, r)), sum, size);
-    return {sum, size};
-  }
-
-  /// Compares everything. The bound is that of any order of summation (Higham 2002, §4.2): every
-  /// addition and product rounds once, so |error| <= n·u·Σ|x·w| to first order with n roundings in
-  /// a chain; then one rounding to the dtype of Y.
-  void check() {
-    x_as_double_.resize(static_cast<std::size_t>(x_.size()));
-    for (std::int64_t i = 0; i < x_.size(); ++i) {
-      x_as_double_[static_cast<std::size_t>(i)] = element(x_, i);
-    }
-    // Sums of int8 products are exact: they are rounded to float32, then come scales and epilogue.
-    const double roundings = quantized_ ? 5.0 : static_cast<double>(case_.in) + 4.0;
-    for (std::int64_t b = 0; b < case_.batch; ++b) {
-      for (std::int64_t t = 0; t < case_.tokens; ++t) {
-        for (std::int64_t r = 0; r < case_.out; ++r) {
-          const auto [sum, size] = expected(b, t, r);
-          // 2: the second-order terms; and twice the spacing where float16 is subnormal.
-          const double u = compute_roundoff(dtype_);
-          const double result = activated(case_.activation, sum);
-          const double error =
-              activation_error(case_.activation, sum, 2.0 * roundings * u * size, u);
-          const double bound =
-              error + unit_roundoff(dtype_) * (std::fabs(result) + error) + 0x1p-24;
-          ASSERT_LE(std::fabs(actual(b, t, r) - result), bound)
-              << kernel_.name << ": " << case_.to_string() << " at batch " << b << " token " << t
-              << " row " << r;
-        }
-      }
-    }
-    check_untouched();
-  }
-
- private:
-  static void add(double value, double& sum, double& size) {
-    sum += value;
-    size += std::fabs(value);
-  }
-
-  void check_untouched() const {
-    const auto bytes = static_cast<std::size_t>(dtype_bytes(dtype_));
-    const std::int64_t stride = case_.out + case_.padding;
-    for (std::int64_t i = 0; i < y_.size(); ++i) {
-      const std::int64_t row = i / stride % (case_.tokens + 2);
-      if (row >= 1 && row <= case_.tokens && i % stride < case_.out) continue;
-      ASSERT_EQ(std::memcmp(y_.bytes.data() + static_cast<std::size_t>(i) * bytes,
-                            before_.bytes.data() + static_cast<std::size_t>(i) * bytes, bytes),
-                0)
-          << kernel_.name << ": wrote outside Y in " << case_.to_string();
-    }
-  }
-
-  const LinearKernel& kernel_;
-  Case case_;
-  DType dtype_;     ///< of Y, bias and residual
-  bool quantized_;  ///< X is int8
-  Matrix weight_values_;
-  PackedWeight weight_;
-  Matrix mask_;
-  Matrix x_;
-  Matrix x_scale_;
-  Matrix weight_scale_;
-  Matrix bias_;
-  Matrix residual_;
-  Matrix y_;
-  Matrix before_;
-  std::vector<std::vector<std::pair<std::int64_t, double>>> kept_;  ///< of each row: column, value
-  std::vector<double> x_as_double_;
-  bool residual_is_y_ = false;
-};
 
 /// Patterns that the layout of a kernel holds.
 std::vector<Pattern> layout_patterns(const LinearKernel& kernel) {
@@ -314,12 +66,21 @@ class KernelTest : public testing::TestWithParam<const LinearKernel*> {
   const LinearKernel& kernel() const { return *GetParam(); }
 
   void check(const Case& c) {
-    Call run(kernel(), c, random_);
+    Call run(kernel(), c, weight_for(c), random_);
     run.call();
     run.check();
   }
 
+  /// The last weight where it fits, else a new one.
+  const Weight& weight_for(const Case& c) {
+    if (!weight_ || !weight_->fits(c)) weight_.emplace(kernel(), c, random_);
+    return *weight_;
+  }
+
   Random random_{20261123};
+
+ private:
+  std::optional<Weight> weight_;
 };
 
 TEST_P(KernelTest, AgreesAtEveryTokenCount) {
@@ -353,10 +114,10 @@ TEST_P(KernelTest, AgreesWithManyBlocksOfRowsAndInputs) {
 
 TEST_P(KernelTest, AgreesWithEveryEpilogueStrideBatchAndThreadCount) {
   const Pattern pattern = patterns_of(kernel()).back();
-  for (const bool bias : {false, true}) {
-    for (const bool residual : {false, true}) {
-      for (const Activation activation : kActivations) {
-        for (const std::int64_t batch : {1, 3}) {
+  for (const std::int64_t batch : {1, 3}) {
+    for (const bool bias : {false, true}) {
+      for (const bool residual : {false, true}) {
+        for (const Activation activation : kActivations) {
           for (const int threads : {1, 4}) {
             for (const std::int64_t tokens : {1, 6, 70}) {
               check({.pattern = pattern,
@@ -450,7 +211,7 @@ TEST_P(KernelTest, ResidualMayBeY) {
                  .tokens = tokens,
                  .activation = Activation::kRelu,
                  .padding = 3};
-    Call run(kernel(), c, random_);
+    Call run(kernel(), c, weight_for(c), random_);
     run.call(true);
     run.check();
   }
@@ -464,7 +225,7 @@ TEST_P(KernelTest, NonFiniteInputsReachKeptPositionsOnly) {
     for (const std::int64_t tokens : {1, 3, 17, 65}) {
       for (const double poison : {kNan, kInfinity, -kInfinity}) {
         const Case c{.pattern = pattern, .out = 24, .in = 144, .tokens = tokens};
-        Call run(kernel(), c, random_);
+        Call run(kernel(), c, weight_for(c), random_);
         const std::int64_t column = 37;
         for (std::int64_t t = 0; t < tokens; t += 2) {
           set_element(run.x(), run.x_index(0, t, column), poison);
@@ -531,7 +292,7 @@ TEST_P(KernelTest, ReluKeepsNan) {
                .in = 64,
                .tokens = 9,
                .activation = Activation::kRelu};
-  Call run(kernel(), c, random_);
+  Call run(kernel(), c, weight_for(c), random_);
   for (std::int64_t k = 0; k < c.in; ++k) set_element(run.x(), run.x_index(0, 4, k), kNan);
   run.call();
   for (std::int64_t r = 0; r < c.out; ++r) {

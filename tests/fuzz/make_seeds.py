@@ -17,7 +17,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "attacks"))
 
-from make_attacks import DTYPE_CODES, Packed, bitmask, blocks, fan_in, four_eight, two_four  # noqa: E402
+from packed_samples import DTYPE_CODES, Packed, bitmask, blocks, fan_in, four_eight, two_four  # noqa: E402
 
 PATTERNS = ["unstructured:0.9", "2:4", "8:16", "block:64x64:0.8", "vnm:64:2:8", "fanin:0.25"]
 HEADER = "<IHBBiBBHiiiiiidqqqqq"

@@ -413,7 +413,8 @@ def test_attack_is_refused(name: str, message: str, tmp_path: Path) -> None:
 
 
 def test_attacks_are_as_generated(tmp_path: Path) -> None:
-    shutil.copy(ATTACKS / "make_attacks.py", tmp_path)
+    for source in ATTACKS.glob("*.py"):
+        shutil.copy(source, tmp_path)
     subprocess.run([sys.executable, tmp_path / "make_attacks.py"], check=True)
     for path in [ATTACKS / "README.md", *ATTACKS.rglob("*.safetensors")]:
         assert path.read_bytes() == (tmp_path / path.relative_to(ATTACKS)).read_bytes()

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gossamer import _cuda_argument, _ops
+from gossamer._layout_argument import RESULT_SHIFT, with_result_dtype
+from gossamer._ops_shapes import linear_fake
 
 SOURCE = Path(__file__).parents[2] / "src/cuda/common/activations.cuh"
 NUMBER = r"(-?[0-9.]+)f"
@@ -67,10 +68,10 @@ def test_the_dtype_of_a_result_travels_in_the_layout() -> None:
     x = torch.zeros(3, 64, dtype=torch.bfloat16)
     packed = torch.zeros(1, dtype=torch.uint8)
     layout = 33 | 64 << 16
-    assert _ops._linear_fake(x, packed, layout, 7).dtype is torch.bfloat16
+    assert linear_fake(x, packed, layout, 7).dtype is torch.bfloat16
     for number, dtype in enumerate((torch.bfloat16, torch.float16, torch.float32), 1):
-        y = _ops._linear_fake(x, packed, layout | number << _cuda_argument.RESULT_SHIFT, 7)
+        y = linear_fake(x, packed, layout | number << RESULT_SHIFT, 7)
         assert (y.dtype, tuple(y.shape)) == (dtype, (3, 7))
     with pytest.raises(ValueError, match="kernels outside of a GPU write x's dtype"):
-        _ops.with_result_dtype(layout, x, torch.float32)
-    assert _ops.with_result_dtype(layout, x, torch.bfloat16) == layout
+        with_result_dtype(layout, x, torch.float32)
+    assert with_result_dtype(layout, x, torch.bfloat16) == layout

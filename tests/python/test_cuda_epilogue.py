@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import gossamer as gs
-from gossamer._cuda_argument import RESULT_SHIFT
-from gossamer._ops import Activation, apply_activation
+from gossamer._activation import Activation, apply_activation
+from gossamer._layout_argument import RESULT_SHIFT
 from gossamer.weight import SparseWeight
 
 pytestmark = [

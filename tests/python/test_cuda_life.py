@@ -20,7 +20,7 @@ from torch.library import opcheck
 from torch.nn import functional as F
 
 import gossamer as gs
-from gossamer import _cuda_argument, _plan_cuda, _tune_cuda
+from gossamer import _layout_argument, _plan_cuda, _tune_cuda
 from gossamer._quantization import pack_quantized
 from gossamer.weight import SparseWeight
 
@@ -279,20 +279,20 @@ def test_a_row_that_is_named_runs_and_an_unknown_one_is_the_models(kind: str) ->
         left = {row["name"] for row in rows if row["name"].startswith(own) and not row["row"]}
         assert all("_unaligned" in name for name in left)
         expected, allowed = _tune_cuda.Reference(weight, weight.to_dense()).of(x)
-        codes = [0] * _cuda_argument.PARTS
-        part = _cuda_argument.part_of(tokens)
+        codes = [0] * _layout_argument.PARTS
+        part = _layout_argument.part_of(tokens)
         for row in tuned:
             codes[part] = row["row"]
-            bits = _cuda_argument.plan_bits(codes, table=row["table"])
+            bits = _layout_argument.plan_bits(codes, table=row["table"])
             ran = ops.cuda_kernel(operand, OUT, bits)
             assert ran == (model if row["refuses"] else row["name"])
             y = F.linear(x, weight._replace(weight.packed, None, bits))
             assert _tune_cuda.discrepancy(y, expected, allowed) is None, row["name"]
-            stale = bits ^ 1 << _cuda_argument.TABLE_SHIFT
+            stale = bits ^ 1 << _layout_argument.TABLE_SHIFT
             assert ops.cuda_kernel(operand, OUT, stale) == model
         codes[part] = len(tuned) + 1
-        if codes[part] < _cuda_argument.DENSE:
-            unknown = _cuda_argument.plan_bits(codes, table=rows[0]["table"])
+        if codes[part] < _layout_argument.DENSE:
+            unknown = _layout_argument.plan_bits(codes, table=rows[0]["table"])
             assert ops.cuda_kernel(operand, OUT, unknown) == model
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import gossamer as gs
-from gossamer import _cuda_argument, _packing, _plan_cuda, _plan_cuda_rule
+from gossamer import _layout_argument, _packing, _plan_cuda, _plan_cuda_rule
 from gossamer._tune_cuda import Measured
 from gossamer.weight import SparseWeight
 
@@ -67,7 +67,7 @@ COUNTS = [tokens for bucket in _plan_cuda.BUCKETS for tokens in bucket]
 def dense_counts(plan: _plan_cuda.CudaPlan) -> set[int]:
     """Those of the timed token counts that run dense."""
     bits = plan.bits([""] * len(KERNELS), {}, 0)
-    return {tokens for tokens in COUNTS if _cuda_argument.runs_dense(bits, tokens)}
+    return {tokens for tokens in COUNTS if _layout_argument.runs_dense(bits, tokens)}
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_parts_of_a_bucket_run_dense(slow: set[int], bucket: int, dense: set[int
 def test_what_is_dense_between_the_timed_counts() -> None:
     plan = _plan_cuda.decide(times(t1025=(1.0, 0.5), t64=(1.0, 0.5)), KERNELS, "speed", 10)
     bits = plan.bits([""] * len(KERNELS), {}, 0)
-    dense = {n for n in range(1, 3000) if _cuda_argument.runs_dense(bits, n)}
+    dense = {n for n in range(1, 3000) if _layout_argument.runs_dense(bits, n)}
     assert dense == {*range(33, 65), *range(513, 577), *range(1025, 1153)}
 
 
@@ -190,11 +190,11 @@ def test_the_argument_says_what_the_header_runs_dense() -> None:
     ends = [1, 4, 8, 32, 128, 512, 2048, 8192]
     for bucket, (begin, end) in enumerate(itertools.pairwise([0, *ends])):
         argument = facts._replace(dense_buckets=1 << bucket).layout_argument(gpu)
-        dense = {n for n in range(1, 8193) if _cuda_argument.runs_dense(argument, n)}
+        dense = {n for n in range(1, 8193) if _layout_argument.runs_dense(argument, n)}
         # One part serves all up to eight tokens.
         assert dense == set(range(1, 9) if end <= 8 else range(begin + 1, end + 1))
     argument = facts._replace(dense_buckets=255).layout_argument(gpu)
-    assert all(_cuda_argument.runs_dense(argument, n) for n in range(1, 3000))
+    assert all(_layout_argument.runs_dense(argument, n) for n in range(1, 3000))
 
 
 class FakeGpu:

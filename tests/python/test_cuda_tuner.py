@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gossamer import _cuda_argument, _tune_cuda
+from gossamer import _layout_argument, _tune_cuda
 from gossamer._plan_cuda import BUCKETS, decide
 from gossamer._plan_cuda_rule import PART_OF
 from gossamer._quantization import pack_quantized, quantize_rows
@@ -88,16 +88,16 @@ def test_rows_travel_in_bits_of_their_own() -> None:
     plan = decide(times, ["k"] * len(BUCKETS), "speed", 10)
     parts = ["c", "", "a", "gone", "b", "", "c", "c", "b", "a"]
     bits = plan.bits([parts[part] for part in PART_OF], {"a": 1, "b": 2, "c": 3}, 2)
-    ends = (*_cuda_argument.PART_ENDS, 4096)
-    assert [_cuda_argument.code_at(bits, n) for n in ends] == [3, 0, 1, 0, 2, 0, 3, 3, 2, 1]
-    assert bits >> _cuda_argument.TABLE_SHIFT == 2
+    ends = (*_layout_argument.PART_ENDS, 4096)
+    assert [_layout_argument.code_at(bits, n) for n in ends] == [3, 0, 1, 0, 2, 0, 3, 3, 2, 1]
+    assert bits >> _layout_argument.TABLE_SHIFT == 2
     facts = Facts(2, 8, 132, torch.float8_e4m3fn, 33, False, None, 0, torch.bfloat16, True)
     plain = facts.layout_argument(CUDA)
     assert plain & bits == 0
-    everything = _cuda_argument.plan_bits([15] * 10, [True, True], 3)
+    everything = _layout_argument.plan_bits([15] * 10, [True, True], 3)
     assert plain & everything == 0
-    assert plain & 3 << _cuda_argument.RESULT_SHIFT == 0
-    assert everything & 3 << _cuda_argument.RESULT_SHIFT == 0
+    assert plain & 3 << _layout_argument.RESULT_SHIFT == 0
+    assert everything & 3 << _layout_argument.RESULT_SHIFT == 0
     assert (plain | everything) < 1 << 63
     assert facts._replace(plan=everything).layout_argument(CUDA) == plain | everything
     assert facts._replace(plan=everything).layout_argument(torch.device("cpu")) == 33
@@ -106,7 +106,7 @@ def test_rows_travel_in_bits_of_their_own() -> None:
 def test_a_plan_stays_with_a_weight_of_the_same_shape() -> None:
     w = pruned(64, 128)
     weight = SparseWeight.from_dense(w, "2:4", layout="nm24_tiles")
-    plan = _cuda_argument.plan_bits([5])
+    plan = _layout_argument.plan_bits([5])
     planned = weight._replace(weight.packed, None, plan)
     assert planned._facts.plan == plan
     assert copy.deepcopy(planned)._facts.plan == plan
@@ -201,8 +201,8 @@ class FakeGpu:
         scale: Tensor | None,
         bias: Tensor | None,
     ) -> Tensor:
-        number = _cuda_argument.code_at(layout, len(x))
-        assert layout >> _cuda_argument.TABLE_SHIFT == 2
+        number = _layout_argument.code_at(layout, len(x))
+        assert layout >> _layout_argument.TABLE_SHIFT == 2
         name = list(self.seconds)[number - 1]
         y = product_of(self.weight, x)
         y = y.roll(1, 1) if (name, len(x)) in self.wrong else y
@@ -282,11 +282,13 @@ def test_the_bits_of_a_weight_that_runs_dense_somewhere_do_not_reach_the_contest
     gpu: FakeGpu,
 ) -> None:
     rows = table(**gpu.seconds)
-    planned = gpu.weight._facts._replace(plan=_cuda_argument.plan_bits([15, 4]), dense_buckets=255)
+    planned = gpu.weight._facts._replace(
+        plan=_layout_argument.plan_bits([15, 4]), dense_buckets=255
+    )
     weight = SparseWeight(gpu.weight.packed, planned)
     argument = _tune_cuda._forced(weight, rows, 20, "c")
-    ends = (*_cuda_argument.PART_ENDS, 4096)
-    assert [_cuda_argument.code_at(argument, n) for n in ends] == [0, 0, 3, *[0] * 7]
+    ends = (*_layout_argument.PART_ENDS, 4096)
+    assert [_layout_argument.code_at(argument, n) for n in ends] == [0, 0, 3, *[0] * 7]
 
 
 def test_settings_of_torch_are_as_they_were() -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gossamer._cuda_argument import INPUTS_SHIFT, TOLD_SHIFT
+from gossamer._layout_argument import INPUTS_SHIFT, TOLD_SHIFT
 from gossamer.weight import SparseWeight
 
 pytestmark = [

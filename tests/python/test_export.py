@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gossamer import _ops
+from gossamer._library import library_path
 from gossamer.weight import SparseWeight
 
 TOKENS = (1, 2, 7, 40)
@@ -104,7 +104,7 @@ def run_elsewhere(load: str, program: Path, model: nn.Module, tmp_path: Path) ->
     data = tmp_path / "data.pt"
     torch.save((inputs, [model(x) for x in inputs]), data)
     done = subprocess.run(
-        [sys.executable, "-c", RUN.format(load=load), _ops._library_path(), program, data],
+        [sys.executable, "-c", RUN.format(load=load), library_path(), program, data],
         capture_output=True,
         text=True,
         cwd=tmp_path,

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.library import opcheck
 
 from gossamer import _ops
+from gossamer._activation import Activation
 
 ops = torch.ops.gossamer
 EPS = {torch.float32: 2.0**-23, torch.float64: 2.0**-52}
@@ -292,7 +293,7 @@ def linear_cases() -> list[tuple[tuple[object, ...], dict[str, object]]]:
         ):
             residual = torch.randn(*x.shape[:-1], out)
             cases.append(((x, packed, code, out), {}))
-            for activation in (_ops.Activation.RELU, _ops.Activation.GELU):
+            for activation in (Activation.RELU, Activation.GELU):
                 options = dict(bias=bias, activation=int(activation), residual=residual)
                 cases.append(((x, packed, code, out), options))
     return cases
@@ -350,7 +351,7 @@ def test_every_operator_is_checked_here() -> None:
 # --- Gradients ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("activation", list(_ops.Activation))
+@pytest.mark.parametrize("activation", list(Activation))
 @pytest.mark.parametrize("keeps_dense", [False, True])
 def test_gradcheck(activation: int, keeps_dense: bool) -> None:
     w = sparse_matrix(6, 9, dtype=torch.float64, keep=0.5)

@@ -20,14 +20,15 @@ from torch.nn import functional as F
 
 import gossamer as gs
 from gossamer import (
-    _cuda_argument,
-    _ops,
+    _layout_argument,
+    _ops_gradients,
     _packing,
     _plan_cuda,
     _weight_dispatch,
     _weight_memory,
     _weight_products,
 )
+from gossamer._activation import apply_activation
 from gossamer._quantization import VALUE_DTYPES, quantize_rows, step
 from gossamer._quantized_check import discrepancy
 from gossamer._tune_cuda import Measured
@@ -95,13 +96,13 @@ class FakeGpu:
         """What src/torch/ops_cuda_linear.cpp does, bit by bit of `layout`."""
         inputs = x.shape[-1]
         assert layout & 255 == TILES
-        assert layout >> _cuda_argument.TOLD_SHIFT & 1
-        assert layout >> _cuda_argument.INPUTS_SHIFT & 127 == inputs % 128
+        assert layout >> _layout_argument.TOLD_SHIFT & 1
+        assert layout >> _layout_argument.INPUTS_SHIFT & 127 == inputs % 128
         tokens = x.numel() // inputs
-        runs_dense = _cuda_argument.runs_dense(layout, tokens) and dense is not None
+        runs_dense = _layout_argument.runs_dense(layout, tokens) and dense is not None
         call = {"tokens": tokens, "dense": runs_dense}
-        call["float8"] = bool(layout >> _cuda_argument.FLOAT8_SHIFT & 1)
-        call["accurate"] = bool(layout >> _cuda_argument.ACCURATE_SHIFT & 1)
+        call["float8"] = bool(layout >> _layout_argument.FLOAT8_SHIFT & 1)
+        call["accurate"] = bool(layout >> _layout_argument.ACCURATE_SHIFT & 1)
         self.calls.append(call)
         if call["dense"]:
             y = F.linear(x, dense, bias)  # type: ignore[arg-type]
@@ -114,7 +115,7 @@ class FakeGpu:
             y = y.reshape(*x.shape[:-1], out)
             y = self.corrupt(y if bias is None else y + bias)
             y = (y if residual is None else y + residual).to(x.dtype)
-        return _ops.apply_activation(y, activation)
+        return apply_activation(y, activation)
 
 
 @pytest.fixture
@@ -499,7 +500,7 @@ def test_the_gradient_of_x_goes_through_the_values_as_they_are() -> None:
         context.activation, context.layout, context.out, context.inputs = 0, argument, 96, 132
         context.x_dtype, context.bias_dtype, context.x_scale = torch.float64, None, 0.0
         grad = torch.randn(3, 96, dtype=torch.float64)
-        found = _ops._linear_backward(context, grad)[0]
+        found = _ops_gradients.linear_backward(context, grad)[0]
         assert found is not None
         values = torch.ops.gossamer.unpack(weight.packed, [96, 132], facts.dtype).double()
         assert weight.scale is not None
@@ -524,6 +525,6 @@ def test_an_exported_program_holds_one_operator(kind: str, monkeypatch: pytest.M
     assert len(calls) == 1
     argument = calls[0].args[2]
     assert argument & 255 == TILES
-    assert argument >> _cuda_argument.TOLD_SHIFT & 255 == 1 | 132 % 128 << 1
-    assert bool(argument >> _cuda_argument.FLOAT8_SHIFT & 1) == (kind != "int8")
-    assert bool(argument >> _cuda_argument.ACCURATE_SHIFT & 1) == (kind == "float8-accurate")
+    assert argument >> _layout_argument.TOLD_SHIFT & 255 == 1 | 132 % 128 << 1
+    assert bool(argument >> _layout_argument.FLOAT8_SHIFT & 1) == (kind != "int8")
+    assert bool(argument >> _layout_argument.ACCURATE_SHIFT & 1) == (kind == "float8-accurate")

@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The argument `layout` of the operators on a GPU, which cannot read a packed weight's header.
+"""Bits of the argument `layout` that say more than the layout (src/torch/cuda_layout_argument.h).
 
-The bits, and what they mean, are those of src/torch/cuda_layout_argument.h; the plan among them is
-a code of four bits for each part of the token counts, and travels as long as the weight lives.
+On a CPU the argument is the layout alone; on a GPU, whose operator reads no header, it carries what
+a call has to know: `_weight_facts` puts it together. The plan among it is a code of four bits for
+each part of the token counts, and travels as long as the weight lives.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+import torch
+from torch import Tensor
 
 RESULT_SHIFT = 6
 PLAN_SHIFT = 8
@@ -29,6 +33,8 @@ FLOAT8_SHIFT = 58
 ACCURATE_SHIFT = 59
 STACK_SHIFT = 60
 TABLE_SHIFT = 61
+
+_RESULT_DTYPES = (None, torch.bfloat16, torch.float16, torch.float32)
 
 # Parts by the header's buckets (gossamer/linear.h), 1, 2–4, 5–8, 9–32, 33–128, 129–512, 513–2048
 # tokens and more.
@@ -85,3 +91,28 @@ def runs_dense(argument: int, tokens: int) -> bool:
         return False
     before = PART_ENDS[part - 1]
     return (tokens - before) * 8 <= before
+
+
+def with_result_dtype(layout: int, x: Tensor, dtype: torch.dtype) -> int:
+    """The argument `layout` of a product on a GPU whose result has another dtype than x.
+
+    Raises:
+        ValueError: no kernel writes that dtype.
+    """
+    if dtype == x.dtype:
+        return layout
+    if x.device.type != "cuda":
+        raise ValueError(
+            f"output_dtype {dtype} of x {x.dtype} on {x.device.type}: kernels outside of a GPU "
+            f"write x's dtype; convert x or the result with .to({dtype})"
+        )
+    if dtype not in _RESULT_DTYPES:
+        raise ValueError(
+            f"output_dtype {dtype}: torch.bfloat16, torch.float16 and torch.float32 are accepted"
+        )
+    return layout | _RESULT_DTYPES.index(dtype) << RESULT_SHIFT
+
+
+def result_dtype(layout: int, x: Tensor) -> torch.dtype:
+    """The dtype of a product of x: what the argument `layout` asks for, else x's."""
+    return _RESULT_DTYPES[layout >> RESULT_SHIFT & 3] or x.dtype
