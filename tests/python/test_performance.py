@@ -79,6 +79,47 @@ def test_tables_name_what_is_below_the_promise(tmp_path: Path) -> None:
     assert "| a | 2.00 / 1.50 | 2.00 / 1.50 |" in page
 
 
+def test_eager_calls_of_gpus_have_tables_of_their_own(tmp_path: Path) -> None:
+    gpu = {"suite": "gpu-24", "device": "cuda", "dtype": "bfloat16", "read_gbs": 0.0}
+    first = {
+        **gpu,
+        "eager_ms": {"gossamer": 0.021, "cublas": 0.0234, "torch_semi_structured": 0.6},
+        "eager_host_us": {"gossamer": 17.0, "cublas": 20.0, "torch_semi_structured": 598.0},
+    }
+    # Torch refuses this one.
+    second = {
+        **first,
+        "tokens": 64,
+        "eager_ms": {"gossamer": 1.5, "cublas": 1.25},
+        "eager_host_us": {"gossamer": 18.0, "cublas": 17.5},
+    }
+    older = {**gpu, "layer": "older"}
+    page = performance.documents(written(tmp_path, first, second, older))["performance.md"]
+    order = "gossamer / cublas / torch_semi_structured"
+    assert f"**bfloat16, eager calls in a loop**, milliseconds of one: {order}\n" in page
+    assert "| 8x16 | 0.021 / 0.0234 / 0.6 | 1.5 / 1.25 / – |" in page
+    assert f"**bfloat16, host time of an eager call**, microseconds: {order}\n" in page
+    assert "| 8x16 | 17.0 / 20.0 / 598.0 | 18.0 / 17.5 / – |" in page
+    assert "-3.0 to +0.5 µs of host time, median -1.2." in page
+    assert page.count("| older |") == 1
+    page = performance.documents(written(tmp_path, older))["performance.md"]
+    assert "eager" not in page
+
+
+def test_of_8_bit_layers_the_whole_call_is_compared_with_the_dense_layer(tmp_path: Path) -> None:
+    names = {
+        "gossamer": 9.0,
+        "scaled_mm_rows": 8.0,
+        "cublas_bfloat16": 20.0,
+        "gossamer_layer": 22.0,
+    }
+    line = {"suite": "gpu-24", "dtype": "int8", "eager_ms": names, "eager_host_us": names}
+    page = performance.documents(written(tmp_path, line))["performance.md"]
+    assert "microseconds: gossamer / gossamer_layer / cublas_bfloat16\n" in page
+    assert "| 8x16 | 9.0 / 22.0 / 20.0 |" in page
+    assert "+2.0 to +2.0 µs of host time" in page
+
+
 def test_notes_on_bounds_stand_before_the_tables(tmp_path: Path) -> None:
     (tmp_path / "bounds.md").write_text("## What bounds it\n")
     page = performance.documents(written(tmp_path, {}))["performance.md"]

@@ -7,12 +7,14 @@ plan runs dense, so does the line, and its kernel is `dense`.
 Every contestant's calls are captured into a CUDA graph; the graphs are replayed in turn, and the
 median of the rounds counts. Weights rotate through copies larger than L2, so that few tokens read
 them from memory. cuSPARSELt runs the best of its own algorithms, searched for each shape.
+
+The same calls are made eagerly too, beside torch's own 2:4 tensors (`gpu_eager`): what a call takes
+in a loop, and what the host spends on it.
 """
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +26,7 @@ from torch import Tensor, nn
 import gossamer as gs
 from gossamer import _plan_cuda
 from gossamer._cuda_timing import contest
+from gossamer.bench.gpu_eager import eager, semi_structured, semi_structured_calls
 from gossamer.bench.record import Record
 from gossamer.bench.suite import Options, now
 from gossamer.config import Config
@@ -94,7 +97,6 @@ def run(options: Options) -> Iterator[Record]:
     if not torch.cuda.is_available():
         raise RuntimeError("suite gpu-24 needs a CUDA device; torch sees none")
     ceilings = measured_ceilings()
-    host_us = _host_us()
     shapes = QUICK_SHAPES if options.quick else tuple(SHAPES)
     for name in shapes:
         out, inputs = SHAPES[name]
@@ -107,7 +109,7 @@ def run(options: Options) -> Iterator[Record]:
             layer = _Layer(out, inputs)
             for tokens in chosen:
                 options.progress(f"{name}, {tokens} tokens")
-                yield _measure(layer, tokens, options, ceilings, host_us)
+                yield _measure(layer, tokens, options, ceilings)
 
 
 class _Layer:
@@ -126,6 +128,7 @@ class _Layer:
         self.compressed: Tensor | None = None
         if torch.backends.cusparselt.is_available():
             self.compressed = torch._cslt_compress(self.dense[0])
+        self.semi_structured = semi_structured(self.dense)
 
     def _pruned(self) -> Tensor:
         w = torch.randn(self.out, self.inputs, device="cuda", dtype=_DTYPE)
@@ -150,9 +153,7 @@ def planned_kernel(report: LayerReport, tokens: int) -> str:
     return report.plan[sum(tokens > end for end in ends)].kernel
 
 
-def _measure(
-    layer: _Layer, tokens: int, options: Options, ceilings: Ceilings, host_us: float
-) -> Record:
+def _measure(layer: _Layer, tokens: int, options: Options, ceilings: Ceilings) -> Record:
     x = torch.randn(tokens, layer.inputs, device="cuda", dtype=_DTYPE)
     _check(layer, x)
     rivals: dict[str, list[Callable[[], Any]]] = {
@@ -167,6 +168,13 @@ def _measure(
             pass  # it takes no such number of tokens
         else:
             rivals["cusparselt"] = [lambda: torch._cslt_sparse_mm(compressed, x.t(), alg_id=best)]
+    calls = eager(
+        {
+            "gossamer": rivals["gossamer"],
+            "cublas": rivals["cublas"],
+            "torch_semi_structured": semi_structured_calls(x, layer.semi_structured),
+        }
+    )
     times = contest(rivals, options.rounds)
     ms, dense_ms = times.pop("gossamer"), times["cublas"]
     first = layer.packed[0]
@@ -190,9 +198,11 @@ def _measure(
         peers=times,
         bytes=packed_bytes,
         bound_speedup=ceilings.bound_speedup(tokens, layer.out, layer.inputs, packed_bytes),
-        host_us=host_us,
+        host_us=calls.host_us["gossamer"],
         version=gs.__version__,
         date=now(),
+        eager_ms=calls.ms,
+        eager_host_us=calls.host_us,
     )
 
 
@@ -228,26 +238,3 @@ def measured_ceilings() -> Ceilings:
         rounds=5,
     )
     return Ceilings(2e3 * side**3 / times["product"], 2e3 * size / times["copy"])
-
-
-def _host_us() -> float:
-    """Host microseconds of an eager call on a 64x64 layer; the GPU keeps up."""
-    calls, rounds = 200, 9
-    weight = SparseWeight.from_dense(
-        torch.ops.gossamer.unpack(
-            torch.ops.gossamer.prune_pack_24(torch.randn(64, 64, device="cuda", dtype=_DTYPE)),
-            (64, 64),
-            _DTYPE,
-        ),
-        "2:4",
-        layout="nm24_tiles",
-    )
-    x = torch.randn(1, 64, device="cuda", dtype=_DTYPE)
-    best = math.inf
-    for _ in range(rounds):
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        for _ in range(calls):
-            F.linear(x, weight)
-        best = min(best, (time.perf_counter() - start) / calls)
-    return best * 1e6

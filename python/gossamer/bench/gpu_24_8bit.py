@@ -4,10 +4,15 @@
 Peers: `torch._scaled_mm` with a scale a row and with one a tensor, `torch._int_mm` (which leaves
 its sums in int32 and takes no fewer than 17 tokens: it is given 32 then), cuSPARSELt where it takes
 the type, and the dense layer in bfloat16. Quantizing X is part of the lines of `gpu-model`.
+
+Of eager calls (`gpu_eager`) there is `gossamer_layer` beside the product alone: `F.linear` with the
+planned weight, which quantizes X or runs dense as the plan says; `cublas_bfloat16` is what it
+replaces.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -32,6 +37,7 @@ from gossamer.bench.gpu_24 import (
     planned_kernel,
     planned_layer,
 )
+from gossamer.bench.gpu_eager import Eager, eager
 from gossamer.bench.record import Record
 from gossamer.bench.suite import Options, now
 from gossamer.config import Config
@@ -73,9 +79,11 @@ def run(options: Options) -> Iterator[Record]:
             layer = _Layer(kind, *SHAPES[name])
             for tokens in chosen:
                 options.progress(f"{name}, {kind}, {tokens} tokens")
-                times = contest(layer.rivals(tokens), options.rounds)
+                rivals = layer.rivals(tokens)
+                calls = eager(layer.eager_rivals(tokens, rivals))
+                times = contest(rivals, options.rounds)
                 kernel = layer.kernel(tokens)
-                yield record(layer.weight, kernel, tokens, times, ceilings, gpu_name())
+                yield record(layer.weight, kernel, tokens, times, calls, ceilings, gpu_name())
 
 
 class _Layer:
@@ -104,6 +112,7 @@ class _Layer:
         values = quantize_rows(w, self.dtype)[0]
         self.dense = [values.clone() for _ in range(copies)]
         self.wide = [w.clone() for _ in range(copies)]
+        self.layers = [copy.deepcopy(planned.weight) for _ in range(copies)]
 
     def kernel(self, tokens: int) -> str:
         """The row that multiplies."""
@@ -152,6 +161,15 @@ class _Layer:
         rivals.update(self._cusparselt(q))
         return rivals
 
+    def eager_rivals(self, tokens: int, rivals: Mapping[str, Calls]) -> dict[str, Calls]:
+        """Those of `rivals` that are timed eagerly too, and the whole layer."""
+        x = torch.randn(tokens, self.inputs, device="cuda", dtype=torch.bfloat16)
+        names = ("gossamer", "cublas_bfloat16", *DENSE_PEERS[self.kind])
+        return {
+            **{name: rivals[name] for name in names if name in rivals},
+            "gossamer_layer": [partial(F.linear, x, weight) for weight in self.layers],
+        }
+
     def _cusparselt(self, q: Tensor) -> dict[str, Calls]:
         """The best of its algorithms, without scales; nothing where it takes no such product."""
         if not torch.backends.cusparselt.is_available():
@@ -182,6 +200,7 @@ def record(
     kernel: str,
     tokens: int,
     times: Mapping[str, float],
+    calls: Eager,
     ceilings: Ceilings,
     machine: str,
 ) -> Record:
@@ -192,6 +211,7 @@ def record(
         kernel: the row that ran.
         tokens: rows of x.
         times: of `gossamer` and its peers, milliseconds.
+        calls: eager ones of the same, of the whole layer too.
         ceilings: of this GPU for the type.
         machine: its short name.
     """
@@ -218,7 +238,9 @@ def record(
         peers=peers,
         bytes=weight.packed_bytes,
         bound_speedup=ceilings.bound_speedup(tokens, out, inputs, weight.packed_bytes, bits=8),
-        host_us=0.0,
+        host_us=calls.host_us["gossamer"],
         version=gs.__version__,
         date=now(),
+        eager_ms=calls.ms,
+        eager_host_us=calls.host_us,
     )

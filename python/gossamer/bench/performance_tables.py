@@ -3,16 +3,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+import statistics
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TypeVar
 
 from gossamer.bench.record import Record
 
-__all__ = ["PROMISE", "tables"]
+__all__ = ["EAGER", "PROMISE", "tables"]
 
 PROMISE = 0.97
 """The least speed-up that a plan promises, beyond the microseconds of the call."""
 CALL_MILLISECONDS = 3e-3
+
+_EAGER_LAYERS = ("gossamer_layer", "gossamer")
+_EAGER_DENSE = ("cublas", "cublas_bfloat16")
+EAGER = (*_EAGER_LAYERS[::-1], *_EAGER_DENSE, "torch_semi_structured")
+"""Contestants of eager calls that the tables show, in their order; the lines hold more."""
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -31,6 +37,7 @@ def tables(records: Sequence[Record], suite: str) -> str:
                 made = _gpu(part) if suite.startswith("gpu") else _cpu(part)
                 where = dtype if suite.startswith("gpu") else f"{dtype}, {_threads(threads)}"
                 parts.append(f"**{where}**\n\n{made}")
+                parts.extend(_eager(part, where))
     slow = [r for r in records if below_promise(r)]
     count = f"{len(records)} cases, {len(slow)} below {PROMISE} of the peer that they replace"
     worst = sorted(slow, key=lambda r: r.speedup)[:5]
@@ -87,9 +94,14 @@ def _cpu_cell(r: Record) -> str:
 
 
 def _gpu(records: Sequence[Record]) -> str:
+    return _by_tokens(records, _gpu_cell)
+
+
+def _by_tokens(records: Sequence[Record], cell: Callable[[Record], str]) -> str:
+    """A row a layer, a column a token count."""
     columns = sorted({r.tokens for r in records})
     rows = [
-        [layer, *_cells(part, columns, lambda r: r.tokens, _gpu_cell)]
+        [layer, *_cells(part, columns, lambda r: r.tokens, cell)]
         for (layer, _), part in _grouped(records, lambda r: (_layer(r), r.pattern)).items()
     ]
     return _markdown(["layer", *(str(tokens) for tokens in columns)], rows)
@@ -100,6 +112,44 @@ def _gpu_cell(r: Record) -> str:
     if "cusparselt" in r.peers:
         text += f" / {r.peers['cusparselt'] / r.ms:.2f}"
     return text
+
+
+def _eager(records: Sequence[Record], where: str) -> list[str]:
+    """Tables of what eager calls take, and of what the host spends on them; none of older lines."""
+    timed = [r for r in records if r.eager_ms and r.eager_host_us]
+    if not timed:
+        return []
+    names = [name for name in EAGER if any(name in r.eager_ms for r in timed)]
+    order = " / ".join(names)
+    return [
+        f"**{where}, eager calls in a loop**, milliseconds of one: {order}\n\n"
+        + _by_tokens(timed, lambda r: _each(names, r.eager_ms, "{:.3g}")),
+        f"**{where}, host time of an eager call**, microseconds: {order}\n\n"
+        + _by_tokens(timed, lambda r: _each(names, r.eager_host_us, "{:.1f}"))
+        + _beyond_dense(timed),
+    ]
+
+
+def _beyond_dense(records: Sequence[Record]) -> str:
+    """A sentence on the host time of layers less that of the dense layers that they replace."""
+    beyond = [
+        next(host[name] for name in _EAGER_LAYERS if name in host)
+        - next(host[name] for name in _EAGER_DENSE if name in host)
+        for host in (r.eager_host_us for r in records)
+        if any(name in host for name in _EAGER_LAYERS)
+        and any(name in host for name in _EAGER_DENSE)
+    ]
+    if not beyond:
+        return ""
+    return (
+        f"\nA call of the layer less one of the dense layer: {min(beyond):+.1f} to "
+        f"{max(beyond):+.1f} µs of host time, median {statistics.median(beyond):+.1f}.\n"
+    )
+
+
+def _each(names: Sequence[str], values: Mapping[str, float], form: str) -> str:
+    """The values in the order of the names; a dash for a contestant that refused the case."""
+    return " / ".join(form.format(values[name]) if name in values else "–" for name in names)
 
 
 def _layer(record: Record) -> str:

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 __all__ = ["OPTIONAL", "Record", "append"]
 
 
-OPTIONAL = ("layer", "read_gbs")
-"""Fields that a line may lack."""
+OPTIONAL = ("layer", "read_gbs", "eager_ms", "eager_host_us")
+"""Fields that a line may lack: older lines do, and lines of suites that do not measure them."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,17 @@ class Record:
         bytes: of the weight as it is held.
         bound_speedup: of the roofline, `gossamer.bench.roofline`.
         host_us: the call's own time on the host, microseconds: on the CPU that of the same call on
-            a 16x16 layer, which has next to nothing to compute.
+            a 16x16 layer, which has next to nothing to compute; in `gpu-24` that of issuing this
+            very call eagerly, nothing synchronized (lines without `eager_host_us`: one call on a
+            64x64 layer, or 0).
         version: of gossamer.
         date: UTC, ISO 8601.
         layer: what the sizes do not say: network, layer, memory format; not written where empty.
         read_gbs: bytes that this machine reads from memory with so many threads, in 1e9 a second;
             written by `cpu-decode` alone.
+        eager_ms: milliseconds of an eager call in a loop: of `gossamer` and of peers by their
+            names, a peer that refuses the sizes is absent; written by `gpu-24` alone.
+        eager_host_us: the host's microseconds of the same calls.
     """
 
     suite: str
@@ -70,13 +75,15 @@ class Record:
     date: str
     layer: str = ""
     read_gbs: float = 0.0
+    eager_ms: dict[str, float] = field(default_factory=dict)
+    eager_host_us: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """One line without its end; numbers with four significant digits or more."""
         values = {
-            "in" if field.name == "inputs" else field.name: _rounded(getattr(self, field.name))
-            for field in fields(self)
-            if field.name not in OPTIONAL or getattr(self, field.name)
+            "in" if known.name == "inputs" else known.name: _rounded(getattr(self, known.name))
+            for known in fields(self)
+            if known.name not in OPTIONAL or getattr(self, known.name)
         }
         return json.dumps(values)
 

@@ -60,7 +60,7 @@ def _record(text: str, place: str) -> Record:
     for name, field in known.items():
         key = "in" if name == "inputs" else name
         if name not in values:
-            if field.default is MISSING:
+            if field.default is MISSING and field.default_factory is MISSING:
                 raise ValueError(f"{place}: field '{key}' is missing")
             continue
         _check(values[name], str(field.type), f"{place}: field '{key}'")
