@@ -55,8 +55,8 @@ class Facts(NamedTuple):
     core's 14 bits."""
     plan: int = 0
     """Bits of a GPU's `layout_argument` (`_layout_argument.plan_bits`); 0 where the header's
-    buckets say all there is. They live as long as the weight: a file has none, and what it becomes is
-    planned anew or left to the cost model."""
+    buckets say all there is. They live as long as the weight: a file has none, and what it becomes
+    is planned anew or left to the cost model."""
     input_scale: float = 0.0
     """What inputs of a quantized weight are rounded at, as calibration found it; 0 where each token
     (image) gets a scale of its own in every call."""
