@@ -34,6 +34,7 @@ from gossamer._plan_cuda_rule import (
     CudaPlan,
     decide,
     dense_buckets,
+    runs_packed,
 )
 from gossamer._quantization import VALUE_DTYPES
 from gossamer._quantized_check import discrepancy
@@ -127,6 +128,10 @@ def plan_24(
             row or _kernel_at(dense, counts[-1], quantization)
             for row, counts in zip(found.rows, BUCKETS, strict=True)
         ]
+        first_rows = [
+            row or _kernel_at(dense, counts[0], quantization)
+            for row, counts in zip(found.rows, BUCKETS, strict=True)
+        ]
     # Whatever a GPU, its driver or its full memory answers: a plan is a help, not a condition.
     except Exception as error:
         failure = f"comparing it with dense failed: {first_line(error)}"
@@ -135,6 +140,9 @@ def plan_24(
         return CudaPlan(True, [], f"packed at every token count; {failure}")
     plan = decide(found.times, kernels, memory, dense.numel() * dense.element_size())
     plan = replace(plan, reason="; ".join([plan.reason, *found.left_out]))
+    for choice, first, counts in zip(plan.choices, first_rows, BUCKETS, strict=True):
+        if choice["kernel"] not in ("dense", first):
+            choice["reason"] += f"; {first} at {counts[0]} tokens"
     if not plan.sparse:
         return plan
     numbers, table = _numbers(dense, quantization) if any(found.rows) else ({}, 0)
@@ -194,7 +202,7 @@ def _measure(weight: SparseWeight, dense: Tensor, bias: bool) -> Measured:
         kind = weight.quantization
         return _rows(_operand(dense, tokens, kind), dense.shape[0], kind)
 
-    return _tune_cuda.measure(weight, dense, bias, BUCKETS, table)
+    return _tune_cuda.measure(weight, dense, bias, BUCKETS, table, runs_packed)
 
 
 def _model(dense: Tensor, quantization: str | None) -> list[list[float]]:

@@ -8,6 +8,7 @@ layer stays dense then.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -148,6 +149,21 @@ def decide(times: list[list[float]], kernels: list[str], memory: str, dense_byte
             f"{', '.join(losses)}",
         )
     return CudaPlan(True, choices, "faster packed, and nowhere slower")
+
+
+def runs_packed(buckets: Sequence[Sequence[int]], times: Sequence[Sequence[float]]) -> list[bool]:
+    """Whether each of the buckets of one part runs packed with these times, in a packed layer.
+
+    Args:
+        buckets: of `BUCKETS`.
+        times: milliseconds of packed and dense at each of their token counts in turn.
+    """
+    rows = iter(times)
+    packed = [
+        min(dense / ms for ms, dense in itertools.islice(rows, len(counts))) >= NOT_SLOWER
+        for counts in buckets
+    ]
+    return [wins and packed[-1] for wins in packed]
 
 
 def dense_buckets(kernels: Sequence[str]) -> list[str | None]:

@@ -58,6 +58,12 @@ _FLOAT8_BITS = 13
 
 Row = Mapping[str, Any]
 
+InTheEnd = Callable[[Sequence[float]], Sequence[float]]
+"""Of a row's milliseconds at each token count, those of what the plan then runs there."""
+
+Packs = Callable[[Sequence[Sequence[int]], Sequence[Sequence[float]]], Sequence[bool]]
+"""`_plan_cuda_rule.runs_packed`."""
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -91,35 +97,42 @@ def candidates(tables: Sequence[Sequence[Row]]) -> list[str]:
 
 
 def choose(
-    times: Sequence[Mapping[str, float]], picks: Sequence[str]
+    times: Sequence[Mapping[str, float]], picks: Sequence[str], in_the_end: InTheEnd
 ) -> tuple[str, Sequence[float]]:
     """The row for a bucket, empty where the cost model does as well, and its milliseconds.
+
+    Rows are ranked by what runs in the end: where a row loses to dense, dense runs, and it does not
+    count how much it loses.
 
     Args:
         times: at each token count the milliseconds of every row that was timed there.
         picks: what the cost model takes at each.
+        in_the_end: what runs with a row of such milliseconds.
 
     Returns:
         Infinite times where nothing is left that computes every count.
     """
-    best = [min(row.values(), default=math.inf) for row in times]
     options = {
         name: [row[name] for row in times]
         for name in (times[0] if times else {})
         if all(name in row for row in times)
     }
-
-    def behind(found: Sequence[float]) -> float:
-        return max(ms / least for ms, least in zip(found, best, strict=True))
-
-    ranked = sorted(options, key=lambda name: behind(options[name]))
+    model: list[float] | None = None
     if all(pick in row for pick, row in zip(picks, times, strict=True)):
         model = [row[pick] for pick, row in zip(picks, times, strict=True)]
-        if not ranked or behind(model) <= SAME * behind(options[ranked[0]]):
-            return "", model
-    if not ranked:
-        return "", [math.inf] * len(times)
-    return ranked[0], options[ranked[0]]
+    found = {name: in_the_end(option) for name, option in options.items()}
+    models = [] if model is None else [in_the_end(model)]
+    best = [min(at) for at in zip(*found.values(), *models, strict=True)]
+
+    def behind(ends: Sequence[float]) -> float:
+        return max(ms / least for ms, least in zip(ends, best, strict=True))
+
+    first = min(options, key=lambda name: behind(found[name]), default=None)
+    if first is None:
+        return "", [math.inf] * len(times) if model is None else model
+    if model is not None and behind(*models) <= SAME * behind(found[first]):
+        return "", model
+    return first, options[first]
 
 
 # --- Products -------------------------------------------------------------------------------------
@@ -216,6 +229,7 @@ def measure(
     bias: bool,
     buckets: Sequence[Sequence[int]],
     table: Table,
+    packs: Packs,
 ) -> Measured:
     """Checks and times rows and the dense layer, weights read from memory.
 
@@ -225,10 +239,11 @@ def measure(
         bias: the layer adds one.
         buckets: the token counts at which each is timed.
         table: the rows of the kernel table.
+        packs: the rule by which buckets run packed.
     """
     with torch.cuda.device(dense.device), torch.no_grad():
         copies = _copies(weight.packed, dense)
-        return _measure_here(weight, dense, bias, buckets, table, copies)
+        return _measure_here(weight, dense, bias, buckets, table, packs, copies)
 
 
 def _copies(packed: Tensor, dense: Tensor) -> int:
@@ -243,6 +258,7 @@ def _measure_here(
     bias: bool,
     buckets: Sequence[Sequence[int]],
     table: Table,
+    packs: Packs,
     copies: int,
 ) -> Measured:
     tiles = [weight.packed.clone() for _ in range(copies)]
@@ -273,10 +289,25 @@ def _measure_here(
             times = contest(usual | right, ROUNDS, _SECONDS)
             dense_ms.append(times.pop("dense"))
             found.append(times)
-        row, packed_ms = choose(found, picks)
+        row, packed_ms = choose(found, picks, partial(_in_the_end, group, dense_ms, packs))
         result.rows.extend([row] * len(group))
         result.times.extend(map(list, zip(packed_ms, dense_ms, strict=True)))
     return result
+
+
+def _in_the_end(
+    buckets: Sequence[Sequence[int]],
+    dense_ms: Sequence[float],
+    packs: Packs,
+    packed_ms: Sequence[float],
+) -> list[float]:
+    """Milliseconds of what runs at each token count: packed, or dense in buckets that lose."""
+    timed = list(zip(packed_ms, dense_ms, strict=True))
+    is_packed = itertools.chain.from_iterable(
+        [packed] * len(counts)
+        for counts, packed in zip(buckets, packs(buckets, timed), strict=True)
+    )
+    return [ms if packed else other for (ms, other), packed in zip(timed, is_packed, strict=True)]
 
 
 def _forced(weight: SparseWeight, rows: Sequence[Row], tokens: int, name: str) -> int:

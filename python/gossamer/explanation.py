@@ -33,7 +33,8 @@ class BucketPlan:
     Attributes:
         tokens: the bucket, e.g. `9–32`; of a convolution, pixels of its result, of all images.
         timed_at: the token count that was timed or modelled.
-        kernel: a row of the kernel table, or `dense`.
+        kernel: a row of the kernel table, or `dense`. On a GPU the row of the bucket's last count;
+            the reason names the one that runs at its first, where that is another.
         ms: of the kernel at that count, milliseconds; 0 where unknown.
         dense_ms: of torch's dense layer; 0 where unknown.
         reason: one sentence.

@@ -16,11 +16,17 @@ using cuda::LinearSp24Kernel;
 
 namespace {
 
+/// A variable of the environment; null where it is unset or empty.
+const char* variable(const char* name) {
+  const char* text = std::getenv(name);
+  return text != nullptr && *text != '\0' ? text : nullptr;
+}
+
 /// GOSSAMER_CUT, for tests of a forced row: "2x4" lets two blocks share X and four divide the
 /// inputs.
 cuda::Sp24Cut forced_cut() {
   cuda::Sp24Cut cut;
-  if (const char* text = std::getenv("GOSSAMER_CUT"); text != nullptr && *text != '\0') {
+  if (const char* text = variable("GOSSAMER_CUT")) {
     int end = 0;
     if (std::sscanf(text, "%dx%d%n", &cut.shared_by, &cut.split, &end) != 2 || text[end] != '\0' ||
         cut.shared_by < 1 || cut.split < 1) {
@@ -34,7 +40,8 @@ cuda::Sp24Cut forced_cut() {
 }  // namespace
 
 const LinearSp24Kernel& choose_row(LinearSp24Args& args, const cuda::DeviceInfo& device) {
-  if (const char* forced = std::getenv("GOSSAMER_KERNEL"); forced != nullptr && *forced != '\0') {
+  const char* const forced = variable("GOSSAMER_KERNEL");
+  if (forced != nullptr) {
     if (const LinearSp24Kernel* row = cuda::find_linear_sp24(forced)) {
       const std::string why = row->dtype == args.dtype
                                   ? row->refuses(*row, args, device)
@@ -46,6 +53,15 @@ const LinearSp24Kernel& choose_row(LinearSp24Args& args, const cuda::DeviceInfo&
       throw Error(ErrorCode::kUnsupported,
                   fmt::format("GOSSAMER_KERNEL={}: the kernel {}", forced, why));
     }
+  }
+  if (const char* cut = variable("GOSSAMER_CUT")) {
+    throw Error(
+        ErrorCode::kInvalidArgument,
+        fmt::format(
+            "GOSSAMER_CUT={}: cuts the kernel that GOSSAMER_KERNEL names, and {}; set "
+            "it to a row of the GPU's kernel table, or unset GOSSAMER_CUT",
+            cut,
+            forced == nullptr ? "that is unset" : fmt::format("'{}' is none of a GPU's", forced)));
   }
   const LinearSp24Kernel* const row = cuda::choose_linear_sp24(args, device);
   if (row != nullptr) return *row;

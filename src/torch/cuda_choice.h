@@ -7,7 +7,8 @@ namespace gossamer::door {
 
 /// The row that multiplies: the one that GOSSAMER_KERNEL names, in the cut of GOSSAMER_CUT, which
 /// is written into `args`; otherwise the tuned one or the cost model's. Throws Error(kUnsupported)
-/// where none can.
+/// where none can, Error(kInvalidArgument) for a GOSSAMER_CUT that is none, or that has no named
+/// row to cut.
 const cuda::LinearSp24Kernel& choose_row(cuda::LinearSp24Args& args,
                                          const cuda::DeviceInfo& device);
 

@@ -70,3 +70,17 @@ def test_a_cut_that_is_no_cut(monkeypatch: pytest.MonkeyPatch) -> None:
         (ValueError, RuntimeError), match="GOSSAMER_CUT=twice: expected two numbers"
     ):
         case.run(0, torch.float32, bias=None, residual=None)
+
+
+def test_a_cut_needs_a_named_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case(128, 128, 16, torch.bfloat16)
+    monkeypatch.setenv("GOSSAMER_CUT", "1x2")
+    errors = (ValueError, RuntimeError)
+    with pytest.raises(errors, match=r"GOSSAMER_CUT=1x2: .* GOSSAMER_KERNEL names, .* is unset"):
+        case.run(0, torch.float32, bias=None, residual=None)
+    monkeypatch.setenv("GOSSAMER_KERNEL", "generic_spmm_kcsr128_f32")
+    with pytest.raises(errors, match="'generic_spmm_kcsr128_f32' is none of a GPU's"):
+        case.run(0, torch.float32, bias=None, residual=None)
+    monkeypatch.setenv("GOSSAMER_CUT", "")
+    y = case.run(0, torch.float32, bias=None, residual=None)
+    assert torch.equal(y.double(), case.sums)

@@ -280,6 +280,9 @@ def test_a_plan_reaches_the_weight_and_the_report(monkeypatch: pytest.MonkeyPatc
         "sm90_8", "sm90_16", "sm90_32", "sm90_64", "sm90_128", "dense", "dense", "sm90_288",
         "sm90_512", "sm90_576", "sm90_1024", "sm90_1152", "sm90_2048", "sm90_8192",
     ]  # fmt: skip
+    reasons = [bucket["reason"] for bucket in kept.report["plan"]]
+    assert reasons[0].endswith(" tokens; sm90_1 at 1 tokens")
+    assert "sm90_" not in reasons[5]  # it runs dense
     assert [bucket["tokens"] for bucket in kept.report["plan"]][5:7] == ["129–144", "145–256"]
     layer.weight = nn.Parameter(kept.weight, requires_grad=False)
     layer.gossamer_report = kept.report | {"trainable": False}  # type: ignore[assignment]
@@ -346,6 +349,14 @@ def test_a_large_layer_is_packed_and_explained() -> None:
     assert [bucket.tokens for bucket in report.plan][:3] == ["1–8", "9–16", "17–32"]
     assert all(bucket.dense_ms > 0 for bucket in report.plan)
     assert report.plan[0].kernel.startswith("sm90_")
+    weight = layer.weight
+    assert isinstance(weight, SparseWeight)
+    for bucket, ends in zip(report.plan, _plan_cuda.BUCKETS, strict=True):
+        for tokens in ends if bucket.kernel != "dense" else ():
+            x = torch.empty(tokens, 4096, device="cuda", dtype=torch.bfloat16)
+            ran = torch.ops.gossamer.cuda_kernel(x, 14336, weight._layout_argument)
+            is_named = f"; {ran} " in bucket.reason and tokens == ends[0]
+            assert ran == bucket.kernel or is_named, (tokens, ran, bucket)
     x = torch.randn(4, 4096, device="cuda", dtype=torch.bfloat16)
     torch.testing.assert_close(layer(x), dense(x), rtol=2e-2, atol=2e-2)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gossamer import _layout_argument, _tune_cuda
 from gossamer._plan_cuda import BUCKETS, decide
-from gossamer._plan_cuda_rule import PART_OF
+from gossamer._plan_cuda_rule import PART_OF, runs_packed
 from gossamer._quantization import pack_quantized, quantize_rows
 from gossamer._tune_cuda import Reference, candidates, choose, discrepancy
 from gossamer._weight_facts import Facts
@@ -72,7 +72,25 @@ def test_a_row_without_a_number_cannot_be_named() -> None:
 def test_the_row_that_is_least_behind_the_best_is_chosen(
     times: Sequence[Mapping[str, float]], picks: list[str], expected: tuple[str, list[float]]
 ) -> None:
-    assert choose(times, picks) == expected
+    assert choose(times, picks, list) == expected
+
+
+def test_a_row_is_ranked_by_what_runs_in_the_end() -> None:
+    dense = [1.0, 1.0]
+
+    def in_the_end(found: Sequence[float]) -> list[float]:
+        return [min(ms, other) for ms, other in zip(found, dense, strict=True)]
+
+    # Where both lose dense runs: how far behind b is there does not count.
+    times = [{"a": 2.0, "b": 3.0}, {"a": 0.9, "b": 0.7}]
+    assert choose(times, ["a", "a"], list) == ("", [2.0, 0.9])
+    assert choose(times, ["a", "a"], in_the_end) == ("b", [3.0, 0.7])
+    # Where only b loses it is behind by what dense takes.
+    times = [{"a": 0.5, "b": 3.0}, {"a": 0.9, "b": 0.7}]
+    assert choose(times, ["b", "b"], in_the_end) == ("a", [0.5, 0.9])
+    # The cost model's choices are ranked likewise.
+    times = [{"a": 2.0, "b": 3.0}, {"a": 0.71, "b": 0.7}]
+    assert choose(times, ["a", "a"], in_the_end) == ("", [2.0, 0.71])
 
 
 def test_a_bucket_in_which_every_row_was_wrong_runs_dense() -> None:
@@ -218,7 +236,9 @@ class FakeGpu:
 
     def measure(self) -> _tune_cuda.Measured:
         dense = self.weight.to_dense()
-        return _tune_cuda._measure_here(self.weight, dense, True, BUCKETS, self.table, 3)
+        return _tune_cuda._measure_here(
+            self.weight, dense, True, BUCKETS, self.table, runs_packed, 3
+        )
 
 
 @pytest.fixture
@@ -269,6 +289,18 @@ def test_buckets_of_a_part_get_one_row_and_its_times(gpu: FakeGpu) -> None:
     assert found.rows == ["c", "b", "b", "b", "b", "c", "c", *["b"] * 7]
     assert found.times[:2] == [[2.5, 5.0]] * 2
     assert found.times[10:14] == [[2.5, 5.0]] * 4
+
+
+def test_what_a_row_loses_where_dense_runs_does_not_count(gpu: FakeGpu) -> None:
+    # In the first eighth of 129 to 256 tokens every row loses to dense, b by more than c.
+    losses = {"a": 8.0, "b": 9.0, "c": 6.0}
+    gpu.ms_at = {(name, n): ms for name, ms in losses.items() for n in (129, 144)}
+    found = gpu.measure()
+    assert found.rows[5:7] == ["b", "b"]
+    assert found.times[10:14] == [[9.0, 5.0]] * 2 + [[2.0, 5.0]] * 2
+    # Where the rest of the part loses too, all of it runs dense with that row.
+    gpu.ms_at |= {("b", 256): 9.0}
+    assert gpu.measure().rows[5:7] == ["c", "c"]
 
 
 def test_where_the_model_is_right_about_the_best_row_nothing_is_fixed(gpu: FakeGpu) -> None:

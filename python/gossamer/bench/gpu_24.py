@@ -145,12 +145,20 @@ def planned_layer(w: Tensor, config: Config) -> nn.Linear:
     return layer
 
 
-def planned_kernel(report: LayerReport, tokens: int) -> str:
-    """What the plan runs at so many tokens."""
-    if not report.plan or not report.packed:
+def planned_kernel(report: LayerReport, weight: Tensor, x: Tensor) -> str:
+    """What runs for x [tokens, in]: a row of the kernel table, or `dense`.
+
+    Args:
+        report: of the layer.
+        weight: of the layer.
+        x: bfloat16 or float16.
+    """
+    if not isinstance(weight, SparseWeight):
         return "dense"
-    ends = _plan_cuda.BUCKET_ENDS
-    return report.plan[sum(tokens > end for end in ends)].kernel
+    place = sum(len(x) > end for end in _plan_cuda.BUCKET_ENDS)
+    if report.plan and report.plan[place].kernel == "dense":
+        return "dense"
+    return str(torch.ops.gossamer.cuda_kernel(x, weight.out_features, weight._layout_argument))
 
 
 def _measure(layer: _Layer, tokens: int, options: Options, ceilings: Ceilings) -> Record:
@@ -181,7 +189,7 @@ def _measure(layer: _Layer, tokens: int, options: Options, ceilings: Ceilings) -
     packed_bytes = first.packed_bytes if isinstance(first, SparseWeight) else first.nbytes
     return Record(
         suite="gpu-24",
-        kernel=planned_kernel(layer.plan, tokens),
+        kernel=planned_kernel(layer.plan, first, x),
         machine=gpu_name(),
         device="cuda",
         threads=torch.get_num_threads(),

@@ -34,7 +34,6 @@ from gossamer.bench.gpu_24 import (
     Ceilings,
     gpu_name,
     measured_ceilings,
-    planned_kernel,
     planned_layer,
 )
 from gossamer.bench.gpu_eager import Eager, eager
@@ -97,10 +96,9 @@ class _Layer:
         w = torch.ops.gossamer.unpack(torch.ops.gossamer.prune_pack_24(w), w.shape, w.dtype)
         tiles, self.scale = pack_quantized(w, "2:4", dtype=self.dtype, layout="nm24_tiles")
         self.weight = SparseWeight.from_quantized(tiles, self.scale, torch.bfloat16)
-        # The rows that the plan found for calls which quantize X too; what it runs dense is
-        # multiplied here by the cost model's row.
+        # With the rows that the plan found for calls which quantize X too; where it found none,
+        # as in buckets that run dense, the cost model's row multiplies here.
         planned = planned_layer(w, _CONFIGS[kind])
-        self.plan = next(iter(gs.explain(planned)))
         if isinstance(planned.weight, SparseWeight):
             self.weight = planned.weight
         wrong = discrepancy(self.weight, w)
@@ -116,10 +114,8 @@ class _Layer:
 
     def kernel(self, tokens: int) -> str:
         """The row that multiplies."""
-        name = planned_kernel(self.plan, tokens)
-        if name != "dense":
-            return name
-        return str(torch.ops.gossamer.cuda_kernel(self.quantized(tokens)[0], self.out))
+        q = self.quantized(tokens)[0]
+        return str(torch.ops.gossamer.cuda_kernel(q, self.out, self.weight._layout_argument))
 
     def quantized(self, tokens: int) -> tuple[Tensor, Tensor]:
         x = torch.randn(tokens, self.inputs, device="cuda", dtype=torch.bfloat16)
