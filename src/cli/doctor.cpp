@@ -108,17 +108,21 @@ void print_text(const Machine& machine) {
   print_line(fmt::format("plan cache        {}", cache_text()));
   const std::vector<Row> rows = all_rows();
   std::size_t width = 0;
+  std::size_t layout_width = 0;
   std::size_t runnable = 0;
   for (const Row& kernel : rows) {
     width = std::max(width, kernel.name.size());
+    layout_width = std::max(layout_width, std::string_view(layout_name(kernel.layout)).size());
     runnable += why_not(kernel, machine).empty() ? 1u : 0u;
   }
   print_line(fmt::format("kernels           {} of {} run here", runnable, rows.size()));
   for (const Row& kernel : rows) {
     const std::string reason = why_not(kernel, machine);
-    print_line(fmt::format("  {}  {}  {:<9}  {:<8}  {}", reason.empty() ? "yes" : "no ",
-                           padded(std::string(kernel.name), width), layout_name(kernel.layout),
-                           dtype_name(kernel.weight_dtype), reason));
+    std::string line = fmt::format("  {}  {:<{}}  {:<{}}  ", reason.empty() ? "yes" : "no ",
+                                   kernel.name, width, layout_name(kernel.layout), layout_width);
+    line += reason.empty() ? std::string(dtype_name(kernel.weight_dtype))
+                           : fmt::format("{:<8}  {}", dtype_name(kernel.weight_dtype), reason);
+    print_line(line);
   }
 }
 

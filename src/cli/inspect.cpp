@@ -96,12 +96,12 @@ Json json_of(const Row& row) {
 }
 
 std::string line_of(const Row& row, std::size_t name_width) {
-  const std::string state = row.format.empty() ? "" : "packed: " + row.format;
-  return fmt::format("{}  {}  {}  {:>9}  {:>10}  {}  {}", padded(io::escaped(row.name), name_width),
-                     padded(row.dtype, 7), padded(shape_text(row.shape), 20),
-                     row.zeros ? percent_text(*row.zeros, row.elements) : "-",
-                     bytes_text(row.bytes), padded(row.pattern.empty() ? "-" : row.pattern, 20),
-                     state);
+  const std::string pattern = row.pattern.empty() ? "-" : row.pattern;
+  return fmt::format(
+      "{}  {}  {}  {:>9}  {:>10}  {}", padded(io::escaped(row.name), name_width),
+      padded(row.dtype, 7), padded(shape_text(row.shape), 20),
+      row.zeros ? percent_text(*row.zeros, row.elements) : "-", bytes_text(row.bytes),
+      row.format.empty() ? pattern : padded(pattern, 20) + "  packed: " + row.format);
 }
 
 std::size_t name_width(const Checkpoint& checkpoint) {

@@ -28,8 +28,11 @@ if command -v pkg-config >/dev/null; then
   echo "consume: pkg-config ok"
 fi
 
-quietly cmake -S "$here/add_subdirectory" -B "$scratch/add_subdirectory" -G Ninja -DCMAKE_BUILD_TYPE=Release \
+# Beside the other builds: from there relative paths are the same, and ccache knows the objects.
+inside=$(realpath "$here/../..")/build/consume
+rm -rf "$inside"
+quietly cmake -S "$here/add_subdirectory" -B "$inside" -G Ninja -DCMAKE_BUILD_TYPE=Release \
   -DCMAKE_CXX_COMPILER_LAUNCHER="$(command -v ccache || true)"
-quietly cmake --build "$scratch/add_subdirectory" --target consumer
-"$scratch/add_subdirectory/consumer"
+quietly cmake --build "$inside" --target consumer
+"$inside/consumer"
 echo "consume: add_subdirectory ok"

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
 import gossamer
 
@@ -88,6 +89,26 @@ def test_the_reader_of_formats_finds_tied_weights(tmp_path: Path) -> None:
     assert got.keys() == want.keys()
     for name, values in want.items():
         assert np.array_equal(got[name], values), name
+
+
+def test_the_readmes_ten_lines_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = torch.nn.Sequential(torch.nn.Linear(64, 96), torch.nn.ReLU(), torch.nn.Linear(96, 8))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+
+    def train_step(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+    batch = (torch.randn(16, 64), torch.randint(8, (16,)))
+    (source,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    scope = {"model": model, "batches": [batch] * 600, "train_step": train_step}
+    exec(compile(source, "README.md", "exec"), scope)
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert file.keys()
+    zeros = sum((layer.weight.to_dense() == 0).sum() for layer in (model[0], model[2]))
+    assert int(zeros) == round(0.9 * 64 * 96) + round(0.9 * 96 * 8)
 
 
 def test_readme_names_only_what_exists() -> None:
