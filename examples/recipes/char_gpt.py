@@ -29,6 +29,7 @@ from gossamer.prune import ByMagnitude, OneShot
 
 sys.path.insert(0, str(Path(__file__).parent))
 from run_tools import (
+    InputError,
     Record,
     Seeds,
     autocast,
@@ -95,6 +96,8 @@ MASK_UPDATES = 20
 RAMP = 0.6
 """The part of the gradual training in which the sparsity grows."""
 CALIBRATION_CHARACTERS = 32768
+SHORTEST = 4
+"""Steps of dense training; half of them are the fewest in which sparsity can grow."""
 
 
 # --- The text -------------------------------------------------------------------------------------
@@ -338,9 +341,10 @@ def run(options: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
     """Trains, prunes and prints; returns the losses by method and pattern, one for each seed."""
     size = SMALL if options.small else FULL
     if options.steps is not None:
-        size = replace(size, steps=options.steps, gradual_steps=max(options.steps // 2, 1))
+        if options.steps < SHORTEST:
+            raise InputError(f"--steps {options.steps}: {SHORTEST} or more is accepted")
+        size = replace(size, steps=options.steps, gradual_steps=options.steps // 2)
     path = text_file(options.data, "tinyshakespeare.txt")
-    text = Text(path.read_text(encoding="utf-8"), pick_device(options.device))
     names = chosen(options.methods, METHODS, QUICK_METHODS if options.quick else METHODS)
     columns = chosen(
         options.patterns, tuple(PATTERNS), QUICK_PATTERNS if options.quick else PATTERNS
@@ -352,10 +356,14 @@ def run(options: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
         for column in columns
         if name != GRADUAL or column in GRADUAL_PATTERNS
     ]
-    record = Record(options.record, f"char-gpt {size} {text.train.device.type}")
+    device = pick_device(options.device, runs=False)
+    record = Record(options.record, f"char-gpt {size} {device.type}")
+    todo = {seed: record.missing(seed, cells) for seed in options.seeds}
+    # Where nothing is left to do, the table of a GPU's record is made without one.
+    device = pick_device(options.device) if any(todo.values()) else torch.device("cpu")
+    text = Text(path.read_text(encoding="utf-8"), device)
     begin = time.perf_counter()
-    for seed in options.seeds:
-        missing = record.missing(seed, cells)
+    for seed, missing in todo.items():
         dense = dense_model(text, size, seed, options.keep) if missing else None
         for name, column in missing:
             assert dense is not None

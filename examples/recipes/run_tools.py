@@ -40,15 +40,21 @@ def new_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str, *, runs: bool = True) -> torch.device:
     """The device with that name; what runs there is full float32 unless autocast says otherwise.
+
+    Args:
+        name: cpu, cuda or cuda:N.
+        runs: whether anything is to run there. A device that only names the run of a record need
+            not be in this machine.
 
     Raises:
         InputError: torch knows no such device, or has none here.
     """
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        if runs:
+            torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"--device {name}: {reason}; cpu, cuda or cuda:N is accepted") from None

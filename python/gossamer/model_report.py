@@ -269,6 +269,8 @@ def _layer_section(masks: Sequence[_LayerMask], calibration: CalibrationReport |
         columns.append(Column("error", values, texts, 3))
         lead += " The error is that of the layer's output on the calibration data, "
         lead += "‖(W − Ŵ)·X‖² / ‖W·X‖²."
+        if calibration.caveat:
+            lead += f" {calibration.caveat}."
     chart = row_chart(names, columns, title="density and error of each layer")
     return section("layers", "Layers", lead, chart)
 

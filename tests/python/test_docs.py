@@ -46,7 +46,10 @@ PAGES = ["extending.md", "fusion.md", "patterns.md", "pruning.md", "quantization
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_python_examples_run_and_are_short(page: str) -> None:
+def test_python_examples_run_and_are_short(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # Some write files.
     examples = blocks(page, "python")
     assert examples
     for source in examples:

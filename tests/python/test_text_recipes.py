@@ -145,6 +145,50 @@ def test_runs_of_a_seed_each_share_a_record(
         char_gpt.run(options)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="looks at a machine without a GPU")
+def test_a_complete_record_of_a_gpu_is_a_table_without_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "tinyshakespeare.txt").write_text("to be or not " * 100)
+    options = argparse.Namespace(
+        data=str(tmp_path), device="cuda:0", methods="Wanda", patterns="2:4", small=True
+    )
+    options.quick, options.keep, options.steps, options.seeds = False, None, None, [0, 1]
+    options.record = tmp_path / "gpt.jsonl"
+    with pytest.raises(run_tools.InputError, match=r"^--device cuda:0: .*cpu, cuda or cuda:N"):
+        char_gpt.run(options)
+    record = run_tools.Record(options.record, f"char-gpt {TINY} cuda")
+    for seed in (0, 1):
+        record.add(seed, "dense", "dense", 1.0 + seed)
+        record.add(seed, "Wanda", "2:4", 2.0 + seed)
+    rows = char_gpt.run(options)
+    assert rows == {"dense": {"dense": [1.0, 2.0]}, "Wanda": {"2:4": [2.0, 3.0]}}
+    assert "| Wanda | – | 2.5000 ± 0.7071 |" in capsys.readouterr().out
+
+
+def test_the_table_of_the_page_is_that_of_its_record() -> None:
+    folder = Path(char_gpt.__file__).parent
+    run = f"char-gpt {char_gpt.FULL} cuda"
+    record = run_tools.Record(folder / "results" / "char_gpt-h200.jsonl", run)
+    page = (folder / "README.md").read_text(encoding="utf-8")
+    columns = ("50 %", "2:4", "70 %", "80 %", "90 %")
+    for name in char_gpt.METHODS:
+        known = char_gpt.GRADUAL_PATTERNS if name == char_gpt.GRADUAL else columns
+        found = record.rows([0, 1, 2], [(name, column) for column in known])[name]
+        cells = [run_tools.cell(found.get(column, ()), 4) for column in columns]
+        assert f"\n| {name} | {' | '.join(cells)} |\n" in page, name
+    dense = record.rows([0, 1, 2], [("dense", "dense")])["dense"]["dense"]
+    assert f"dense {run_tools.cell(dense, 4)}, mean" in page
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+def test_a_training_too_short_to_prune_in_is_refused(tmp_path: Path, steps: int) -> None:
+    options = argparse.Namespace(data=str(tmp_path), small=True, steps=steps)
+    with pytest.raises(run_tools.InputError, match=f"--steps {steps}: 4 or more"):
+        char_gpt.run(options)
+
+
 # --- Sentences ------------------------------------------------------------------------------------
 
 

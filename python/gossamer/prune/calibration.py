@@ -327,6 +327,7 @@ class Calibration:
             error_tokens=_sampled(problem),
             tunable=tunable,
             remarks=remarks,
+            zeros_before=float((problem.dense == 0).float().mean()),
         )
 
     def _write(self, layer: CalibratedLayer, problem: LayerProblem) -> None:

@@ -19,7 +19,7 @@ class LayerResult:
         pattern: the pattern's text.
         tokens: rows of inputs that were seen (patches of a convolution).
         zeros: fraction of zeros.
-        error: ‖(W − Ŵ)·X‖² / ‖W·X‖², over `error_tokens` of the inputs.
+        error: ‖(W − Ŵ)·X‖² / ‖W·X‖², W as calibration found it, over `error_tokens` of the inputs.
         target_error: ‖W·X₀ − Ŵ·X‖² / ‖W·X₀‖² with the target "dense-target", X₀ the inputs of the
             layer in the dense model; None with others.
         damping: of the Gram matrix, as a fraction of its mean diagonal.
@@ -31,6 +31,8 @@ class LayerResult:
         tunable: whether both halves of the batches reach it, so that one can judge how far its
             block is tuned on the other; else tuning leaves it as it is.
         remarks: what was not done, and why.
+        zeros_before: fraction of zeros in W, the weight as calibration found it: 0 of a dense one.
+            Where an earlier run has written zeros, `error` says what this one added.
     """
 
     fqn: str
@@ -47,6 +49,12 @@ class LayerResult:
     error_tokens: int | None = None
     tunable: bool = True
     remarks: list[str] = field(default_factory=list)
+    zeros_before: float = 0.0
+
+    @property
+    def was_sparse(self) -> bool:
+        """Whether W had zeros, a whole percent at least: some weights are zero by chance."""
+        return self.zeros_before >= 0.01
 
 
 def show_progress(result: LayerResult, number: int, count: int) -> None:
@@ -98,6 +106,17 @@ class CalibrationReport:
         """The mean of the layers' errors; 0 for none."""
         return sum(layer.error for layer in self.layers) / max(len(self.layers), 1)
 
+    @property
+    def caveat(self) -> str:
+        """What is to be known before errors are compared; empty where there is nothing."""
+        sparse = sum(layer.was_sparse for layer in self.layers)
+        if not sparse:
+            return ""
+        return (
+            f"{sparse} of {len(self.layers)} weights were sparse before: their errors are against "
+            "what they were then, not against a dense model; load dense weights to prune those"
+        )
+
     def __str__(self) -> str:
         width = max((len(layer.fqn) for layer in self.layers), default=5)
         lines = [f"{'layer':<{width}}  pattern            zeros    error   target  seconds"]
@@ -108,6 +127,8 @@ class CalibrationReport:
                 remarks.append(f"damping raised from {layer.asked_damping:g} to {layer.damping:g}")
             if layer.error_tokens is not None:
                 remarks.append(f"error over {layer.error_tokens} of {layer.tokens} inputs")
+            if layer.was_sparse:
+                remarks.append(f"{layer.zeros_before:.0%} zeros before")
             lines.append(
                 f"{layer.fqn:<{width}}  {layer.pattern:<16} {layer.zeros:7.2%}  {layer.error:7.4f}"
                 f"  {target}  {layer.seconds:7.2f}" + (f"  {'; '.join(remarks)}" if remarks else "")
@@ -118,4 +139,5 @@ class CalibrationReport:
             f" ({block.part:.0%} of the change)"
             for block in self.blocks
         ]
-        return "\n".join([*lines, f"mean error {self.mean_error:.4f}, target {self.target}"])
+        lines.append(f"mean error {self.mean_error:.4f}, target {self.target}")
+        return "\n".join([*lines, *([self.caveat] if self.caveat else [])])

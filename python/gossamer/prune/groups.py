@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -12,12 +13,14 @@ from gossamer.prune.targets import Target
 
 __all__ = [
     "Group",
+    "described",
     "hyperparameters",
     "new_group",
     "plain",
     "saved_group",
     "settings_of",
     "sparse_params",
+    "warn_unfinished",
 ]
 
 Group: TypeAlias = "dict[str, Any]"
@@ -55,6 +58,28 @@ def saved_group(group: Group) -> dict[str, Any]:
     """A group as plain data."""
     own = {key: plain(value) for key, value in hyperparameters(group).items()}
     return {"tensor_fqn": group["tensor_fqn"], **own}
+
+
+def described(group: Group, defaults: Mapping[str, Any]) -> str:
+    """A group's name, its pattern, and what differs from the defaults."""
+    own = ", ".join(
+        f"{key}={plain(group[key])!r}"
+        for key, value in defaults.items()
+        if key == "pattern" or group[key] != value
+    )
+    return f"{group['tensor_fqn']}: {own}"
+
+
+def warn_unfinished(found: Mapping[str, str | None]) -> None:
+    """Warns the caller of `squash_mask` of masks that are not what they were to become.
+
+    Args:
+        found: what each weight's mask lacks, by full name; None where it is complete.
+    """
+    lacking = {fqn: why for fqn, why in found.items() if why is not None}
+    for fqn, why in list(lacking.items())[:1]:
+        others = f" (one of {len(lacking)} such weights of {len(found)})" if len(found) > 1 else ""
+        warnings.warn(f"squash_mask: '{fqn}'{others}: {why}", UserWarning, stacklevel=4)
 
 
 def settings_of(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Journal", "digest"]
+__all__ = ["Journal", "description", "digest"]
 
 _HEADER = "calibration.json"
 _VERSION = 1
@@ -85,6 +85,12 @@ class Journal:
             file.flush()
             os.fsync(file.fileno())
         passing.replace(path)
+
+
+def description(part: Any) -> list[Any]:
+    """The name and settings of a part of a method, the same in every process."""
+    name = getattr(part, "__qualname__", type(part).__qualname__)
+    return [name, dict(getattr(part, "__dict__", {}))]
 
 
 def digest(value: Any) -> str:

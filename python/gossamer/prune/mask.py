@@ -88,6 +88,21 @@ def mask_of(module: nn.Module, tensor_name: str) -> Mask | None:
     return chain[0] if len(chain) == 1 and isinstance(chain[0], Mask) else None
 
 
+def live_mask(module: nn.Module, tensor_name: str, fqn: str) -> Mask:
+    """The live mask that a sparsifier put on a parameter.
+
+    Raises:
+        RuntimeError: it is there no more.
+    """
+    mask = mask_of(module, tensor_name)
+    if mask is None:
+        raise RuntimeError(
+            f"'{fqn}' has no live mask of its own any more; remove what was put on the weight "
+            "after prepare(), or make a new sparsifier"
+        )
+    return mask
+
+
 def masked_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Mask]]:
     """Every live mask of a model: the weight's name, its module, the parameter's name, the mask.
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gossamer.prune.chance import random_scores
 from gossamer.prune.groups import Group
+from gossamer.prune.mask import zeros_of
 from gossamer.prune.pattern import CustomPattern, parse_pattern, pattern_at
 from gossamer.prune.schedule import scheduled_sparsity
 from gossamer.prune.sparsifier import Sparsifier
@@ -163,6 +164,24 @@ class GradualMagnitude(Magnitude):
         initial, schedule = group["initial_sparsity"], group["schedule"]
         sparsity = scheduled_sparsity(schedule, initial, final, begin, end, step)
         return pattern_at(group["pattern"], sparsity)
+
+    def unfinished(self, group: Group) -> str | None:
+        """That the sparsity has not grown to the pattern's."""
+        last, end = self.last_update(group), group["end_step"]
+        text, own = group["pattern"], parse_pattern(group["pattern"])
+        if not last and not bool(self.mask(group).all()):
+            return None  # A mask that something else selected.
+        initial, begin = group["initial_sparsity"], group["begin_step"]
+        reached = scheduled_sparsity(group["schedule"], initial, own.sparsity, begin, end, last)
+        if last and pattern_at(text, reached) == pattern_at(text, own.sparsity):
+            return None
+        remedy = "call step() after each step of the optimizer until end_step, or make it smaller"
+        if self.step_count >= end:
+            remedy = "set enable_mask_update = True and call step() once more"
+        return (
+            f"{zeros_of(self.mask(group)):.2%} zeros after {self.step_count} of {end} steps, not "
+            f"the {own.sparsity:.2%} of '{text}'; {remedy}"
+        )
 
 
 def _check_integer(name: str, value: Any) -> None:

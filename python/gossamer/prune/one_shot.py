@@ -15,7 +15,7 @@ from gossamer.prune.calibrated_layer import CalibratedLayer
 from gossamer.prune.calibration import TARGETS, Calibration
 from gossamer.prune.calibration_report import CalibrationReport, LayerResult
 from gossamer.prune.groups import Group, saved_group
-from gossamer.prune.journal import Journal, digest
+from gossamer.prune.journal import Journal, description, digest
 from gossamer.prune.layer import LayerForm
 from gossamer.prune.parts import (
     Admm,
@@ -129,7 +129,8 @@ class OneShot(Sparsifier):
         """Prunes all prepared weights with the inputs that they see, and counts a step.
 
         The batches are held in memory and run several times. The model runs in evaluation mode,
-        without gradients, where it is; it comes back in the mode it had.
+        without gradients, where it is; it comes back in the mode it had. A second call starts from
+        the weights that the first has left, corrected ones with zeros perhaps; the report says so.
 
         Args:
             batches: what the model is called with: a dict by name, a list or tuple in order,
@@ -192,7 +193,7 @@ class OneShot(Sparsifier):
         settings = [saved_group(group) for group in self.groups]
         method = [
             type(self).__qualname__,
-            [_description(part) for part in self.parts],
+            [description(part) for part in self.parts],
             self.target,
             self.held_out_correction,
             repr(self.reconstruction),
@@ -240,6 +241,14 @@ class OneShot(Sparsifier):
                 "calibrate(batches) first"
             )
 
+    def _check_finished(self, found: Mapping[str, str | None]) -> None:
+        if all(found.values()):
+            raise RuntimeError(
+                f"squash_mask: {type(self).__name__} has found no masks yet, so that the model "
+                "would stay dense; call calibrate(batches) first, or take the masks off as they "
+                "are: gossamer.prune.squash_masks(model)"
+            )
+
     def _layer(self, group: Group) -> CalibratedLayer:
         weight = self.dense_weight(group)
         try:
@@ -274,12 +283,6 @@ class OneShot(Sparsifier):
         self.solve(problem)
         ours = all(type(part).__module__.startswith("gossamer.") for part in self.parts)
         problem.check(verify=not ours or type(self).solve is not OneShot.solve)
-
-
-def _description(part: Part) -> list[Any]:
-    """A part's name and settings, the same in every process."""
-    name = getattr(part, "__qualname__", type(part).__qualname__)
-    return [name, dict(getattr(part, "__dict__", {}))]
 
 
 class Wanda(OneShot):

@@ -13,13 +13,15 @@ from torch.utils.hooks import RemovableHandle
 
 from gossamer.prune.groups import (
     Group,
+    described,
     hyperparameters,
     new_group,
     plain,
     settings_of,
     sparse_params,
+    warn_unfinished,
 )
-from gossamer.prune.mask import Mask, attach, detach, mask_of, masked_parameters, zeros_of
+from gossamer.prune.mask import Mask, attach, detach, live_mask, masked_parameters, zeros_of
 from gossamer.prune.pattern import CustomPattern, column_block, parse_pattern
 from gossamer.prune.saved import pair, read_state, take, write_state
 from gossamer.prune.selection import Candidate, Rival, select_all
@@ -112,6 +114,12 @@ class Sparsifier:
             raise ValueError(
                 f"scope {scope!r}: 'row', 'tensor', 'columns:N' or 'global' is accepted"
             )
+
+    def unfinished(self, group: Group) -> str | None:
+        """What a weight's mask lacks, for whoever squashes it now; None where it is complete."""
+        if self.last_update(group) or not bool(self.mask(group).all()):
+            return None
+        return "step() has selected no mask, so that it stays dense"
 
     def update_mask(self, module: nn.Module, tensor_name: str, **group: Any) -> None:
         """Selects the mask of one weight by itself, whatever its scope.
@@ -215,7 +223,7 @@ class Sparsifier:
         """Writes the zeros into the weights and removes the masks.
 
         Each weight stays the Parameter that it was, so optimizers remain valid. The sparsifier can
-        prepare another model then.
+        prepare another model then. It warns of weights whose mask is not what it was to become.
 
         Args:
             params_to_keep: hyperparameters to leave in a dict `sparse_params` on each module.
@@ -227,6 +235,7 @@ class Sparsifier:
         """
         self._need_groups("squash_mask")
         kept = sparse_params(self.groups, params_to_keep, params_to_keep_per_layer)
+        self._check_finished({own["tensor_fqn"]: self.unfinished(own) for own in self.groups})
         masks = [self._mask(group) for group in self.groups]
         weights = [self.dense_weight(group) for group in self.groups]
         steps = self.step_count
@@ -248,10 +257,8 @@ class Sparsifier:
         The masks are in the model's own `state_dict`. A pattern that is an object is saved as its
         text. `torch.load(weights_only=True)` reads it.
         """
-        waiting = self._loaded or {"groups": self.groups, "state": self.state}
-        return write_state(
-            self.step_count, self.enable_mask_update, waiting["groups"], waiting["state"]
-        )
+        own = self._loaded or {"groups": self.groups, "state": self.state}
+        return write_state(self.step_count, self.enable_mask_update, own["groups"], own["state"])
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> None:
         """Takes up where `state_dict()` left off; the argument is not changed.
@@ -314,15 +321,11 @@ class Sparsifier:
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{key}={plain(value)!r}" for key, value in self.defaults.items())
-        lines = [f"{type(self).__name__}({settings})"]
-        for group in self.groups:
-            own = ", ".join(
-                f"{key}={plain(group[key])!r}"
-                for key, value in self.defaults.items()
-                if key == "pattern" or group[key] != value
-            )
-            lines.append(f"  {group['tensor_fqn']}: {own}, {zeros_of(self.mask(group)):.2%} zeros")
-        return "\n".join(lines)
+        lines = [
+            f"  {described(group, self.defaults)}, {zeros_of(self.mask(group)):.2%} zeros"
+            for group in self.groups
+        ]
+        return "\n".join([f"{type(self).__name__}({settings})", *lines])
 
     # --- Selection --------------------------------------------------------------------------------
 
@@ -351,13 +354,10 @@ class Sparsifier:
         return Mask(torch.ones_like(weight, dtype=torch.bool))
 
     def _mask(self, group: Group) -> Mask:
-        mask = mask_of(group["module"], group["tensor_name"])
-        if mask is None:
-            raise RuntimeError(
-                f"'{group['tensor_fqn']}' has no live mask of its own any more; remove what was "
-                "put on the weight after prepare(), or make a new sparsifier"
-            )
-        return mask
+        return live_mask(group["module"], group["tensor_name"], group["tensor_fqn"])
+
+    def _check_finished(self, found: Mapping[str, str | None]) -> None:
+        warn_unfinished(found)
 
     def _need_groups(self, what: str) -> None:
         if not self.groups:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.prune.groups import Group
-from gossamer.prune.mask import Mask
+from gossamer.prune.mask import Mask, zeros_of
 from gossamer.prune.methods import GradualMagnitude, Magnitude
 from gossamer.prune.pattern import CustomPattern, parse_pattern, pattern_with
 from gossamer.prune.scored_mask import ScoredMask
@@ -174,6 +174,19 @@ class LotteryTicket(Magnitude):
         left = (1.0 - group["rate"]) ** self.step_count
         final = parse_pattern(group["pattern"]).sparsity
         return pattern_with(group["pattern"], min(1.0 - left, final))
+
+    def unfinished(self, group: Group) -> str | None:
+        """That rounds are missing."""
+        rounds = self._rounds(group)
+        if self.last_update(group) >= rounds or not (
+            self.last_update(group) or bool(self.mask(group).all())
+        ):
+            return None
+        return (
+            f"{zeros_of(self.mask(group)):.2%} zeros after {self.step_count} of {rounds} rounds, "
+            f"not those of '{group['pattern']}'; train and call step() that often, or make rate "
+            "larger"
+        )
 
     def score(self, weight: Tensor, group: Group) -> Tensor:
         """|w|, below all of them where the weight was dropped before."""
