@@ -10,7 +10,7 @@
 
 namespace gossamer::cli {
 
-/// The weights that compete, in the order in which their masks will be asked for.
+/// One of the weights that compete; they are given in the order in which masks will be asked for.
 struct Competitor {
   const SafetensorsEntry* entry = nullptr;
   bool transposed = false;

@@ -35,9 +35,8 @@
 //            Of a convolution input c·taps + t is tap t of channel c: a block then sees few
 //            channels, whose pixels stay in L1 while all taps read them. Everywhere else it is
 //            t·channels + c.
-//   rowpairsKC values     dtype  kept                    by batch, panel of 256 rows, block of KC
-//   inputs,
-//                                                       place
+//   rowpairsKC values   dtype  kept                    by batch, panel of 256 rows, block of KC
+//                                                       inputs, place
 //            cols        u8     columns                 in the same order, inside the block
 //            rows        u8     [batch,] blocks·out     by panel, block, place: rows of the panel
 //            counts      u8     [batch,] blocks·out     of those places
@@ -50,7 +49,7 @@
 //            turns a column and value that the first has alone and one of the second's. A row
 //            without a partner has its count, its columns and values. All columns of a kind ascend
 //            in a row. `columns` is what cols holds: kept less the shared ones.
-//   rowquadsKC values     dtype  units, 4                as rowpairsKC, of units: four neighbouring
+//   rowquadsKC values   dtype  units, 4                as rowpairsKC, of units: four neighbouring
 //                                                       inputs of which a row keeps one or more
 //            cols        u8     columns                 likewise, the number of a four in its block
 //            rows_counts u8     2, batch·blocks·out     rows, then counts, of units

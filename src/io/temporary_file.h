@@ -9,8 +9,7 @@ namespace gossamer::io {
 
 /// A file that takes the place of `target` when it is complete. Where the file system can
 /// (O_TMPFILE) it has no name until then, so that not even a killed process leaves anything behind;
-/// elsewhere it is
-/// `.<name>.<random>.tmp` in the target's directory and removed by the destructor.
+/// elsewhere it is `.<name>.<random>.tmp` in the target's directory and removed by the destructor.
 class TemporaryFile {
  public:
   /// Throws Error(kIo) where the target's directory does not take files or the target is no regular
