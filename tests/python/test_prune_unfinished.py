@@ -7,6 +7,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -147,6 +148,22 @@ def test_a_sparsifier_without_a_step_warns(model: nn.Sequential) -> None:
     assert density(model[0]) == 1.0
     with silence():
         after(gs.Magnitude("2:4"), model, 1).squash_mask()
+
+
+def test_updates_that_were_always_off_warn(model: nn.Sequential) -> None:
+    magnitude = gs.Magnitude("2:4")
+    magnitude.enable_mask_update = False
+    with pytest.warns(UserWarning, match="has selected no mask"):
+        after(magnitude, model, 2).squash_mask()
+
+
+def test_a_mask_written_by_a_subclass_may_drop_nothing(model: nn.Sequential) -> None:
+    class Keeps(gs.Sparsifier):
+        def update_mask(self, module: nn.Module, tensor_name: str, **group: Any) -> None:
+            pass
+
+    with silence():
+        after(Keeps("2:4"), model, 1).squash_mask()
 
 
 def test_masks_of_others_are_complete(model: nn.Sequential) -> None:
