@@ -296,13 +296,20 @@ def main() -> None:
     parser.add_argument("--record", type=Path, help="file of results, to go on or to share")
     parser.add_argument("--quick", action="store_true", help="a part of the data, one pattern")
     options = parser.parse_args()
-    run(options, QUICK if options.quick else Plan(), Encoder.load(pick_device(options.device)))
+    plan = QUICK if options.quick else Plan()
+    run(options, plan, lambda: Encoder.load(pick_device(options.device)))
 
 
 def run(
-    options: argparse.Namespace, plan: Plan, encoder: Encoder
+    options: argparse.Namespace, plan: Plan, load: Callable[[], Encoder]
 ) -> dict[str, dict[str, list[float]]]:
-    """Trains, prunes and prints; returns accuracies by method and pattern, one for each seed."""
+    """Trains, prunes and prints; returns accuracies by method and pattern, one for each seed.
+
+    Args:
+        options: of the command.
+        plan: of the trainings.
+        load: gives the encoder; called where there is something left to do.
+    """
     train_set = load_reviews(text_file(options.data, "sst2-train.tsv"), plan.sentences)
     test = load_reviews(text_file(options.data, "sst2-test.tsv"))
     names = chosen(options.methods, METHODS, QUICK_METHODS if options.quick else METHODS)
@@ -311,12 +318,13 @@ def run(
     )
     seeds = options.seeds or ([0] if options.quick else [0, 1, 2])
     cells = [("dense", "dense"), *((name, column) for name in names for column in columns)]
-    record = Record(options.record, f"minilm-sst2 {plan} {encoder.device.type}")
+    device = pick_device(options.device, runs=False)
+    record = Record(options.record, f"minilm-sst2 {plan} {device.type}")
+    todo = {seed: missing for seed in seeds if (missing := record.missing(seed, cells))}
+    encoder = load() if todo else None
     begin = time.perf_counter()
-    for seed in seeds:
-        missing = record.missing(seed, cells)
-        if not missing:
-            continue
+    for seed, missing in todo.items():
+        assert encoder is not None
         torch.manual_seed(seed)
         dense = Classifier(copy.deepcopy(encoder.body)).to(encoder.device)
         train(dense, encoder, train_set, plan.epochs, plan.rate, plan.batch, seed, f"dense, {seed}")

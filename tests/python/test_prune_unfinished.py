@@ -7,6 +7,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -14,10 +15,12 @@ from torch import nn
 
 import gossamer as gs
 from gossamer.prune import (
+    ByObs,
     ByWanda,
     LeastSquares,
     OneShot,
     Sparsifier,
+    Transposable,
     attach_masks,
     density,
     squash_masks,
@@ -147,6 +150,22 @@ def test_a_sparsifier_without_a_step_warns(model: nn.Sequential) -> None:
         after(gs.Magnitude("2:4"), model, 1).squash_mask()
 
 
+def test_updates_that_were_always_off_warn(model: nn.Sequential) -> None:
+    magnitude = gs.Magnitude("2:4")
+    magnitude.enable_mask_update = False
+    with pytest.warns(UserWarning, match="has selected no mask"):
+        after(magnitude, model, 2).squash_mask()
+
+
+def test_a_mask_written_by_a_subclass_may_drop_nothing(model: nn.Sequential) -> None:
+    class Keeps(gs.Sparsifier):
+        def update_mask(self, module: nn.Module, tensor_name: str, **group: Any) -> None:
+            pass
+
+    with silence():
+        after(Keeps("2:4"), model, 1).squash_mask()
+
+
 def test_masks_of_others_are_complete(model: nn.Sequential) -> None:
     with torch.no_grad():
         model[0].weight[:, ::2] = 0
@@ -238,3 +257,48 @@ def test_scores_alone_can_be_calibrated_again(model: nn.Sequential) -> None:
     first, second = method.calibrate(batches), method.calibrate(batches)
     assert [layer.error for layer in first.layers] == [layer.error for layer in second.layers]
     assert "before" not in str(second)
+
+
+# --- Too little to fit to -------------------------------------------------------------------------
+
+
+def test_a_fit_to_fewer_tokens_than_inputs_is_remarked(model: nn.Sequential) -> None:
+    """Its error is next to nothing, on the tokens it saw."""
+    method = gs.SparseGPT("2:4")
+    method.prepare(model)
+    report = method.calibrate([torch.randn(20, 32)])
+    assert [layer.remarks for layer in report.layers] == [
+        ["fitted to 20 tokens, fewer than its 32 inputs"],
+        [],
+    ]
+    assert "fitted to 20 tokens, fewer than its 32 inputs" in str(report)
+
+
+def test_a_score_fits_nothing(model: nn.Sequential) -> None:
+    method = gs.Wanda("2:4")
+    method.prepare(model)
+    assert not any(layer.remarks for layer in method.calibrate([torch.randn(20, 32)]).layers)
+
+
+# --- Refused before anything is run ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [gs.ALPS, gs.Best])
+def test_admm_refuses_objects_when_it_is_made(make: Callable[..., OneShot]) -> None:
+    want = rf"^{make.__name__}, 'defaults': Admm: pattern transposable 2:4 is an object.*ByObs\(\)"
+    with pytest.raises(ValueError, match=want):
+        make(Transposable("2:4"))
+    with pytest.raises(ValueError, match="Admm: scope 'columns:4': 'row' or 'tensor' is accepted"):
+        make("2:4", scope="columns:4")
+
+
+def test_admm_refuses_an_object_of_a_config(model: nn.Sequential) -> None:
+    with pytest.raises(ValueError, match=r"^ALPS, '0.weight': Admm: pattern transposable 2:4"):
+        gs.ALPS("2:4").prepare(model, {"0": Transposable("2:4")})
+    assert list(model.state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+
+
+def test_what_admm_says_to_do_works(model: nn.Sequential) -> None:
+    method = OneShot(Transposable("2:4"), ByObs(), LeastSquares(), target="dense-target")
+    method.prepare(model)
+    assert 0 < method.calibrate([torch.randn(256, 32)]).mean_error < 0.5

@@ -279,16 +279,20 @@ def test_the_classifier_is_trained_and_pruned(
     options = argparse.Namespace(
         data=str(tmp_path), methods=None, patterns="80 %;2:4", seeds=[0, 1], quick=False
     )
+    options.device = "cpu"
     options.record = tmp_path / "record.jsonl"
-    rows = sst2.run(options, plan, encoder())
+    rows = sst2.run(options, plan, encoder)
     # A word decides, so that training gets nearly all; 99 of 100 tells it from luck.
     assert min(rows["dense"]["dense"]) >= 95.0
     for name in (sst2.GRADUAL, sst2.DISTILLED):
         assert min(rows[name]["2:4"]) >= 95.0
     assert [list(rows[name]) for name in sst2.METHODS] == [["80 %", "2:4"]] * len(sst2.METHODS)
     assert "| gradual magnitude, distilled | – | " in capsys.readouterr().out
-    untrained = encoder()
-    assert sst2.run(options, plan, untrained) == rows
+
+    def unloadable() -> Encoder:
+        raise AssertionError("the record is complete")
+
+    assert sst2.run(options, plan, unloadable) == rows
     assert len(options.record.read_text().splitlines()) == 2 * (1 + 2 * len(sst2.METHODS))
 
 

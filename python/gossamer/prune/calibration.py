@@ -296,6 +296,9 @@ class Calibration:
         check_kept(layer.fqn, layer.form.shape, problem.pattern, problem.mask)
         if problem.fields and problem.fields.sparsity and bool(problem.mask.all()):
             remarks.append("so small that the pattern drops nothing")
+        inputs = problem.dense.shape[-1]
+        if problem.solution is not None and sums.tokens < inputs:
+            remarks.append(f"fitted to {sums.tokens} tokens, fewer than its {inputs} inputs")
         solved = problem.kept_weight
         if not bool(solved.isfinite().all()):
             raise ValueError(

@@ -7,6 +7,9 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
+from torch import Tensor
+
+from gossamer.prune.mask import zeros_of
 from gossamer.prune.pattern import CustomPattern
 from gossamer.prune.selection import check_fits
 from gossamer.prune.targets import Target
@@ -60,14 +63,14 @@ def saved_group(group: Group) -> dict[str, Any]:
     return {"tensor_fqn": group["tensor_fqn"], **own}
 
 
-def described(group: Group, defaults: Mapping[str, Any]) -> str:
-    """A group's name, its pattern, and what differs from the defaults."""
+def described(group: Group, defaults: Mapping[str, Any], mask: Tensor) -> str:
+    """A line with a group's name, its pattern, what differs from the defaults, and its zeros."""
     own = ", ".join(
         f"{key}={plain(group[key])!r}"
         for key, value in defaults.items()
         if key == "pattern" or group[key] != value
     )
-    return f"{group['tensor_fqn']}: {own}"
+    return f"  {group['tensor_fqn']}: {own}, {zeros_of(mask):.2%} zeros"
 
 
 def warn_unfinished(found: Mapping[str, str | None]) -> None:

@@ -17,14 +17,7 @@ from gossamer.prune.calibration_report import CalibrationReport, LayerResult
 from gossamer.prune.groups import Group, saved_group
 from gossamer.prune.journal import Journal, description, digest
 from gossamer.prune.layer import LayerForm
-from gossamer.prune.parts import (
-    Admm,
-    ByRIA,
-    ByWanda,
-    LeastSquares,
-    ObsSweep,
-    Part,
-)
+from gossamer.prune.parts import Admm, ByRIA, ByWanda, LeastSquares, ObsSweep, Part
 from gossamer.prune.pattern import CustomPattern
 from gossamer.prune.problem import LayerProblem
 from gossamer.prune.reconstruction import Reconstruction
@@ -105,6 +98,9 @@ class OneShot(Sparsifier):
         damping = settings["damping"]
         if not isinstance(damping, int | float) or not 0 <= damping <= 1:
             raise ValueError(f"damping {damping!r}: a number from 0 to 1 is accepted")
+        for part in self.parts:
+            if isinstance(part, Admm):
+                part.check(settings["pattern"], settings["scope"])
 
     def solve(self, problem: LayerProblem) -> None:
         """Finds the mask, and perhaps a corrected weight, of one layer: calls the parts."""

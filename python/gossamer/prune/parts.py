@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gossamer.prune import device_solvers  # noqa: F401  (registers the CUDA kernels)
 from gossamer.prune.chance import random_scores
-from gossamer.prune.pattern import column_block
+from gossamer.prune.pattern import CustomPattern, column_block
 from gossamer.prune.problem import LayerProblem
 
 __all__ = [
@@ -223,17 +223,19 @@ class Admm:
     iterations: int = 300
     penalty: float = 0.1
 
+    def check(self, pattern: str | CustomPattern, scope: str) -> None:
+        """Refuses what ADMM cannot select by; `OneShot` asks before anything is run."""
+        if not isinstance(pattern, str):
+            raise ValueError(
+                f"Admm: pattern {pattern} is an object; the patterns of the grammar are accepted: "
+                "OneShot(pattern, ByObs(), LeastSquares(), target='dense-target') takes others"
+            )
+        if column_block(scope):
+            raise ValueError(f"Admm: scope {scope!r}: 'row' or 'tensor' is accepted")
+
     def __call__(self, problem: LayerProblem) -> None:
         """Writes mask and solution."""
-        if problem.fields is None:
-            raise ValueError(
-                f"Admm, '{problem.fqn}': pattern {problem.pattern} is an object; the patterns of "
-                "the grammar are accepted: use a score and LeastSquares() for others"
-            )
-        if column_block(problem.scope):
-            raise ValueError(
-                f"Admm, '{problem.fqn}': scope {problem.scope!r}: 'row' or 'tensor' is accepted"
-            )
+        self.check(problem.pattern, problem.scope)
         scale, values, vectors = problem.eigen()
         scaled = (problem.weight / scale).float()
         iterations = 0

@@ -21,7 +21,7 @@ from gossamer.prune.groups import (
     sparse_params,
     warn_unfinished,
 )
-from gossamer.prune.mask import Mask, attach, detach, live_mask, masked_parameters, zeros_of
+from gossamer.prune.mask import Mask, attach, detach, live_mask, masked_parameters
 from gossamer.prune.pattern import CustomPattern, column_block, parse_pattern
 from gossamer.prune.saved import pair, read_state, take, write_state
 from gossamer.prune.selection import Candidate, Rival, select_all
@@ -39,7 +39,8 @@ class Sparsifier:
     `squash_mask` leaves plain weights with zeros: the contract of
     `torch.ao.pruning.BaseSparsifier`. A subclass that defines `score` is complete. One that needs
     more overrides `pattern_of` (a pattern that changes from step to step), `check` (its own
-    hyperparameters), `update_mask` (one weight at a time) or `_step` (all weights together).
+    hyperparameters), `unfinished` (what `squash_mask` warns of), `update_mask` (one weight at a
+    time) or `_step` (all weights together).
 
     Scores see the dense weight under the mask, so a weight that was dropped can come back. It gets
     no gradient meanwhile; weight decay and momentum do act on it (see `attach_optimizer`).
@@ -117,7 +118,8 @@ class Sparsifier:
 
     def unfinished(self, group: Group) -> str | None:
         """What a weight's mask lacks, for whoever squashes it now; None where it is complete."""
-        if self.last_update(group) or not bool(self.mask(group).all()):
+        updates = self.step_count and self.enable_mask_update
+        if updates or self.last_update(group) or not bool(self.mask(group).all()):
             return None
         return "step() has selected no mask, so that it stays dense"
 
@@ -321,10 +323,7 @@ class Sparsifier:
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{key}={plain(value)!r}" for key, value in self.defaults.items())
-        lines = [
-            f"  {described(group, self.defaults)}, {zeros_of(self.mask(group)):.2%} zeros"
-            for group in self.groups
-        ]
+        lines = [described(group, self.defaults, self.mask(group)) for group in self.groups]
         return "\n".join([f"{type(self).__name__}({settings})", *lines])
 
     # --- Selection --------------------------------------------------------------------------------
