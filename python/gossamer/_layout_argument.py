@@ -8,6 +8,7 @@ each part of the token counts, and travels as long as the weight lives.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 
 import torch
@@ -22,10 +23,10 @@ PARTS = len(PART_ENDS) + 1
 MODEL, DENSE = 0, 15
 """Codes that name no row: the cost model chooses one, or the dense copy runs."""
 FIRST_PAIR = 5
-"""The part of 129 tokens: from there to 2048 a bit for each two parts says that the first eighth
+"""The part of 129 tokens: from there to 2048 a bit for each two parts says that the first quarter
 of both runs dense, a further column of tiles being all but empty there."""
 PAIRS = 2
-EIGHTHS_SHIFT = PLAN_SHIFT + CODE_BITS * PARTS
+QUARTERS_SHIFT = PLAN_SHIFT + CODE_BITS * PARTS
 TOLD_SHIFT = 50
 INPUTS_SHIFT = 51
 INPUTS = 128
@@ -43,22 +44,22 @@ _PARTS_OF_BUCKETS = ((0,), (0,), (0,), (1, 2), (3, 4), (5, 6), (7, 8), (9,))
 
 def part_of(tokens: int) -> int:
     """Which part so many tokens are in."""
-    return sum(tokens > end for end in PART_ENDS)
+    return bisect_left(PART_ENDS, tokens)
 
 
-def plan_bits(codes: Sequence[int], eighths: Sequence[bool] = (), table: int = 0) -> int:
+def plan_bits(codes: Sequence[int], quarters: Sequence[bool] = (), table: int = 0) -> int:
     """The bits of a plan.
 
     Args:
         codes: for each part MODEL, DENSE or a row's number.
-        eighths: for each pair whether its parts' first eighths run dense.
+        quarters: for each pair whether its parts' first quarters run dense.
         table: what the numbers count in, 0 to 3.
     """
     bits = table << TABLE_SHIFT
     for part, code in enumerate(codes):
         bits |= code << (PLAN_SHIFT + CODE_BITS * part)
-    for pair, is_dense in enumerate(eighths):
-        bits |= int(is_dense) << (EIGHTHS_SHIFT + pair)
+    for pair, is_dense in enumerate(quarters):
+        bits |= int(is_dense) << (QUARTERS_SHIFT + pair)
     return bits
 
 
@@ -87,10 +88,10 @@ def runs_dense(argument: int, tokens: int) -> bool:
     if argument >> (PLAN_SHIFT + CODE_BITS * part) & DENSE == DENSE:
         return True
     pair = (part - FIRST_PAIR) // 2
-    if not 0 <= pair < PAIRS or not argument >> (EIGHTHS_SHIFT + pair) & 1:
+    if not 0 <= pair < PAIRS or not argument >> (QUARTERS_SHIFT + pair) & 1:
         return False
     before = PART_ENDS[part - 1]
-    return (tokens - before) * 8 <= before
+    return (tokens - before) * 4 <= before
 
 
 def with_result_dtype(layout: int, x: Tensor, dtype: torch.dtype) -> int:

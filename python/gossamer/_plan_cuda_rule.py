@@ -29,19 +29,19 @@ BUCKETS: tuple[tuple[int, ...], ...] = (
     (17, 32),
     (33, 64),
     (65, 128),
-    (129, 144),
-    (145, 256),
-    (257, 288),
-    (289, 512),
-    (513, 576),
-    (577, 1024),
-    (1025, 1152),
-    (1153, 2048),
+    (129, 160),
+    (161, 256),
+    (257, 320),
+    (321, 512),
+    (513, 640),
+    (641, 1024),
+    (1025, 1280),
+    (1281, 2048),
     (2049, 8192),
 )
 """Buckets of token counts, by the counts at which each is timed: both ends, the last one's where
 activations of most models end. They are the parts of `_layout_argument`, four of which are two
-buckets: their first eighth and the rest. A further column of tiles has begun in the first eighth
+buckets: their first quarter and the rest. A further column of tiles has begun in the first quarter
 that is all but empty, which costs what dense kernels pay elsewhere."""
 
 BUCKET_ENDS = [counts[-1] for counts in BUCKETS[:-1]]
@@ -50,14 +50,14 @@ PART_OF = [part_of(counts[-1]) for counts in BUCKETS]
 """For each bucket its part."""
 _BUCKETS_OF = [[i for i, of in enumerate(PART_OF) if of == part] for part in range(PARTS)]
 
-_PAIRS_OF_EIGHTHS = [
+_PAIRS_OF_QUARTERS = [
     [
         (_BUCKETS_OF[part][0], _BUCKETS_OF[part][1])
         for part in (FIRST_PAIR + 2 * pair, FIRST_PAIR + 2 * pair + 1)
     ]
     for pair in range(PAIRS)
 ]
-"""The buckets of the two parts that share a bit for their first eighths."""
+"""The buckets of the two parts that share a bit for their first quarters."""
 
 WIN = 1.05
 NOT_SLOWER = 0.97
@@ -99,11 +99,11 @@ class CudaPlan:
         for buckets in _BUCKETS_OF:
             rest = buckets[-1]
             codes.append(numbers.get(rows[rest], 0) if packed[rest] else DENSE)
-        eighths = [
+        quarters = [
             any(packed[rest] and not packed[first] for first, rest in pair)
-            for pair in _PAIRS_OF_EIGHTHS
+            for pair in _PAIRS_OF_QUARTERS
         ]
-        return plan_bits(codes, eighths, table)
+        return plan_bits(codes, quarters, table)
 
 
 def decide(times: list[list[float]], kernels: list[str], memory: str, dense_bytes: int) -> CudaPlan:
@@ -179,10 +179,10 @@ def dense_buckets(kernels: Sequence[str]) -> list[str | None]:
 def _agree_in_parts(choices: list[dict[str, Any]]) -> None:
     """Runs dense what the operators' argument cannot tell apart from what does.
 
-    These are a first eighth where the rest of its part is dense, and where that of the part beside
+    These are a first quarter where the rest of its part is dense, and where that of the part beside
     it is.
     """
-    for pair in _PAIRS_OF_EIGHTHS:
+    for pair in _PAIRS_OF_QUARTERS:
         dense = [[choices[i]["kernel"] == "dense" for i in part] for part in pair]
         for (first, _), (_, rest_is_dense) in zip(pair, dense, strict=True):
             if rest_is_dense:

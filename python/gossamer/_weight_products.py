@@ -116,9 +116,16 @@ def check_requantizes(weight: SparseWeight) -> None:
 def linear_as_torch(x: Tensor, weight: SparseWeight, bias: Tensor | None = None) -> Tensor:
     """`F.linear`: x·weightᵀ + bias. What a model spends its calls on."""
     is_compiling = is_dynamo_compiling()
-    if not weight._is_direct or is_unusual(x, is_compiling):
+    if is_unusual(x, is_compiling):
         return _linear_general(x, weight, bias)
-    return call(x, weight, bias, is_compiling)
+    if weight._is_direct:
+        return call(x, weight, bias, is_compiling)
+    if weight._dense_buckets and not is_compiling:
+        if _runs_dense(x, weight):
+            return torch.nn.functional.linear(x, weight.dense, bias)  # type: ignore[arg-type]
+        if not _needs_grad(x, bias):
+            return call_eager(x, weight, bias)
+    return _linear_general(x, weight, bias)
 
 
 def is_unusual(x: Tensor, is_compiling: bool) -> bool:
@@ -133,11 +140,15 @@ def is_unusual(x: Tensor, is_compiling: bool) -> bool:
 
 def call(x: Tensor, weight: SparseWeight, bias: Tensor | None, is_compiling: bool) -> Tensor:
     """x·Wᵀ + bias, W the logical [out, in] without a dense copy: the shortest way there is."""
-    if _is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+    if _needs_grad(x, bias):
         return _linear_autograd_op(x, *weight._linear_arguments, bias)
     if is_compiling:
         return _linear_op(x, *weight._linear_arguments, bias)
     return call_eager(x, weight, bias)
+
+
+def _needs_grad(x: Tensor, bias: Tensor | None) -> bool:
+    return _is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
 
 
 def call_eager(x: Tensor, weight: SparseWeight, bias: Tensor | None) -> Tensor:

@@ -95,7 +95,7 @@ class SparseWeight(DescribedWeight):
             dense is None and scale is None and facts.transposed and facts.batch == 1
         )
         is_plain_dense = dense is not None and not facts.transposed and facts.batch == 1
-        is_plain_dense &= facts.kernel is None and facts.inputs > 0
+        is_plain_dense &= facts.kernel is None and facts.inputs > 0 and not facts.input_scale
         is_forced = bool(os.environ.get("GOSSAMER_KERNEL"))
         self._dense_buckets = facts.dense_buckets if is_plain_dense and not is_forced else 0
         self._layout_argument = facts.layout_argument(packed.device)

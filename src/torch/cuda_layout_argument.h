@@ -18,7 +18,7 @@ namespace gossamer::door::cuda_ops {
 //    runs,
 //             the number of the row of the kernel table that was the fastest there
 //             (LinearSp24Args::tuned_row), or 0 where the cost model chooses
-//   48, 49    for the parts from 129 to 512 and from 513 to 2048 tokens: the first eighth of each
+//   48, 49    for the parts from 129 to 512 and from 513 to 2048 tokens: the first quarter of each
 //             runs dense, whatever the row
 //   50        the inputs are told: modulo 128 in the next seven bits; tiles are padded, so that the
 //             bytes alone do not tell 60 inputs from 64
@@ -31,7 +31,7 @@ inline constexpr int kCodeBits = 4;
 inline constexpr std::array<std::int64_t, 9> kPartEnds{8, 16, 32, 64, 128, 256, 512, 1024, 2048};
 inline constexpr int kParts = 10;
 inline constexpr int kDenseCode = 15;
-inline constexpr int kEighthsShift = kPlanShift + kCodeBits * kParts;
+inline constexpr int kQuartersShift = kPlanShift + kCodeBits * kParts;
 inline constexpr int kFirstPair = 5;
 inline constexpr int kPairs = 2;
 inline constexpr int kInputsToldShift = 50;
@@ -41,7 +41,7 @@ inline constexpr int kFloat8Shift = 58;
 inline constexpr int kAccurateShift = 59;
 inline constexpr int kStackShift = 60;
 inline constexpr int kTableShift = 61;
-static_assert(kEighthsShift + kPairs <= kInputsToldShift);
+static_assert(kQuartersShift + kPairs <= kInputsToldShift);
 static_assert(cuda::kMostTunedRows < kDenseCode && cuda::kSp24Tables <= 1 << (63 - kTableShift));
 
 inline bool has_bit(std::int64_t argument, int shift) { return (argument >> shift & 1) != 0; }
@@ -70,9 +70,10 @@ inline bool runs_dense(std::int64_t argument, std::int64_t tokens) {
   const int part = part_of(tokens);
   if (code_of(argument, part) == kDenseCode) return true;
   const int pair = (part - kFirstPair) / 2;
-  if (part < kFirstPair || pair >= kPairs || !has_bit(argument, kEighthsShift + pair)) return false;
+  if (part < kFirstPair || pair >= kPairs || !has_bit(argument, kQuartersShift + pair))
+    return false;
   const std::int64_t before = kPartEnds[static_cast<std::size_t>(part - 1)];
-  return (tokens - before) * 8 <= before;
+  return (tokens - before) * 4 <= before;
 }
 
 /// The row that the plan found for so many tokens; 0 where it found none in this table.

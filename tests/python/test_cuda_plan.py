@@ -58,7 +58,7 @@ def test_slower_somewhere_runs_dense_there(memory: str) -> None:
     assert plan.choices[6]["tokens"] == 256
     assert plan.choices[6]["milliseconds"] == 0.5
     assert plan.choices[7]["kernel"] == KERNELS[7]
-    assert dense_counts(plan) == {1, 8, 129, 144, 145, 256}
+    assert dense_counts(plan) == {1, 8, 129, 160, 161, 256}
 
 
 COUNTS = [tokens for bucket in _plan_cuda.BUCKETS for tokens in bucket]
@@ -77,15 +77,15 @@ def dense_counts(plan: _plan_cuda.CudaPlan) -> set[int]:
         ({32}, 3, {17, 32}),
         ({64}, 4, {33, 64}),
         ({128}, 4, {65, 128}),
-        ({257}, 5, {129, 144, 257, 288}),
-        ({129}, 5, {129, 144, 257, 288}),
-        ({256}, 5, {129, 144, 145, 256}),
-        ({512}, 5, {257, 288, 289, 512}),
-        ({256, 288}, 5, {129, 144, 145, 256, 257, 288}),
-        ({144, 512}, 5, {129, 144, 257, 288, 289, 512}),
-        ({145, 512}, 5, {129, 144, 145, 256, 257, 288, 289, 512}),
-        ({1025}, 6, {513, 576, 1025, 1152}),
-        ({1024}, 6, {513, 576, 577, 1024}),
+        ({257}, 5, {129, 160, 257, 320}),
+        ({129}, 5, {129, 160, 257, 320}),
+        ({256}, 5, {129, 160, 161, 256}),
+        ({512}, 5, {257, 320, 321, 512}),
+        ({256, 320}, 5, {129, 160, 161, 256, 257, 320}),
+        ({160, 512}, 5, {129, 160, 257, 320, 321, 512}),
+        ({161, 512}, 5, {129, 160, 161, 256, 257, 320, 321, 512}),
+        ({1025}, 6, {513, 640, 1025, 1280}),
+        ({1024}, 6, {513, 640, 641, 1024}),
         ({8192}, 7, {2049, 8192}),
     ],
 )
@@ -102,12 +102,12 @@ def test_what_is_dense_between_the_timed_counts() -> None:
     plan = _plan_cuda.decide(times(t1025=(1.0, 0.5), t64=(1.0, 0.5)), KERNELS, "speed", 10)
     bits = plan.bits([""] * len(KERNELS), {}, 0)
     dense = {n for n in range(1, 3000) if _layout_argument.runs_dense(bits, n)}
-    assert dense == {*range(33, 65), *range(513, 577), *range(1025, 1153)}
+    assert dense == {*range(33, 65), *range(513, 641), *range(1025, 1281)}
 
 
 def test_a_gain_in_a_part_that_runs_dense_is_none() -> None:
     even = {f"t{tokens}": (1.0, 1.0) for bucket in _plan_cuda.BUCKETS for tokens in bucket}
-    begins = even | {"t129": (1.0, 2.0), "t144": (1.0, 2.0), "t256": (1.0, 0.5)}
+    begins = even | {"t129": (1.0, 2.0), "t160": (1.0, 2.0), "t256": (1.0, 0.5)}
     plan = _plan_cuda.decide(times(**begins), KERNELS, "speed", 10)
     assert not plan.sparse
     first = plan.choices[5]
@@ -277,13 +277,13 @@ def test_a_plan_reaches_the_weight_and_the_report(monkeypatch: pytest.MonkeyPatc
     assert kept.weight.dense is not None
     assert torch.equal(kept.weight.dense, layer.weight)
     assert [bucket["kernel"] for bucket in kept.report["plan"]] == [
-        "sm90_8", "sm90_16", "sm90_32", "sm90_64", "sm90_128", "dense", "dense", "sm90_288",
-        "sm90_512", "sm90_576", "sm90_1024", "sm90_1152", "sm90_2048", "sm90_8192",
+        "sm90_8", "sm90_16", "sm90_32", "sm90_64", "sm90_128", "dense", "dense", "sm90_320",
+        "sm90_512", "sm90_640", "sm90_1024", "sm90_1280", "sm90_2048", "sm90_8192",
     ]  # fmt: skip
     reasons = [bucket["reason"] for bucket in kept.report["plan"]]
     assert reasons[0].endswith(" tokens; sm90_1 at 1 tokens")
     assert "sm90_" not in reasons[5]  # it runs dense
-    assert [bucket["tokens"] for bucket in kept.report["plan"]][5:7] == ["129–144", "145–256"]
+    assert [bucket["tokens"] for bucket in kept.report["plan"]][5:7] == ["129–160", "161–256"]
     layer.weight = nn.Parameter(kept.weight, requires_grad=False)
     layer.gossamer_report = kept.report | {"trainable": False}  # type: ignore[assignment]
     report = next(iter(gs.explain(layer)))
@@ -403,10 +403,10 @@ def test_dense_buckets_run_the_dense_copy() -> None:
 @pytest.mark.parametrize(
     ("slow", "dense"),
     [
-        ({256}, {129, 144, 145, 256}),
-        ({257}, {129, 144, 257, 288}),
-        ({256, 257}, {129, 144, 145, 256, 257, 288}),
-        ({512}, {257, 288, 289, 512}),
+        ({256}, {129, 160, 161, 256}),
+        ({257}, {129, 160, 257, 320}),
+        ({256, 257}, {129, 160, 161, 256, 257, 320}),
+        ({512}, {257, 320, 321, 512}),
         ({128}, {128}),
     ],
 )
@@ -422,7 +422,7 @@ def test_the_operator_runs_the_parts_that_the_plan_says_dense(
     other = torch.randn(128, 256, device="cuda", dtype=torch.bfloat16)
     weight = SparseWeight.from_packed(planned, dense=other)
     weight = weight._replace(weight.packed, other, plan.bits([""] * len(KERNELS), {}, 0))
-    for tokens in (128, 129, 144, 145, 256, 257, 288, 289, 512, 513):
+    for tokens in (128, 129, 160, 161, 256, 257, 320, 321, 512, 513):
         x = torch.randn(tokens, 256, device="cuda", dtype=torch.bfloat16)
         expected = F.linear(x, other if tokens in dense else layer.weight)
         torch.testing.assert_close(F.linear(x, weight), expected, rtol=2e-2, atol=2e-2)

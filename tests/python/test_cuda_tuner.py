@@ -283,8 +283,8 @@ def test_where_no_row_is_right_packed_never_wins(gpu: FakeGpu) -> None:
 
 
 def test_buckets_of_a_part_get_one_row_and_its_times(gpu: FakeGpu) -> None:
-    gpu.ms_at = {("b", tokens): 1.9 for tokens in (1, 145, 256)}
-    gpu.ms_at |= {("b", tokens): 4.0 for tokens in (8, 129, 144)}
+    gpu.ms_at = {("b", tokens): 1.9 for tokens in (1, 161, 256)}
+    gpu.ms_at |= {("b", tokens): 4.0 for tokens in (8, 129, 160)}
     found = gpu.measure()
     assert found.rows == ["c", "b", "b", "b", "b", "c", "c", *["b"] * 7]
     assert found.times[:2] == [[2.5, 5.0]] * 2
@@ -292,9 +292,9 @@ def test_buckets_of_a_part_get_one_row_and_its_times(gpu: FakeGpu) -> None:
 
 
 def test_what_a_row_loses_where_dense_runs_does_not_count(gpu: FakeGpu) -> None:
-    # In the first eighth of 129 to 256 tokens every row loses to dense, b by more than c.
+    # In the first quarter of 129 to 256 tokens every row loses to dense, b by more than c.
     losses = {"a": 8.0, "b": 9.0, "c": 6.0}
-    gpu.ms_at = {(name, n): ms for name, ms in losses.items() for n in (129, 144)}
+    gpu.ms_at = {(name, n): ms for name, ms in losses.items() for n in (129, 160)}
     found = gpu.measure()
     assert found.rows[5:7] == ["b", "b"]
     assert found.times[10:14] == [[9.0, 5.0]] * 2 + [[2.0, 5.0]] * 2
