@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 
 #include <string>
+#include <string_view>
 
 #include "cuda/common/epilogue_args.cuh"
 #include "cuda/common/runtime.h"
@@ -38,7 +39,7 @@ void launch(const Kernel& kernel, const LaunchShape& shape, std::string_view nam
   config.stream = shape.stream;
   config.attrs = attributes;
   config.numAttrs = shape.overlaps_predecessor ? 2 : 1;
-  check(cudaLaunchKernelEx(&config, kernel, args...), std::string(name));
+  check(cudaLaunchKernelEx(&config, kernel, args...), name);
 }
 
 /// Lets a kernel use as much shared memory as a block may have. Once a device.
