@@ -8,9 +8,11 @@ import torch
 from gossamer import _ops_cuda
 from gossamer._errors import first_line
 
-__all__ = ["no_device", "no_kernels", "no_sparse_tensor_cores"]
+__all__ = ["no_device", "no_kernels", "no_products"]
 
-_LEAST_CAPABILITY = (8, 0)
+_MAJOR_OF_SPARSE_TENSOR_CORES = 8
+_MAJORS = (8, 9)
+_MAJOR_OF_FLOAT8 = 9
 
 
 def no_device() -> str | None:
@@ -39,12 +41,22 @@ def no_kernels() -> str | None:
     return "this build of gossamer has no CUDA kernels (_C_cuda.so)"
 
 
-def no_sparse_tensor_cores(device: torch.device) -> str | None:
-    """Why a GPU multiplies no 2:4 weights; None where its generation does."""
-    capability = torch.cuda.get_device_capability(device)
-    if capability >= _LEAST_CAPABILITY:
-        return None
-    return (
-        f"{torch.cuda.get_device_name(device)} (compute capability {capability[0]}."
-        f"{capability[1]}) has no sparse tensor cores; those of 8.0 and later have"
-    )
+def no_products(device: torch.device, values: torch.dtype) -> str | None:
+    """Why a GPU multiplies no 2:4 weights; None where it does.
+
+    What the rows of the kernel table say of a generation (src/cuda/sm80, src/cuda/sm90), before
+    there is anything on the GPU to ask them with.
+
+    Args:
+        device: the GPU.
+        values: the dtype of what is kept, that of 8 bits where a weight is quantized.
+    """
+    major, minor = torch.cuda.get_device_capability(device)
+    gpu = f"{torch.cuda.get_device_name(device)} (compute capability {major}.{minor})"
+    if major < _MAJOR_OF_SPARSE_TENSOR_CORES:
+        return f"{gpu} has no sparse tensor cores; those of 8.0 and later have them"
+    if major not in _MAJORS:
+        return f"no kernel multiplies 2:4 weights on {gpu}; kernels are for 8.x and 9.x"
+    if values is torch.float8_e4m3fn and major != _MAJOR_OF_FLOAT8:
+        return f"no kernel multiplies float8 weights on {gpu}; kernels for these are for 9.x"
+    return None

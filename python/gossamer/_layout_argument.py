@@ -23,8 +23,8 @@ PARTS = len(PART_ENDS) + 1
 MODEL, DENSE = 0, 15
 """Codes that name no row: the cost model chooses one, or the dense copy runs."""
 FIRST_PAIR = 5
-"""The part of 129 tokens: from there to 2048 a bit for each two parts says that the first quarter
-of both runs dense, a further column of tiles being all but empty there."""
+"""The part of 129 tokens: from there to 2048 parts go in pairs, each with a bit which says that the
+first quarter of both runs dense, a further column of tiles being all but empty there."""
 PAIRS = 2
 QUARTERS_SHIFT = PLAN_SHIFT + CODE_BITS * PARTS
 TOLD_SHIFT = 50
@@ -73,7 +73,7 @@ def plan_of_buckets(dense_buckets: int) -> int:
 
 
 def header_buckets(dense_parts: set[int]) -> list[str | None]:
-    """For each of the header's buckets "dense", where a part of it is, or None."""
+    """For each of the header's buckets "dense", where one of its parts is, or None."""
     return ["dense" if dense_parts & set(parts) else None for parts in _PARTS_OF_BUCKETS]
 
 

@@ -3,8 +3,8 @@
 
 Multiplying, packing, unpacking and converting run on the GPU (`_C_cuda.so`); here is what
 torch.compile and torch.export see instead of the operators that exist there only. What is left is
-asked once in the life of a weight, to describe, check, cut or save it: the bytes travel to the CPU,
-and tensors that come back to the GPU.
+asked once in the life of a weight, to check, cut or save it: the bytes travel to the CPU, and
+tensors that come back to the GPU. To describe or plan a weight its header travels alone.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ from torch import Tensor
 load_failure: str | None = None
 """Why `_C_cuda.so`, which is there, could not be loaded."""
 
+_HEADER_BYTES = 256
+_HAS_SECOND = 14
+"""A byte of the header (include/gossamer/packed_weight.h), 0 where no second one lies behind."""
+
 _FROM_CPU = (
-    "info",
     "validate",
     "format_arrays",
     "from_format_arrays",
     "slice_rows",
     "concat_rows",
-    "with_plan",
     "find_violation",
     "infer_pattern",
     "count_nonzeros",
@@ -62,10 +64,38 @@ def _by_way_of_the_cpu(name: str) -> None:
     torch.library.impl(f"gossamer::{name}", "cuda", call)
 
 
+def _described(packed: Tensor) -> Tensor:
+    """On the CPU what a packed weight says of itself; its arrays hold whatever the memory held."""
+    if packed.dtype != torch.uint8 or packed.dim() != 1 or packed.numel() < _HEADER_BYTES:
+        return packed.cpu()  # the operator says what is wrong with it
+    header = packed[:_HEADER_BYTES].cpu()
+    if header[_HAS_SECOND]:
+        return packed.cpu()
+    # Memory that nobody touches costs nothing.
+    host = torch.empty(packed.numel(), dtype=torch.uint8)
+    host[:_HEADER_BYTES] = header
+    return host
+
+
+def _info(packed: Tensor) -> str:
+    return str(torch.ops.gossamer.info(_described(packed)))
+
+
+def _with_plan(packed: Tensor, kernels: str) -> Tensor:
+    planned = torch.ops.gossamer.with_plan(_described(packed), kernels)
+    if planned[_HAS_SECOND]:  # both headers hold the plan
+        return planned.to(packed.device)
+    result = packed.clone()
+    result[:_HEADER_BYTES].copy_(planned[:_HEADER_BYTES])
+    return result
+
+
 def register() -> None:
     """Gives the operators their CUDA implementations; once, after `_C_cuda.so` is loaded."""
     for name in _FROM_CPU:
         _by_way_of_the_cpu(name)
+    torch.library.impl("gossamer::info", "cuda", _info)
+    torch.library.impl("gossamer::with_plan", "cuda", _with_plan)
     for fake in (
         linear_quantized,
         quantize_rows,

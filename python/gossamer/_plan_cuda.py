@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Whether a 2:4 weight on a GPU is multiplied packed or dense, bucket by bucket of token counts.
+"""Whether a 2:4 weight on a GPU is multiplied packed or dense, in each of `BUCKETS`.
 
 Which row of the kernel table multiplies it there is `_tune_cuda`'s question.
 A quantized weight is compared as a whole call, the quantization of the activations included, with
@@ -124,25 +124,24 @@ def plan_24(
             found = Measured(_model(dense, quantization), [""] * len(BUCKETS))
         else:
             found = _remembered(dense, bias, lambda: _measure(weight, dense, bias), quantization)
-        kernels = [
-            row or _kernel_at(dense, counts[-1], quantization)
-            for row, counts in zip(found.rows, BUCKETS, strict=True)
-        ]
-        first_rows = [
-            row or _kernel_at(dense, counts[0], quantization)
-            for row, counts in zip(found.rows, BUCKETS, strict=True)
-        ]
+        first, last = (
+            [
+                row or _kernel_at(dense, counts[end], quantization)
+                for row, counts in zip(found.rows, BUCKETS, strict=True)
+            ]
+            for end in (0, -1)
+        )
     # Whatever a GPU, its driver or its full memory answers: a plan is a help, not a condition.
     except Exception as error:
         failure = f"comparing it with dense failed: {first_line(error)}"
         if quantization is not None:
             return CudaPlan(False, [], f"plain: {failure}")
         return CudaPlan(True, [], f"packed at every token count; {failure}")
-    plan = decide(found.times, kernels, memory, dense.numel() * dense.element_size())
+    plan = decide(found.times, last, memory, dense.numel() * dense.element_size())
     plan = replace(plan, reason="; ".join([plan.reason, *found.left_out]))
-    for choice, first, counts in zip(plan.choices, first_rows, BUCKETS, strict=True):
-        if choice["kernel"] not in ("dense", first):
-            choice["reason"] += f"; {first} at {counts[0]} tokens"
+    for choice, kernel, counts in zip(plan.choices, first, BUCKETS, strict=True):
+        if choice["kernel"] not in ("dense", kernel):
+            choice["reason"] += f"; {kernel} at {counts[0]} tokens"
     if not plan.sparse:
         return plan
     numbers, table = _numbers(dense, quantization) if any(found.rows) else ({}, 0)
@@ -253,9 +252,11 @@ def _key(dense: Tensor, bias: bool) -> str:
     properties = torch.cuda.get_device_properties(dense.device)
     table = torch.ops.gossamer.cuda_kernel_table(dense[:1], dense.shape[0])
     names = " ".join(row["name"] for row in json.loads(table))
+    # Other rows, or other token counts, are another comparison.
+    compared = zlib.crc32(f"{names} {BUCKETS}".encode())
     return (
         f"{properties.name} {properties.multi_processor_count} gossamer={__version__} "
-        f"table={zlib.crc32(names.encode()):08x} torch={torch.__version__} out={dense.shape[0]} "
+        f"table={compared:08x} torch={torch.__version__} out={dense.shape[0]} "
         f"in={dense.shape[1]} dtype={dense.dtype} bias={bias}"
     )
 
@@ -309,7 +310,12 @@ def _write(file: Path | None, key: str, entry: dict[str, Any]) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         entries = {**_read(file), key: entry}
         with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as temporary:
-            json.dump(entries, temporary)
-        Path(temporary.name).replace(file)
+            written = Path(temporary.name)
+            try:
+                json.dump(entries, temporary)
+                temporary.close()
+                written.replace(file)
+            except OSError:  # such as a full disk
+                written.unlink()
     except OSError:
         return

@@ -40,14 +40,16 @@ BUCKETS: tuple[tuple[int, ...], ...] = (
     (2049, 8192),
 )
 """Buckets of token counts, by the counts at which each is timed: both ends, the last one's where
-activations of most models end. They are the parts of `_layout_argument`, four of which are two
-buckets: their first quarter and the rest. A further column of tiles has begun in the first quarter
-that is all but empty, which costs what dense kernels pay elsewhere."""
+activations of most models end. They are the parts of `_layout_argument`, but that four of these are
+two buckets each, their first quarter and the rest: where a further column of tiles has just begun it
+is all but empty, which costs what dense kernels pay elsewhere. The packed weight's header knows
+eight buckets of its own (gossamer/linear.h)."""
 
 BUCKET_ENDS = [counts[-1] for counts in BUCKETS[:-1]]
 
 PART_OF = [part_of(counts[-1]) for counts in BUCKETS]
 """For each bucket its part."""
+
 _BUCKETS_OF = [[i for i, of in enumerate(PART_OF) if of == part] for part in range(PARTS)]
 
 _PAIRS_OF_QUARTERS = [
@@ -167,9 +169,13 @@ def runs_packed(buckets: Sequence[Sequence[int]], times: Sequence[Sequence[float
 
 
 def dense_buckets(kernels: Sequence[str]) -> list[str | None]:
-    """For each bucket of gossamer/linear.h "dense", where a part of it is, or None.
+    """The plan as the packed weight's header keeps it.
 
-    As the packed weight's header keeps it. `kernels` are those of BUCKETS in turn, or none.
+    Args:
+        kernels: those of BUCKETS in turn, or none.
+
+    Returns:
+        For each of the header's buckets "dense", where some token counts of it run dense, or None.
     """
     return header_buckets(
         {part for part, kernel in zip(PART_OF, kernels, strict=False) if kernel == "dense"}

@@ -39,10 +39,10 @@ NEAR = 1.4
 """A row that the cost model thinks slower than this times the best is not tried."""
 
 MOST = 4
-"""Rows that are tried at most for a bucket or a part of one."""
+"""Rows that are tried at most for a bucket."""
 
 MOST_SHARED = 8
-"""Rows that are tried at most where several of those share one."""
+"""Rows that are tried at most for a part of several buckets, which share a row."""
 
 SAME = 1.02
 """A fixed row must be better than the cost model's choices by more than timing can tell apart."""
@@ -271,7 +271,7 @@ def _measure_here(
         tables = {tokens: table(tokens) for counts in group for tokens in counts}
         near = [candidates([tables[n] for n in counts]) for counts in group]
         everywhere = set.intersection(*({r["name"] for r in rows} for rows in tables.values()))
-        # The best of each part, then the second of each.
+        # The best of each bucket, then the second of each.
         in_turn = itertools.chain.from_iterable(itertools.zip_longest(*near, fillvalue=""))
         tried = [name for name in dict.fromkeys(in_turn) if name in everywhere][:MOST_SHARED]
         picks = [min(rows, key=lambda row: row["seconds"])["name"] for rows in tables.values()]

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import return_and_correct_aliasing
 
 from gossamer import _ops
-from gossamer._cuda_device import no_device, no_kernels, no_sparse_tensor_cores
+from gossamer._cuda_device import no_device, no_kernels, no_products
 from gossamer._quantization import pack_quantized, quantized_dtypes
 from gossamer._weight_convolution import convolution, convolution_call
 from gossamer._weight_facts import DTYPES, LEAST_ZEROS
@@ -153,7 +153,7 @@ def _moved(weight: SparseWeight, device: torch.device) -> SparseWeight:
             "at a calibrated scale on the CPU only; unpack the model (gossamer.desparsify_) and "
             "pack it there with Int8DynamicActivationSemiSparseWeightConfig"
         )
-    why = no_device() or no_kernels() or no_sparse_tensor_cores(device)
+    why = no_device() or no_kernels() or no_products(device, weight._facts.dtype)
     if why is not None:
         raise NotImplementedError(
             f"a packed weight cannot be moved to {device}: {why}. On the CPU it is computed as it "

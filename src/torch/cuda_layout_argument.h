@@ -14,12 +14,11 @@ namespace gossamer::door::cuda_ops {
 // (python/gossamer/_layout_argument.py puts it together). Zeros where the caller knows none of it.
 //
 //    6, 7     the dtype of the result where that is not x's: bfloat16, float16, float32
-//    8 .. 47  four bits for each part of the token counts (kPartEnds): 15 where the dense copy
-//    runs,
-//             the number of the row of the kernel table that was the fastest there
+//    8 .. 47  a code of four bits for each part of the token counts (kPartEnds): 15 where the
+//             dense copy runs, the number of the row of the kernel table that was the fastest there
 //             (LinearSp24Args::tuned_row), or 0 where the cost model chooses
-//   48, 49    for the parts from 129 to 512 and from 513 to 2048 tokens: the first quarter of each
-//             runs dense, whatever the row
+//   48, 49    for the two parts from 129 to 512 and the two from 513 to 2048 tokens: the first
+//             quarter of both runs dense, whatever their codes
 //   50        the inputs are told: modulo 128 in the next seven bits; tiles are padded, so that the
 //             bytes alone do not tell 60 inputs from 64
 //   58, 59    of a quantized weight: its values are float8, their sums are to be accurate

@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from gossamer._layout_argument import RESULT_SHIFT, with_result_dtype
+from gossamer._layout_argument import (
+    INPUTS_SHIFT,
+    RESULT_SHIFT,
+    TOLD_SHIFT,
+    with_result_dtype,
+)
 from gossamer._ops_shapes import linear_fake
 
 SOURCE = Path(__file__).parents[2] / "src/cuda/common/activations.cuh"
@@ -67,7 +72,7 @@ def test_the_exponents() -> None:
 def test_the_dtype_of_a_result_travels_in_the_layout() -> None:
     x = torch.zeros(3, 64, dtype=torch.bfloat16)
     packed = torch.zeros(1, dtype=torch.uint8)
-    layout = 33 | 64 << 16
+    layout = 33 | 1 << TOLD_SHIFT | 64 << INPUTS_SHIFT
     assert linear_fake(x, packed, layout, 7).dtype is torch.bfloat16
     for number, dtype in enumerate((torch.bfloat16, torch.float16, torch.float32), 1):
         y = linear_fake(x, packed, layout | number << RESULT_SHIFT, 7)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.library import opcheck
 
 import gossamer as gs
+from gossamer import _ops_cuda
 from gossamer._quantization import pack_quantized
 
 pytestmark = [
@@ -286,9 +287,20 @@ def test_a_model_is_quantized_without_the_cpu(monkeypatch: pytest.MonkeyPatch) -
     layer = nn.Linear(512, 256, device="cuda", dtype=torch.bfloat16)
     with torch.no_grad():
         layer.weight.copy_(make_24(256, 512, torch.bfloat16))
-    monkeypatch.setattr(Tensor, "cpu", None)
+    shipped: list[tuple[int, ...]] = []
+    to_cpu = Tensor.cpu
+
+    def cpu(tensor: Tensor) -> Tensor:
+        shipped.append(tuple(tensor.shape))
+        return to_cpu(tensor)
+
+    monkeypatch.setattr(Tensor, "cpu", cpu)
+    monkeypatch.setattr(_ops_cuda, "_moved", None)  # by which operators go by way of the CPU
     gs.sparsify_(layer, gs.Int8DynamicActivationSemiSparseWeightConfig(plan="model"))
-    assert "failed" not in next(iter(gs.explain(layer))).reason
+    reason = next(iter(gs.explain(layer))).reason
+    assert reason.startswith("int8 weights, inputs quantized a token at a time: "), reason
+    assert "failed" not in reason
+    assert set(shipped) == {(256,)}
 
 
 def test_operators_are_what_torch_asks_of_them() -> None:

@@ -89,7 +89,9 @@ def dense_counts(plan: _plan_cuda.CudaPlan) -> set[int]:
         ({8192}, 7, {2049, 8192}),
     ],
 )
-def test_parts_of_a_bucket_run_dense(slow: set[int], bucket: int, dense: set[int]) -> None:
+def test_parts_of_a_bucket_of_the_header_run_dense(
+    slow: set[int], bucket: int, dense: set[int]
+) -> None:
     found = times(**{f"t{tokens}": (1.0, 0.5) for tokens in slow})
     plan = _plan_cuda.decide(found, KERNELS, "speed", 10)
     assert plan.dense_buckets == ["dense" if i == bucket else None for i in range(8)]

@@ -79,6 +79,8 @@ OLD = (
          r"CUDA kernels \(_C_cuda.so\) do not load: x"),
         (lambda m: m.capability(7, 5),
          r"Fake \(compute capability 7.5\) has no sparse tensor cores"),
+        (lambda m: m.capability(12, 0),
+         r"no kernel multiplies 2:4 weights on Fake \(compute capability 12.0\); kernels are for"),
     ],
 )  # fmt: skip
 def test_a_packed_weight_that_cannot_be_moved_says_why_and_stays_usable(
@@ -100,6 +102,18 @@ def test_a_packed_weight_that_cannot_be_moved_says_why_and_stays_usable(
         assert "gossamer.desparsify_" in str(caught.value)
         assert "more" not in str(caught.value)
     assert torch.equal(layer(x), y)
+
+
+def test_float8_needs_a_newer_gpu(machine: Machine) -> None:
+    machine.capability(8, 9)
+    for values, sentence in (
+        (torch.float8_e4m3fn, "no kernel multiplies float8 weights on Fake"),
+        (torch.int8, None),
+        (torch.bfloat16, None),
+    ):
+        assert str(_cuda_device.no_products(CUDA, values)).startswith(str(sentence))
+    machine.capability(9, 0)
+    assert _cuda_device.no_products(CUDA, torch.float8_e4m3fn) is None
 
 
 @pytest.mark.parametrize("failure", [None, "libtorch_hip.so: undefined symbol"])

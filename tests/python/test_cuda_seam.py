@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import gossamer
-from gossamer import _weight_dispatch
+from gossamer import _ops_cuda, _weight_dispatch
 from gossamer._layers import _device_obstacle
 from gossamer.weight import SparseWeight
 
@@ -63,3 +63,29 @@ def test_a_build_without_cuda_kernels_says_so_when_a_weight_is_moved(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(NotImplementedError, match="this build of gossamer has no CUDA kernels"):
         _weight_dispatch._moved(weight, torch.device("cuda", 0))
+
+
+@pytest.mark.parametrize("layout", ["nm", "nm24_tiles", "nm24_pairs", "nm+kcsr128"])
+def test_a_header_alone_describes_and_plans_a_weight(layout: str) -> None:
+    values = torch.zeros(96, 200, dtype=torch.bfloat16)
+    values[:, ::2] = 1
+    packed = torch.ops.gossamer.pack(values, None, "2:4", "nm", False, "w")
+    packed = torch.ops.gossamer.convert(packed, layout)
+    described = _ops_cuda._described(packed)
+    assert torch.equal(described[:256], packed[:256])
+    assert _ops_cuda._info(packed) == torch.ops.gossamer.info(packed)
+    kernels = json.dumps([None, "dense", "dense"] + [None] * 5)
+    planned = torch.ops.gossamer.with_plan(packed, kernels)
+    assert torch.equal(_ops_cuda._with_plan(packed, kernels), planned)
+    assert not torch.equal(planned, packed)
+
+
+@pytest.mark.parametrize(
+    "packed", [torch.zeros(10, dtype=torch.uint8), torch.zeros(300), torch.zeros(2, 300)]
+)
+def test_what_has_no_header_is_refused_as_it_was(packed: torch.Tensor) -> None:
+    with pytest.raises(ValueError) as expected:  # noqa: PT011
+        torch.ops.gossamer.info(packed)
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        _ops_cuda._info(packed)
+    assert str(caught.value) == str(expected.value)

@@ -256,7 +256,7 @@ def test_the_fastest_right_row_wins_every_bucket(gpu: FakeGpu) -> None:
     assert {tuple(names) for _, names in gpu.contests} == {("dense", "a", "b", "c")}
 
 
-def test_parts_that_share_a_row_try_few(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_buckets_that_share_a_row_try_few(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_tune_cuda, "MOST_SHARED", 1)
     gpu.measure()
     # The dense layer, what the cost model takes, and one more.

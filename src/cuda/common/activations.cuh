@@ -6,11 +6,10 @@
 // Activations in float32, in few instructions. With u = 2^-24, float32's unit roundoff, and the
 // relative errors that the PTX ISA names, 2^-22 for ex2.approx.ftz and 2^-23 for rcp.approx.ftz:
 //
-//   * The logistic function takes one ex2 and one rcp. SiLU, and GELU by tanh (tanh u = 2σ(2u) −
-//   1),
-//     are x·σ(a): relative error at most 4u + u + 2u + u = 8u. The exponent's argument is rounded
-//     too, by u (SiLU) or 3u (GELU) of itself, which does what a change of x by as much would do:
-//     x, a sum of many, is itself not better known.
+//   * The logistic function takes one ex2 and one rcp. SiLU, and GELU by tanh (tanh u is
+//     2σ(2u) − 1), are x·σ(a): relative error at most 4u + u + 2u + u = 8u. The exponent's argument
+//     is rounded too, by u (SiLU) or 3u (GELU) of itself, which does what a change of x by as much
+//     would do: x, a sum of many, is itself not better known.
 //   * GELU is x·Φ(x) with the tail Φ(−|x|) = e^(−x²/2)·t·P(t), t = 1/(1 + p·|x|): the form of
 //     Hastings, as Abramowitz & Stegun 7.1.26 has it, but P a minimax fit of the relative error on
 //     |x| <= 13.5, where e^(−x²/2) ends. The short P, five terms, is off by 2.9e-5 at most, with

@@ -99,11 +99,10 @@ __device__ __forceinline__ std::uint32_t select16(Pair g, std::uint32_t nibble) 
   return __byte_perm(g.low, g.high, selector);
 }
 
-/// What two selections have in common: the kept positions of a masked group out of its bytes.
+/// Whether a group keeps no more than 2:4 allows; `kept` has a bit for each position.
 __device__ __forceinline__ bool is_legal(std::uint32_t kept) { return __popc(kept) <= 2; }
 
-// --- Where chunks lie
-// -----------------------------------------------------------------------------
+// --- Where chunks lie ---
 
 /// One matrix of a packed weight as the kernels see it.
 struct Matrix {
@@ -129,6 +128,11 @@ Matrix matrix_of(const PackedMatrix& packed) {
   m.index_bytes = (m.groups + 1) / 2;
   m.out = static_cast<int>(packed.out);
   return m;
+}
+
+/// Whether all rows of a matrix, `stride` bytes apart, begin at multiples of 16 bytes.
+inline bool is_aligned(const void* data, std::int64_t stride) {
+  return reinterpret_cast<std::uintptr_t>(data) % 16 == 0 && stride % 16 == 0;
 }
 
 /// Which row of a tile and which of its row's four chunks a thread of a block of 256 has: a warp

@@ -149,10 +149,6 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   }
 }
 
-bool is_aligned(const void* data, std::int64_t bytes) {
-  return reinterpret_cast<std::uintptr_t>(data) % 16 == 0 && bytes % 16 == 0;
-}
-
 template <Element kElement>
 void launch(const DenseWeight& w, const PackedHeader& header, std::byte* packed,
             const PackedMatrix& packed_matrix, Selection selection, Verdict* verdict,

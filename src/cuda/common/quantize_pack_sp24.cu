@@ -2,10 +2,9 @@
 // Quantizes a 2:4 weight to eight bits and packs it: a row's largest magnitude, its scale, its kept
 // values divided by that, in one kernel.
 //
-//   a block:  rows r, r + 1, r + 8 and r + 9 of a tile, whose metadata are the words of two
-//   sectors;
+//   a block:  rows r, r + 1, r + 8 and r + 9 of a tile, whose metadata fill two 32-byte sectors;
 //             128 threads a row, each with 32 inputs at a time. The first 8192 inputs of a row stay
-//             in registers between the two halves of the work; the rest is read twice.
+//             in registers from the search for the largest to the division; others are read twice.
 //
 // Bound: bytes, of bfloat16 in·out·(2 + 5/8) over the memory's bandwidth.
 #include <cuda_fp8.h>
@@ -272,10 +271,6 @@ __global__ void __launch_bounds__(kThreads, T::kBytes == 2 ? 2 : 1)
     }
     __syncthreads();
   }
-}
-
-bool is_aligned(const void* data, std::int64_t bytes) {
-  return reinterpret_cast<std::uintptr_t>(data) % 16 == 0 && bytes % 16 == 0;
 }
 
 template <typename T, typename Q>

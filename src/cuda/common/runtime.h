@@ -6,6 +6,7 @@
 #include <array>
 #include <atomic>
 #include <string>
+#include <string_view>
 
 #include "gossamer/error.h"
 
@@ -16,9 +17,9 @@ namespace gossamer::cuda {
 inline constexpr int kMaxDevices = 64;
 
 /// Throws with CUDA's own words; `what` names the call.
-inline void check(cudaError_t status, const std::string& what) {
+inline void check(cudaError_t status, std::string_view what) {
   if (status == cudaSuccess) return;
-  throw Error(ErrorCode::kUnsupported, what + ": " + cudaGetErrorString(status));
+  throw Error(ErrorCode::kUnsupported, std::string(what) + ": " + cudaGetErrorString(status));
 }
 
 inline int current_device() {

@@ -100,10 +100,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-bool is_aligned(const void* data, std::int64_t bytes) {
-  return reinterpret_cast<std::uintptr_t>(data) % 16 == 0 && bytes % 16 == 0;
-}
-
 template <int kElementBytes>
 void launch(const PackedMatrix& packed, const DenseWeight& w, bool* kept, std::int64_t kept_stride,
             cudaStream_t stream) {

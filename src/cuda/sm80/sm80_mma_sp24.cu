@@ -81,7 +81,7 @@ void run(const LinearSp24Kernel& row, const LinearSp24Args& args, const DeviceIn
   const std::int64_t token_blocks = (args.tokens + Shape::kTokens - 1) / Shape::kTokens;
   kernel<<<static_cast<unsigned>(params.row_blocks * token_blocks), Shape::kThreads,
            Shape::kSharedBytes, static_cast<cudaStream_t>(args.stream)>>>(params);
-  check(cudaGetLastError(), std::string(row.name));
+  check(cudaGetLastError(), row.name);
 }
 
 template <typename T, int kTokens, bool kAligned>

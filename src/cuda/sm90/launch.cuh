@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 
 #include <string>
+#include <string_view>
 
 #include "cuda/common/epilogue_args.cuh"
 #include "cuda/common/runtime.h"
@@ -11,13 +12,13 @@
 
 namespace gossamer::cuda::sm90 {
 
-/// How a kernel is started.
+/// How a kernel is started. Each may begin before its predecessor in the stream has ended, and
+/// waits for it where it has to.
 struct LaunchShape {
   int blocks = 0;
   int threads = 0;
   int shared_bytes = 0;
   int cluster = 1;
-  bool overlaps_predecessor = false;
   cudaStream_t stream = nullptr;
 };
 
@@ -37,8 +38,8 @@ void launch(const Kernel& kernel, const LaunchShape& shape, std::string_view nam
   config.dynamicSmemBytes = static_cast<std::size_t>(shape.shared_bytes);
   config.stream = shape.stream;
   config.attrs = attributes;
-  config.numAttrs = shape.overlaps_predecessor ? 2 : 1;
-  check(cudaLaunchKernelEx(&config, kernel, args...), std::string(name));
+  config.numAttrs = 2;
+  check(cudaLaunchKernelEx(&config, kernel, args...), name);
 }
 
 /// Lets a kernel use as much shared memory as a block may have. Once a device.

@@ -13,8 +13,7 @@ __device__ __forceinline__ std::uint32_t shared_address(const void* pointer) {
   return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-// --- Barriers in shared memory
-// --------------------------------------------------------------------
+// --- Barriers in shared memory ---
 
 __device__ __forceinline__ void barrier_init(std::uint32_t barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals));
@@ -57,8 +56,7 @@ __device__ __forceinline__ void barrier_arrive_peer(std::uint32_t barrier, int r
                : "memory");
 }
 
-// --- Blocks and clusters
-// --------------------------------------------------------------------------
+// --- Blocks and clusters ---
 
 __device__ __forceinline__ int cluster_rank() {
   int rank;
@@ -106,8 +104,7 @@ __device__ __forceinline__ void take_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
-// --- Copies
-// ---------------------------------------------------------------------------------------
+// --- Copies ---
 
 /// Ordinary writes to shared memory become visible to the copy engine and the tensor cores.
 __device__ __forceinline__ void fence_async_proxy() {
@@ -225,8 +222,7 @@ __device__ __forceinline__ void store_matrices_transposed(std::uint32_t to, std:
                "r"(a), "r"(b), "r"(c), "r"(d));
 }
 
-// --- Tensor cores
-// ---------------------------------------------------------------------------------
+// --- Tensor cores ---
 
 __device__ __forceinline__ void wgmma_fence() {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");

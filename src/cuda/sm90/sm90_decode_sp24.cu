@@ -196,7 +196,6 @@ void launch_decode(const LinearSp24Kernel& row, const LinearSp24Args& args,
                           .threads = DecodeShape<T>::kThreads,
                           .shared_bytes = cut.shared_bytes,
                           .cluster = cut.split,
-                          .overlaps_predecessor = true,
                           .stream = static_cast<cudaStream_t>(args.stream)};
   launch(kernel, shape, row.name, x_map, params);
 }

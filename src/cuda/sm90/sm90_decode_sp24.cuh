@@ -82,11 +82,11 @@ __global__ void __launch_bounds__(DecodeShape<T>::kThreads, 2)
   const int cluster = static_cast<int>(blockIdx.x) / split;
   const int clusters = static_cast<int>(gridDim.x) / split;
 
-  // This block's part of the inputs, in tiles and in stages of two tiles.
+  // This block's part of the inputs, in tiles and in stages.
   const int first = static_cast<int>(static_cast<long long>(p.input_tiles) * rank / split);
   const int count =
       static_cast<int>(static_cast<long long>(p.input_tiles) * (rank + 1) / split) - first;
-  const int steps = (count + 1) / 2;
+  const int steps = (count + Shape::kUnits - 1) / Shape::kUnits;
   const int my_tiles = (p.row_tiles - cluster + clusters - 1) / clusters;
   const int total = my_tiles * steps;
   const int x_tiles = p.x_resident ? (p.input_tiles + split - 1) / split : p.stages * Shape::kUnits;

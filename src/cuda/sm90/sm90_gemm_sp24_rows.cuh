@@ -228,7 +228,6 @@ struct GemmInstance {
     LaunchShape shape{.threads = Shape::kThreads,
                       .shared_bytes = Shape::kSharedBytes,
                       .cluster = cut.blocks(),
-                      .overlaps_predecessor = true,
                       .stream = static_cast<cudaStream_t>(args.stream)};
     shape.blocks = std::min(tiles(args, cut), most_clusters(cut, device)) * shape.cluster;
     launch(kernel, shape, row.name, x_map, x_tail_map, y_map, params, w_map);
