@@ -85,8 +85,8 @@ class Measurer {
       const bool is_known = std::any_of(kept.begin(), kept.end(), [&](const Entrant& other) {
         return other.model.row->layout == layout;
       });
-      const bool is_late = !kept.empty() && !is_known && layout != weight.layout() &&
-                           budget_.left(0.5) < 0.0;
+      const bool is_late =
+          !kept.empty() && !is_known && layout != weight.layout() && budget_.left(0.5) < 0.0;
       if (!is_late && layouts_.add(layout)) kept.push_back(entrant);
     }
     if (kept.empty()) {

@@ -106,8 +106,7 @@ namespace gossamer::cpu {
 constinit const DecodeFunctions avx512_linear_bitmask_f32 = {
     multiply<Float32>, nullptr, 4, is_finite<Float32>, finish<Float32>, nullptr, false};
 constinit const DecodeFunctions avx512_linear_bitmask_bf16 = {
-    multiply<BFloat16>, widen<BFloat16>, 4,    is_finite<BFloat16>,
-    finish<BFloat16>,       nullptr,         false};
+    multiply<BFloat16>, widen<BFloat16>, 4, is_finite<BFloat16>, finish<BFloat16>, nullptr, false};
 constinit const DecodeFunctions avx512_linear_bitmask_f16 = {
     multiply<Float16>, widen<Float16>, 4, is_finite<Float16>, finish<Float16>, nullptr, false};
 

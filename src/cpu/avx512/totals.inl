@@ -6,8 +6,10 @@ inline float sum_lanes(Vector v) { return _mm512_reduce_add_ps(v); }
 /// Half of `a`, half of `b`: of every 2·kWidth lanes the first kWidth are of `a`.
 template <int kWidth, typename Add>
 [[gnu::always_inline]] inline Vector join(Vector a, Vector b, Add add) {
-  constexpr __mmask16 kOfB =
-      kWidth == 1 ? 0xaaaa : kWidth == 2 ? 0xcccc : kWidth == 4 ? 0xf0f0 : 0xff00;
+  constexpr __mmask16 kOfB = kWidth == 1   ? 0xaaaa
+                             : kWidth == 2 ? 0xcccc
+                             : kWidth == 4 ? 0xf0f0
+                                           : 0xff00;
   // The lane to be added; those of `b` count from 16.
   const auto at = [](int lane) { return (lane ^ kWidth) + (kOfB >> lane & 1 ? 16 : 0); };
   const __m512i index =

@@ -50,8 +50,7 @@ struct IntegerSums {
 #pragma GCC unroll 16
     for (int i = 0; i < N; ++i) typed[i] = _mm512_castsi512_ps(sums[i]);
     return lane_totals(typed, [](Vector a, Vector b) {
-      return _mm512_castsi512_ps(
-          _mm512_add_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b)));
+      return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b)));
     });
   }
 };
