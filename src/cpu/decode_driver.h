@@ -12,7 +12,7 @@
 #include "gossamer/linear.h"
 
 // Threads and blocking of kernels for a few tokens, whatever format the weight has. A thread
-// streams its own rows once for every 8 tokens; X is copied, so that its rows are padded and rows a
+// streams its own rows once for up to 8 tokens; X is copied, so that its rows are padded and rows a
 // power of two bytes apart do not share cache sets. Rows are cut so that all threads read about the
 // same number of bytes.
 namespace gossamer::cpu {
@@ -26,7 +26,7 @@ template <typename Source>
 class DecodeGroup {
  public:
   DecodeGroup(const DecodeFunctions& functions, const LinearArgs& args, std::int64_t batch,
-              std::int64_t token)
+              std::int64_t token, std::int64_t tokens)
       : functions_(functions),
         args_(args),
         weight_(args.weight, batch),
@@ -35,7 +35,7 @@ class DecodeGroup {
         y_bytes_(args.y_scale > 0.0f ? 1 : bytes_),
         batch_(batch),
         token_(token),
-        tokens_(std::min(kDecodeTokens, args.tokens - token)) {}
+        tokens_(tokens) {}
 
   /// Rows [begin, end), on the calling thread.
   void run(std::int64_t begin, std::int64_t end) const {
@@ -150,14 +150,18 @@ void run_decode(const DecodeFunctions& functions, const LinearArgs& args) {
   if (threads == 1) parallel.run = nullptr;
   // What a kept value costs in bits of the mask: its bytes.
   const std::int64_t value_bits = 8 * dtype_bytes(args.weight.dtype());
+  // Equal groups: nine tokens as five and four, not as eight and one.
+  const std::int64_t groups = detail::ceil_div(args.tokens, kDecodeTokens);
   parallel_for(parallel, batch * parts, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t item = begin; item < end; ++item) {
       const std::int64_t b = item / parts;
       const Source rows(args.weight, b);
       const std::int64_t first = rows.balanced_row(item % parts, parts, value_bits);
       const std::int64_t last = rows.balanced_row(item % parts + 1, parts, value_bits);
-      for (std::int64_t token = 0; token < args.tokens; token += kDecodeTokens) {
-        DecodeGroup<Source>(functions, args, b, token).run(first, last);
+      for (std::int64_t group = 0; group < groups; ++group) {
+        const std::int64_t token = args.tokens * group / groups;
+        const std::int64_t next = args.tokens * (group + 1) / groups;
+        DecodeGroup<Source>(functions, args, b, token, next - token).run(first, last);
       }
     }
   });

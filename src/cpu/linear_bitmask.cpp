@@ -24,12 +24,15 @@ struct Cost {
   double per_token;
 };
 
-// Fitted on zen5-avx512 at 1024×1024 and 4096×4096, 50–95 % zeros, 2026-11-23.
-constexpr Cost kAvx2Cost{8.0, 1.8, 0.42};
+// Fitted on zen5-avx512 at 1024×1024 and 4096×4096, 50–95 % zeros, 2026-11-23; kAvx2Cost,
+// kAvx512Cost and kInt8Cost on a 2-processor Emerald Rapids at 768×768 and 1024×1024, 1 to 8
+// tokens, 2026-11-30, within 15 % of the times, scaled as those of row pairs are
+// (spmm_rowpairs.cpp).
+constexpr Cost kAvx2Cost{8.0, 1.2, 0.43};
 constexpr Cost kAvx2HalfCost{8.0, 1.9, 0.42};
-constexpr Cost kAvx512Cost{16.0, 2.4, 0.4};
+constexpr Cost kAvx512Cost{16.0, 1.7, 0.37};
 constexpr Cost kAvx2Int8Cost{16.0, 4.0, 0.8};
-constexpr Cost kInt8Cost{64.0, 3.3, 0.5};
+constexpr Cost kInt8Cost{64.0, 1.9, 0.57};
 constexpr Cost kBf16Cost{32.0, 2.8, 0.5};
 
 double seconds(const LinearDesc& desc, const Machine& machine, std::int64_t tokens, int threads,

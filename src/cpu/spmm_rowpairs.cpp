@@ -29,11 +29,17 @@ struct FewCost {
   double per_token_pair = 5.2;
 };
 
+/// Whether few tokens are worth a second thread: sixteen kept values of a token take about as long
+/// as eight of the multiply-adds that kMinWorkPerThread counts.
+bool few_in_parallel(std::int64_t kept, std::int64_t tokens) {
+  return kept * tokens / 2 >= 2 * kMinWorkPerThread;
+}
+
 /// Few tokens of all batches, kFewAtOnce at a time, panels of rows among the threads.
 void run_few(FewFunction few, const LinearArgs& args) {
   const std::int64_t panels = detail::ceil_div(args.weight.out(), kRowPairsRows);
   ParallelFor parallel = args.parallel;
-  if (args.weight.kept() / 16 < 2 * kMinWorkPerThread) parallel.run = nullptr;
+  if (!few_in_parallel(args.weight.kept(), args.tokens)) parallel.run = nullptr;
   for (std::int64_t batch = 0; batch < args.weight.batch(); ++batch) {
     const RowPairsSource source(args.weight, batch);
     const SpmmCall call(args, batch);
@@ -53,14 +59,21 @@ void run_few(FewFunction few, const LinearArgs& args) {
   }
 }
 
-double few_seconds(const LinearDesc& desc, std::int64_t tokens) {
+double few_seconds(const LinearDesc& desc, std::int64_t tokens, int threads) {
   constexpr double kHertz = 3.5e9;
   constexpr FewCost cost;
   const auto rows = static_cast<double>(desc.batch * desc.out);
   const double kept = rows * static_cast<double>(desc.in) * desc.density;
   const double pairs = rows / 2 * static_cast<double>(detail::ceil_div(desc.in, kFewBlock));
   const auto passes = static_cast<double>(detail::ceil_div(tokens, kFewAtOnce));
-  return (passes * (kept * cost.per_value + pairs * cost.per_pair) +
+  double share = 1.0;  // of the thread that has most panels
+  if (few_in_parallel(static_cast<std::int64_t>(kept), tokens)) {
+    const std::int64_t panels = detail::ceil_div(desc.out, kRowPairsRows);
+    share = static_cast<double>(detail::ceil_div(panels, std::max(threads, 1))) /
+            static_cast<double>(panels);
+  }
+  return share *
+         (passes * (kept * cost.per_value + pairs * cost.per_pair) +
           static_cast<double>(tokens) *
               (kept * cost.per_token_value + pairs * cost.per_token_pair)) /
          kHertz;
@@ -98,7 +111,7 @@ template <const Panels& wide, const Panels& narrow, Layout layout, FewFunction f
 void add_row(std::string_view name, std::uint32_t needs) {
   LinearKernel kernel = linear_row(name, needs, layout, DType::kFloat32);
   kernel.seconds = [](const LinearDesc& desc, const Machine&, std::int64_t tokens, int threads) {
-    if (few != nullptr && tokens <= kFewTokens) return few_seconds(desc, tokens);
+    if (few != nullptr && tokens <= kFewTokens) return few_seconds(desc, tokens, threads);
     const Panels& panels = tokens <= narrow.functions.vector_lanes ? narrow : wide;
     return spmm_seconds(panels.functions.vector_lanes, panels.cost, panels.vectors,
                         detail::row_pairs_block(layout), desc, tokens, threads);

@@ -15,6 +15,7 @@
 #include "plan/dense_model.h"
 #include "plan/memory.h"
 #include "plan/series.h"
+#include "plan/trial_layouts.h"
 
 namespace gossamer::plan {
 namespace {
@@ -31,27 +32,25 @@ class Measurer {
         options_(options),
         budget_(options.seconds_budget),
         inputs_(desc, options.parallel),
-        entrants_(promising(rows)) {
-    convert_layouts(weight);
+        entrants_(promising(rows)),
+        sizes_(weight),
+        layouts_(weight, trial_bytes(weight, desc.epilogue.quantized)) {
+    choose_layouts(weight);
     series_.resize(entrants_.size());
     evidence_.has_dense = dense.run || dense.seconds;
     evidence_.dense_modelled = !dense.run;
-    const LayoutSizes sizes(weight);
     for (const Entrant& entrant : entrants_) {
       const LinearKernel& row = *entrant.model.row;
       evidence_.candidates.push_back({.name = row.name,
                                       .layout = row.layout,
-                                      .small = sizes.is_small(views_.at(row.layout).layout_bytes()),
+                                      .small = false,  // until its layout is made
                                       .at = {},
                                       .model = entrant.model.seconds});
-      complete_layouts_.insert(row.layout);
     }
   }
 
   Verdict verdict(const std::string& forced) {
-    for (std::size_t p = 0; p < kProbeCount; ++p) {
-      if (!measure_probe(p)) break;
-    }
+    for (group_ = 0; group_ < layouts_.groups(); ++group_) measure_group();
     Verdict verdict = decide(evidence_, options_.memory, forced);
     for (int pass = 0; pass < kMaxPasses && !verdict.contested.empty(); ++pass) {
       if (left_for_doubts() <= 0.0) break;
@@ -76,27 +75,19 @@ class Measurer {
     double seconds = 0.0;  ///< of one call, roughly
   };
 
-  // One converted copy a layout. Further layouts than the first are only tried while half of the
-  // budget is left and their copies fit beside the layer; rows of a layout that the weight cannot
-  // take (its pattern does not fit) drop out.
-  void convert_layouts(const PackedView& weight) {
+  // Further layouts than the first are only tried while half of the budget is left and their copies
+  // fit beside the layer; rows of a layout that the weight cannot take (its pattern does not fit)
+  // drop out.
+  void choose_layouts(const PackedView& weight) {
     std::vector<Entrant> kept;
-    std::int64_t room = trial_bytes(weight, desc_.epilogue.quantized);
     for (const Entrant& entrant : entrants_) {
       const Layout layout = entrant.model.row->layout;
-      if (!weights_.contains(layout) && layout != weight.layout()) {
-        if (!kept.empty() && budget_.left(0.5) < 0.0) continue;
-        try {
-          if (!kept.empty() && layout_bytes(weight, layout) > room) continue;
-          const PackedWeight& made =
-              weights_.emplace(layout, convert(weight, layout)).first->second;
-          room -= made.view().size_bytes();
-        } catch (const Error&) {
-          continue;
-        }
-      }
-      views_.emplace(layout, layout == weight.layout() ? weight : weights_.at(layout).view());
-      kept.push_back(entrant);
+      const bool is_known = std::any_of(kept.begin(), kept.end(), [&](const Entrant& other) {
+        return other.model.row->layout == layout;
+      });
+      const bool is_late =
+          !kept.empty() && !is_known && layout != weight.layout() && budget_.left(0.5) < 0.0;
+      if (!is_late && layouts_.add(layout)) kept.push_back(entrant);
     }
     if (kept.empty()) {
       throw Error(
@@ -108,7 +99,31 @@ class Measurer {
     entrants_ = std::move(kept);
   }
 
-  double left() const { return budget_.left(kFirstPass); }
+  // Layouts that are held together, at all token counts that the first of them were timed at: rows
+  // are compared by their least times, whichever group they are of, and each with dense beside it.
+  void measure_group() {
+    racing_.clear();
+    for (std::size_t e = 0; e < entrants_.size(); ++e) {
+      const Layout layout = entrants_[e].model.row->layout;
+      if (layouts_.group(layout) != group_) continue;
+      try {
+        evidence_.candidates[e].small = sizes_.is_small(layouts_.view(layout).layout_bytes());
+        racing_.insert(layout);
+      } catch (const Error&) {
+        continue;  // of another pattern: without a time it cannot be chosen
+      }
+    }
+    for (std::size_t p = 0; p < kProbeCount && !racing_.empty(); ++p) {
+      if (group_ > 0 && !evidence_.probed[p]) break;
+      if (!measure_probe(p)) break;
+    }
+  }
+
+  // Of the first pass, each group has the same share.
+  double left() const {
+    const auto groups = static_cast<double>(layouts_.groups());
+    return budget_.left(kFirstPass * static_cast<double>(group_ + 1) / groups);
+  }
 
   double run_dense(std::int64_t tokens) const {
     if (!dense_.run) return dense_.seconds ? dense_.seconds(tokens) : 0.0;
@@ -147,7 +162,7 @@ class Measurer {
   // rows that were left out before stay out. At least one row is always in.
   bool entered(std::size_t entrant, std::size_t p) const {
     if (!entrants_[entrant].in_bucket[static_cast<std::size_t>(kProbes[p].bucket)]) return false;
-    if (!complete_layouts_.contains(entrants_[entrant].model.row->layout)) return false;
+    if (!racing_.contains(entrants_[entrant].model.row->layout)) return false;
     const bool first_of_bucket = p == 0 || kProbes[p - 1].bucket != kProbes[p].bucket;
     return first_of_bucket || evidence_.candidates[entrant].at[p - 1].known;
   }
@@ -207,8 +222,9 @@ class Measurer {
   }
 
   bool measure_probe(std::size_t p) {
-    evidence_.limit = too_long(p);
-    if (!evidence_.limit.empty() && p > 0) return false;
+    const std::string limit = too_long(p);
+    if (group_ == 0) evidence_.limit = limit;
+    if (!limit.empty() && p > 0) return false;
     const std::int64_t tokens = kProbes[p].tokens;
     const double allowed = quota(p);
     const double end = budget_.spent() + allowed;
@@ -250,7 +266,7 @@ class Measurer {
         if (budget_.spent() > end - 0.5 * allowed && expected > timed->second) continue;
         if (p > 0 && expected * kMinRounds > left()) continue;
       }
-      const LinearArgs args = inputs_.args(views_.at(row.layout), kProbes[p].tokens);
+      const LinearArgs args = inputs_.args(layouts_.view(row.layout), kProbes[p].tokens);
       const double seconds =
           warmed_seconds(budget_, expected_row(e, p), [&] { return run_row(row, args, 1); });
       Series& series = series_[e][p];
@@ -261,7 +277,7 @@ class Measurer {
       const auto at = best.try_emplace(row.layout, seconds).first;
       at->second = std::min(at->second, seconds);
     }
-    std::erase_if(complete_layouts_, [&](Layout layout) { return !best.contains(layout); });
+    std::erase_if(racing_, [&](Layout layout) { return !best.contains(layout); });
     std::erase_if(all, [&](const Contender& c) {
       return c.seconds > kHopeless * best.at(entrants_[c.entrant].model.row->layout);
     });
@@ -318,13 +334,18 @@ class Measurer {
   }
 
   // Twice the rounds so far for each contested time, as far as the budget goes.
-  void measure_again(const std::vector<Contested>& contested) {
+  void measure_again(std::vector<Contested> contested) {
+    const auto group = [&](const Contested& place) {
+      return layouts_.group(entrants_[place.candidate].model.row->layout);
+    };
+    std::stable_sort(contested.begin(), contested.end(),
+                     [&](const Contested& a, const Contested& b) { return group(a) < group(b); });
     const double share = left_for_doubts() / static_cast<double>(contested.size());
     for (const Contested& place : contested) {
       const LinearKernel& row = *entrants_[place.candidate].model.row;
       const Timing before = series_[place.candidate][place.probe].least();
       const std::vector<Contender> one{
-          {place.candidate, inputs_.args(views_.at(row.layout), kProbes[place.probe].tokens),
+          {place.candidate, inputs_.args(layouts_.view(row.layout), kProbes[place.probe].tokens),
            calls_per_sample(before.seconds), before.seconds}};
       const auto rounds = 2 * static_cast<int>(series_[place.candidate][place.probe].sparse.size());
       const double end = budget_.spent() + share - before.seconds - before.dense_seconds;
@@ -343,10 +364,11 @@ class Measurer {
   CallInputs inputs_;
   std::vector<Entrant> entrants_;
   std::vector<std::array<Series, kProbeCount>> series_;  ///< of each entrant
-  std::map<Layout, PackedWeight> weights_;
-  std::map<Layout, PackedView> views_;
+  LayoutSizes sizes_;
+  TrialLayouts layouts_;
+  std::size_t group_ = 0;
   std::array<double, kProbeCount> dense_seconds_{};
-  std::set<Layout> complete_layouts_;
+  std::set<Layout> racing_;  ///< of the group, those with a row at every token count so far
   Evidence evidence_;
 };
 

@@ -22,14 +22,10 @@ namespace {
 //
 #include "cpu/epilogue.inl"
 
-constexpr int kMaxSums = 10;
+constexpr int kMaxSums = 12;
 
-inline float sum_lanes(Vector v) {
-  __m128 half = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-  half = _mm_add_ps(half, _mm_movehl_ps(half, half));
-  return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
-}
-
+#include "cpu/avx2/totals.inl"
+//
 #include "cpu/float_sums.inl"
 
 #include "cpu/avx2/ranks.inl"

@@ -59,7 +59,9 @@ inline Vector typed(__m256i v) { return _mm256_castsi256_ps(v); }
 
 // ---- A few tokens ----
 
-constexpr int kMaxSums = 10;
+constexpr int kMaxSums = 12;
+
+#include "cpu/avx2/totals.inl"
 
 struct Step {
   using Value = std::int8_t;
@@ -92,18 +94,16 @@ struct Step {
   }
   static Sum zero_sum() { return _mm256_setzero_si256(); }
   static Sum add_sums(Sum a, Sum b) { return _mm256_add_epi32(a, b); }
-  /// An integer in the bits of a float.
-  static float total(Sum sum) {
-    __m128i half = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
-    half = _mm_add_epi32(half, _mm_unpackhi_epi64(half, half));
-    half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 1));
-    return _mm_cvtss_f32(_mm_castsi128_ps(half));
+  /// Integers in the bits of floats.
+  template <int N>
+  static Vector totals(const Sum (&sums)[N]) {
+    Vector floats[N];
+#pragma GCC unroll 8
+    for (int i = 0; i < N; ++i) floats[i] = typed(sums[i]);
+    return lane_totals(
+        floats, [](Vector a, Vector b) { return typed(_mm256_add_epi32(bits_of(a), bits_of(b))); });
   }
 };
-
-inline float sum_lanes(Vector v) {  // of the helpers for floats, which are not used here
-  return _mm_cvtss_f32(_mm256_castps256_ps128(v));
-}
 
 #include "cpu/linear_bitmask.inl"
 

@@ -12,6 +12,10 @@ inline Vector in_register(Vector v) {
   asm("" : "+x"(v));
   return v;
 }
+inline __m256i in_register(__m256i v) {
+  asm("" : "+x"(v));
+  return v;
+}
 inline void store(float* p, Vector v) { _mm256_storeu_ps(p, v); }
 inline Vector broadcast(const float* p) { return _mm256_broadcast_ss(p); }
 inline Vector repeat(float value) { return _mm256_set1_ps(value); }

@@ -21,10 +21,10 @@ namespace {
 //
 #include "cpu/epilogue.inl"
 
-constexpr int kMaxSums = 16;
+constexpr int kMaxSums = 24;
 
-inline float sum_lanes(Vector v) { return _mm512_reduce_add_ps(v); }
-
+#include "cpu/avx512/totals.inl"
+//
 #include "cpu/float_sums.inl"
 
 template <typename Element>
@@ -38,7 +38,7 @@ struct Step : FloatSums {
   static Mask load_mask(const std::uint8_t* bits) {
     std::uint16_t word;
     __builtin_memcpy(&word, bits, sizeof(word));
-    return word;
+    return in_general_register(word);
   }
   static Mask load_mask(const std::uint8_t* bits, std::int64_t count) {
     return (bits[0] | static_cast<std::uint32_t>(count > 8 ? bits[1] : 0) << 8);
@@ -56,6 +56,14 @@ struct Step : FloatSums {
   static Vector load_input(const float* x) { return load(x); }
   static Vector multiply_add(Weights weights, Vector inputs, Mask mask, Vector sum) {
     return _mm512_mask3_fmadd_ps(weights, inputs, sum, static_cast<__mmask16>(mask));
+  }
+};
+
+/// The same for finite inputs, whose products with pruned weights are zero.
+template <typename Element>
+struct FiniteStep : Step<Element> {
+  static Vector multiply_add(Vector weights, Vector inputs, std::uint32_t, Vector sum) {
+    return ::multiply_add(weights, inputs, sum);
   }
 };
 
@@ -86,17 +94,21 @@ constexpr std::int64_t kRowsOfSums = 64;
 constexpr int kTwoStepTokens = 8;
 #include "cpu/linear_blocks.inl"
 
+template <typename Element>
+void multiply(const gossamer::cpu::DecodeTask& task) {
+  task.x_is_finite ? decode<FiniteStep<Element>>(task) : decode<Step<Element>>(task);
+}
+
 }  // namespace
 
 namespace gossamer::cpu {
 
 constinit const DecodeFunctions avx512_linear_bitmask_f32 = {
-    decode<Step<Float32>>, nullptr, 4, is_finite<Float32>, finish<Float32>, nullptr, false};
+    multiply<Float32>, nullptr, 4, is_finite<Float32>, finish<Float32>, nullptr, false};
 constinit const DecodeFunctions avx512_linear_bitmask_bf16 = {
-    decode<Step<BFloat16>>, widen<BFloat16>, 4,    is_finite<BFloat16>,
-    finish<BFloat16>,       nullptr,         false};
+    multiply<BFloat16>, widen<BFloat16>, 4, is_finite<BFloat16>, finish<BFloat16>, nullptr, false};
 constinit const DecodeFunctions avx512_linear_bitmask_f16 = {
-    decode<Step<Float16>>, widen<Float16>, 4, is_finite<Float16>, finish<Float16>, nullptr, false};
+    multiply<Float16>, widen<Float16>, 4, is_finite<Float16>, finish<Float16>, nullptr, false};
 
 constinit const DecodeFunctions avx512_linear_bsr_f32 = {decode_blocks<BlockStep<Float32>>,
                                                          nullptr,

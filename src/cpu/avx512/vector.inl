@@ -12,6 +12,17 @@ inline Vector in_register(Vector v) {
   asm("" : "+v"(v));
   return v;
 }
+/// A mask is loaded into a general register, where its bits are counted: compilers would move it
+/// there from a mask register, with an instruction on the port of the multiply-adds.
+template <typename Bits>
+inline Bits in_general_register(Bits bits) {
+  asm("" : "+r"(bits));
+  return bits;
+}
+inline __m512i in_register(__m512i v) {
+  asm("" : "+v"(v));
+  return v;
+}
 inline void store(float* p, Vector v) { _mm512_storeu_ps(p, v); }
 inline Vector broadcast(const float* p) { return _mm512_set1_ps(*p); }
 inline Vector repeat(float value) { return _mm512_set1_ps(value); }

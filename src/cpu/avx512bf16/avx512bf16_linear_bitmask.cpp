@@ -25,10 +25,10 @@ namespace {
 //
 #include "cpu/avx512vbmi2/bits.inl"
 
-constexpr int kMaxSums = 16;
+constexpr int kMaxSums = 24;
 
-inline float sum_lanes(Vector v) { return _mm512_reduce_add_ps(v); }
-
+#include "cpu/avx512/totals.inl"
+//
 #include "cpu/float_sums.inl"
 
 struct Step : FloatSums {
@@ -38,7 +38,9 @@ struct Step : FloatSums {
   using Weights = __m512i;
   static constexpr std::int64_t kColumns = 32;
 
-  static Mask load_mask(const std::uint8_t* bits) { return load_bits<Mask>(bits, sizeof(Mask)); }
+  static Mask load_mask(const std::uint8_t* bits) {
+    return in_general_register(load_bits<Mask>(bits, sizeof(Mask)));
+  }
   static Mask load_mask(const std::uint8_t* bits, std::int64_t count) {
     return load_bits<Mask>(bits, (count + 7) / 8);
   }

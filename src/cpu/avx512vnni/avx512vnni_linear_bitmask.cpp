@@ -26,9 +26,9 @@ namespace {
 //
 #include "cpu/avx512/dequantize.inl"
 
-constexpr int kMaxSums = 12;
+constexpr int kMaxSums = 24;
 
-inline float sum_lanes(Vector v) { return _mm512_reduce_add_ps(v); }
+#include "cpu/avx512/totals.inl"
 
 /// Sums of integers in registers, and in memory that is typed as floats.
 struct IntegerSums {
@@ -44,6 +44,15 @@ struct IntegerSums {
     __builtin_memcpy(&bits, &all, sizeof(bits));
     return bits;
   }
+  template <int N>
+  static Vector totals(const Sum (&sums)[N]) {
+    Vector typed[N];
+#pragma GCC unroll 16
+    for (int i = 0; i < N; ++i) typed[i] = _mm512_castsi512_ps(sums[i]);
+    return lane_totals(typed, [](Vector a, Vector b) {
+      return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b)));
+    });
+  }
 };
 
 struct Step : IntegerSums {
@@ -53,7 +62,9 @@ struct Step : IntegerSums {
   using Weights = __m512i;
   static constexpr std::int64_t kColumns = 64;
 
-  static Mask load_mask(const std::uint8_t* bits) { return load_bits<Mask>(bits, sizeof(Mask)); }
+  static Mask load_mask(const std::uint8_t* bits) {
+    return in_general_register(load_bits<Mask>(bits, sizeof(Mask)));
+  }
   static Mask load_mask(const std::uint8_t* bits, std::int64_t count) {
     return load_bits<Mask>(bits, (count + 7) / 8);
   }
