@@ -40,10 +40,10 @@ BUCKETS: tuple[tuple[int, ...], ...] = (
     (2049, 8192),
 )
 """Buckets of token counts, by the counts at which each is timed: both ends, the last one's where
-activations of most models end. They are the parts of `_layout_argument`, but that four of these are
-two buckets each, their first quarter and the rest: where a further column of tiles has just begun it
-is all but empty, which costs what dense kernels pay elsewhere. The packed weight's header knows
-eight buckets of its own (gossamer/linear.h)."""
+activations of most models end. They are the parts of `_layout_argument`, but that four of these
+are two buckets each, their first quarter and the rest: where a further column of tiles has just
+begun it is all but empty, which costs what dense kernels pay elsewhere. The packed weight's header
+knows eight buckets of its own (gossamer/linear.h)."""
 
 BUCKET_ENDS = [counts[-1] for counts in BUCKETS[:-1]]
 

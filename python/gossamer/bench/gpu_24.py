@@ -15,7 +15,7 @@ in a loop, and what the host spends on it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,7 @@ from gossamer.explanation import LayerReport
 from gossamer.weight import SparseWeight
 
 __all__ = [
+    "MORE_SHAPES",
     "QUICK_SHAPES",
     "QUICK_TOKENS",
     "SHAPES",
@@ -57,6 +58,21 @@ SHAPES: dict[str, tuple[int, int]] = {
     "llama70b.down": (8192, 28672),
 }
 """[out, in] of linear layers of Llama 3."""
+MORE_SHAPES: dict[str, tuple[int, int]] = {
+    "square.1024": (1024, 1024),
+    "square.2048": (2048, 2048),
+    "square.16384": (16384, 16384),
+    "qwen7b.qkv": (4608, 3584),
+    "qwen7b.o": (3584, 3584),
+    "qwen7b.gate_up": (37888, 3584),
+    "qwen7b.down": (3584, 18944),
+    "qwen14b.qkv": (7168, 5120),
+    "qwen14b.o": (5120, 5120),
+    "qwen14b.gate_up": (27648, 5120),
+    "qwen14b.down": (5120, 13824),
+}
+"""Squares beside those of Llama, and layers of Qwen 2.5, in bfloat16 at fewer token counts."""
+MORE_TOKENS = (1, 16, 64, 256, 1024, 4096, 16384)
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 QUICK_SHAPES = ("llama8b.qkv", "llama8b.up", "llama8b.down", "llama70b.o")
 QUICK_TOKENS = (1, 16, 64, 128, 512, 2048, 8192)
@@ -97,14 +113,14 @@ def run(options: Options) -> Iterator[Record]:
     if not torch.cuda.is_available():
         raise RuntimeError("suite gpu-24 needs a CUDA device; torch sees none")
     ceilings = measured_ceilings()
-    shapes = QUICK_SHAPES if options.quick else tuple(SHAPES)
-    for name in shapes:
-        out, inputs = SHAPES[name]
-        chosen = [
-            tokens
-            for tokens in (QUICK_TOKENS if options.quick else TOKENS)
-            if options.wants(f"{name} {tokens}")
-        ]
+    cases: list[tuple[str, tuple[int, int], Sequence[int]]]
+    if options.quick:
+        cases = [(name, SHAPES[name], QUICK_TOKENS) for name in QUICK_SHAPES]
+    else:
+        cases = [(name, shape, TOKENS) for name, shape in SHAPES.items()]
+        cases += [(name, shape, MORE_TOKENS) for name, shape in MORE_SHAPES.items()]
+    for name, (out, inputs), counts in cases:
+        chosen = [tokens for tokens in counts if options.wants(f"{name} {tokens}")]
         if chosen:
             layer = _Layer(out, inputs)
             for tokens in chosen:
