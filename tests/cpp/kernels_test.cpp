@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/tile_blocks.h"
 #include "cpu/tile_rows.h"
 #include "gossamer/linear.h"
 #include "kernel_call.h"
@@ -310,7 +311,7 @@ TEST_P(KernelTest, ReluKeepsNan) {
 void register_model_tiles() {
   using namespace cpu;
   using enum DType;
-  constexpr std::uint32_t kNeeds = kIsaAvx512 | kIsaAvx512Vbmi2 | kIsaAvx512Bf16 | kIsaAvx512Vnni;
+  constexpr std::uint32_t kNeeds = kIsaAvx512 | kIsaAvx512Vbmi2 | kIsaAvx512Vnni;
   constexpr auto count = model_count_kept;
   add_bitmask_tile_row<model_bitmask_bf16, count, 0, 3>("model_linear_bitmask_bf16", kNeeds,
                                                         kBFloat16);
@@ -331,6 +332,8 @@ void register_model_tiles() {
   add_block_tile_row<model_blocks_bf16, 256, 4>("model_spmm_bsr256_bf16", kNeeds, kBFloat16);
   add_block_tile_row<model_blocks_int8, 0, 6>("model_spmm_bsr_int8", kNeeds, kInt8);
   add_block_tile_row<model_blocks_int8, 512, 4>("model_spmm_bsr512_int8", kNeeds, kInt8);
+  add_tile_blocks_row<model_linear_bsr_bf16>("model_linear_bsr_bf16", kNeeds, kBFloat16);
+  add_tile_blocks_row<model_linear_bsr_int8>("model_linear_bsr_int8", kNeeds, kInt8);
 }
 #else
 void register_model_tiles() {}
