@@ -18,12 +18,12 @@
 namespace gossamer::cpu {
 
 /// What a task needs of scratch: for two groups, pieces that are turned, with an input and a source
-/// each; sums of two pairs of token tiles; X's last tile of tokens and its last tile of inputs.
+/// each; sums of two pairs of token tiles; X in tiles.
 inline std::int64_t tile_blocks_bytes(std::int64_t pieces, std::int64_t tokens,
-                                         std::int64_t x_row_bytes) {
+                                      std::int64_t x_row_bytes) {
   const std::int64_t lines = detail::ceil_div(x_row_bytes, kPieceLine);
   return 2 * pieces * (kPieceBytes + 16) + 2 * kGroupBands * kPairTokens * kPieceRows * 4 +
-         kTileGroup * kPieceLine * lines + detail::ceil_div(tokens, kTileGroup) * kTileGroup * 64;
+         detail::ceil_div(tokens, kTileGroup) * kTileGroup * kPieceLine * lines;
 }
 
 /// Cycles: of turning a piece, of a product of tiles and of one that waits for the sum before it,
@@ -135,16 +135,16 @@ inline void run_tile_blocks(void (*multiply)(const TileBlocksTask&), const Linea
       std::clamp(work, std::int64_t{1}, std::int64_t{std::max(args.parallel.threads, 1)});
   SpmmSplit split{1, 1, kWidest};
   if (threads > 1 && batch < threads) {
-    split = best_split({.tokens = args.tokens,
-                        .in = args.weight.in(),
-                        .out = args.weight.out(),
-                        .kept = args.weight.kept(),
-                        .lanes = kTileGroup,
-                        .widest = kWidest,
-                        .threads = threads,
-                        .row_panels = detail::ceil_div(args.weight.out(),
-                                                       args.weight.header().block_rows)},
-                       kTileBlocksSplit);
+    split = best_split(
+        {.tokens = args.tokens,
+         .in = args.weight.in(),
+         .out = args.weight.out(),
+         .kept = args.weight.kept(),
+         .lanes = kTileGroup,
+         .widest = kWidest,
+         .threads = threads,
+         .row_panels = detail::ceil_div(args.weight.out(), args.weight.header().block_rows)},
+        kTileBlocksSplit);
   }
   const std::int64_t step = split.vectors * kTileGroup;
   const std::int64_t panels = detail::ceil_div(args.tokens, step);
@@ -187,8 +187,7 @@ inline double tile_blocks_seconds(const LinearDesc& desc, const Machine& machine
   const double kept_bytes = pieces * static_cast<double>(kPieceBytes);
   const double rate = kept_bytes > static_cast<double>(machine.l3_bytes) ? kMemoryBytesPerCycle
                                                                          : kCacheBytesPerCycle;
-  const double work =
-      kept_bytes / static_cast<double>(bytes) * static_cast<double>(tiles);
+  const double work = kept_bytes / static_cast<double>(bytes) * static_cast<double>(tiles);
   const double used =
       std::clamp(work / static_cast<double>(kMinWorkPerThread), 1.0, std::max(threads, 1) * 1.0);
   return std::max(cycles, kept_bytes / rate) / (kHertz * used);

@@ -7,16 +7,16 @@
 
 namespace gossamer::cpu {
 
-inline constexpr std::int64_t kPieceRows = 32;    ///< outputs of a piece of a block
-inline constexpr std::int64_t kPieceLine = 64;    ///< bytes of its rows
+inline constexpr std::int64_t kPieceRows = 32;  ///< outputs of a piece of a block
+inline constexpr std::int64_t kPieceLine = 64;  ///< bytes of its rows
 inline constexpr std::int64_t kPieceBytes = 2048;
-inline constexpr std::int64_t kGroupPieces = 8;   ///< of W that are turned at once, where rows allow
-inline constexpr std::int64_t kGroupBands = 2;    ///< of 32 outputs each
-inline constexpr std::int64_t kPairTokens = 32;   ///< tokens of two tiles
+inline constexpr std::int64_t kGroupPieces = 8;  ///< of W that are turned at once, where rows allow
+inline constexpr std::int64_t kGroupBands = 2;   ///< of 32 outputs each
+inline constexpr std::int64_t kPairTokens = 32;  ///< tokens of two tiles
 
-/// Y = act(X·Wᵀ + bias + residual) of some block rows in the bsr format and some tokens: blocks of a
-/// number of rows that 32 divides and of a number of bytes a row that 64 divides. X has the element
-/// type of W. Plain data: instruction-set folders include it.
+/// Y = act(X·Wᵀ + bias + residual) of some block rows in the bsr format and some tokens: blocks of
+/// a number of rows that 32 divides and of a number of bytes a row that 64 divides. X has the
+/// element type of W. Plain data: instruction-set folders include it.
 struct TileBlocksTask {
   const void* values;           ///< [blocks][block_rows][block_cols], of the whole weight
   const std::int64_t* offsets;  ///< [block rows + 1], from the task's first block row on

@@ -347,6 +347,33 @@ std::vector<const LinearKernel*> all_kernels() {
   return all;
 }
 
+#if defined(__x86_64__)
+// 4096 inputs of bfloat16: a pass over the weight takes 128 tokens, and 31 are left for a third.
+// With 33 outputs X is read where it lies, with 300 it is copied.
+TEST(TileBlocks, PassesOverManyTokensAgree) {
+  all_kernels();
+  const LinearKernel& kernel = *find_linear_kernel("model_linear_bsr_bf16");
+  if (!host_machine().has(kernel.needs)) GTEST_SKIP() << "needs AVX-512";
+  ASSERT_EQ(cpu::pass_tokens(4096 * 2), 128);
+  Random random(11);
+  for (const std::int64_t out : {33, 300}) {
+    for (const int threads : {1, 3}) {
+      const Case c{.pattern = Pattern::block(32, 32, 0.5),
+                   .out = out,
+                   .in = 4096,
+                   .tokens = 287,
+                   .bias = true,
+                   .residual = true,
+                   .threads = threads};
+      const Weight weight(kernel, c, random);
+      Call run(kernel, c, weight, random);
+      run.call();
+      run.check();
+    }
+  }
+}
+#endif
+
 INSTANTIATE_TEST_SUITE_P(Table, KernelTest, testing::ValuesIn(all_kernels()),
                          [](const auto& param) { return std::string(param.param->name); });
 

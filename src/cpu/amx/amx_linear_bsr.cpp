@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Y = act(X·Wᵀ + bias + residual), bfloat16 and int8, AMX, many tokens: blocks of whole pieces of 32
-// rows by 64 bytes. X is the left operand and is read from where it lies, kept blocks are turned,
-// and Y is written as the sums come. Blocks that are not there cost nothing.
+// Y = act(X·Wᵀ + bias + residual), bfloat16 and int8, AMX, many tokens: blocks of whole pieces of
+// 32 rows by 64 bytes. X is the left operand and is not turned, kept blocks are, and Y is written
+// as the sums come. Blocks that are not there cost nothing.
 #include <immintrin.h>
 
 #include <cstddef>

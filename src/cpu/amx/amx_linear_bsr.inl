@@ -11,9 +11,9 @@
 //   16 tokens │  inputs   │ │  sums   │
 //             └───────────┘ └─────────┘
 //
-// Tiles of X are loaded from where X lies, and the sums of a token lie side by side as Y does:
-// nothing of X or Y is turned. What is turned is W, once for all tokens, and only what is kept. 32
-// outputs by two tiles of tokens are four sums, as many as hide a product's 52 cycles.
+// 64 bytes of a row of X are those of a tile's row, and the sums of a token lie side by side as Y
+// does: nothing of X or Y is turned. What is turned is W, once for all tokens, and only what is
+// kept. 32 outputs by two tiles of tokens are four sums, as many as hide a product's 52 cycles.
 //
 // The tile unit works by itself: while it multiplies one pair of token tiles, the vector units
 // finish the pair before, and turn the pieces of the next group of rows.
@@ -61,9 +61,7 @@ template <typename Element>
 class BandGroups {
  public:
   BandGroups(const gossamer::cpu::TileBlocksTask& task, std::int64_t value_bytes)
-      : task_(task),
-        row_bytes_(task.block_cols * value_bytes),
-        x_bytes_(task.in * value_bytes) {}
+      : task_(task), row_bytes_(task.block_cols * value_bytes), x_bytes_(task.in * value_bytes) {}
 
   /// The next bands, none behind the last.
   void next(BandGroup& group) {
@@ -128,64 +126,70 @@ class BandGroups {
   std::int64_t row_ = 0;
 };
 
-/// 16 tokens of X. Columns that are no whole tile lie elsewhere, with zeros behind them.
+/// 16 tokens of X: byte k of a row of it, k a multiple of 64, is at rows + k · step.
 struct InputTile {
   const std::byte* rows;
   std::int64_t stride;
-  const std::byte* edge;  ///< [16][64]
+  std::int64_t step;
 };
 
-/// X in tiles: where it lies, but for copies of the last tokens, where they are fewer than 16, and
-/// of the last columns, where they are less than 64 bytes.
+/// X in tiles of 16 tokens by 64 bytes. Tiles that are read often are copied, one behind the other,
+/// because the lines of X lie as far apart as X is wide and come from L2 slowly; so are those that
+/// are not whole, with zeros for what is not there. Others are read where they lie.
 class InputTiles {
  public:
-  InputTiles(const gossamer::cpu::TileBlocksTask& task, std::int64_t value_bytes,
-             std::byte* memory)
+  InputTiles(const gossamer::cpu::TileBlocksTask& task, std::int64_t value_bytes, std::byte* memory)
       : x_(static_cast<const std::byte*>(task.x)),
         stride_(task.x_stride * value_bytes),
+        row_bytes_(task.in * value_bytes),
         tokens_(task.out.tokens),
-        whole_(task.in * value_bytes / 64 * 64),
-        edge_(memory),
-        last_(memory + (tokens_ + 15) / 16 * 1024) {
-    const std::int64_t left = task.in * value_bytes - whole_;
-    for (std::int64_t t = 0; left > 0 && t < (tokens_ + 15) / 16 * 16; ++t) {
-      const __mmask64 live = t < tokens_ ? (1ull << left) - 1 : 0;
-      const std::byte* from = t < tokens_ ? x_ + t * stride_ + whole_ : x_;
-      _mm512_store_si512(edge_ + t * 64, _mm512_maskz_loadu_epi8(live, from));
-    }
-    const std::int64_t first = tokens_ / 16 * 16;
-    for (std::int64_t t = first; tokens_ > first && t < first + 16; ++t) {
-      std::byte* to = last_ + (t - first) * whole_;
-      for (std::int64_t at = 0; at < whole_; at += 64) {
-        const __m512i line =
-            t < tokens_ ? _mm512_loadu_si512(x_ + t * stride_ + at) : _mm512_setzero_si512();
-        _mm512_store_si512(to + at, line);
+        copies_(memory) {
+    using namespace gossamer::cpu;
+    constexpr std::int64_t kOften = 4;  // copying is as fast as reading about as often
+    const std::int64_t block_rows = (task.out.rows + task.block_rows - 1) / task.block_rows;
+    const std::int64_t reads = (task.offsets[block_rows] - task.offsets[0]) *
+                               (task.block_rows / kPieceRows) *
+                               (task.block_cols * value_bytes / kPieceLine);
+    copies_all_ = row_bytes_ % 64 != 0 || reads >= kOften * lines();
+    for (std::int64_t t = copies_all_ ? 0 : tokens_ / 16 * 16; t < tokens_; t += 16) copy(t);
+  }
+
+  InputTile at(std::int64_t token) const {
+    if (copies_all_ || token + 16 > tokens_) return {copies_ + token * lines() * 64, 64, 16};
+    return {x_ + token * stride_, stride_, 1};
+  }
+
+ private:
+  std::int64_t lines() const { return (row_bytes_ + 63) / 64; }
+
+  /// 16 tokens from `first` on.
+  void copy(std::int64_t first) {
+    std::byte* tiles = copies_ + first * lines() * 64;
+    for (std::int64_t t = 0; t < 16; ++t) {
+      const std::byte* from = x_ + (first + t) * stride_;
+      for (std::int64_t at = 0; at < row_bytes_; at += 64) {
+        __m512i line = _mm512_setzero_si512();
+        if (first + t < tokens_) {
+          const std::int64_t left = row_bytes_ - at;
+          line = left >= 64 ? _mm512_loadu_si512(from + at)
+                            : _mm512_maskz_loadu_epi8((1ull << left) - 1, from + at);
+        }
+        _mm512_store_si512(tiles + at * 16 + t * 64, line);
       }
     }
   }
 
-  InputTile at(std::int64_t token) const {
-    const std::byte* edge = edge_ + token * 64;
-    if (token + 16 > tokens_) return {last_, whole_, edge};
-    return {x_ + token * stride_, stride_, edge};
-  }
-
-  /// Bytes of a row in whole tiles.
-  std::int64_t whole() const { return whole_; }
-
- private:
   const std::byte* x_;
   std::int64_t stride_;
+  std::int64_t row_bytes_;
   std::int64_t tokens_;
-  std::int64_t whole_;
-  std::byte* edge_;
-  std::byte* last_;
+  std::byte* copies_;
+  bool copies_all_;
 };
 
 /// Sums 2n and 2n + 1 of a band for N tiles of tokens, in registers 0 to 3.
 template <typename Element, int N>
-inline void multiply_band(const BandGroup& group, const Band& band, const InputTile (&x)[2],
-                          std::int64_t whole) {
+inline void multiply_band(const BandGroup& group, const Band& band, const InputTile (&x)[2]) {
   Tiles::zero<0>();
   Tiles::zero<1>();
   if constexpr (N == 2) {
@@ -195,14 +199,13 @@ inline void multiply_band(const BandGroup& group, const Band& band, const InputT
   for (std::int64_t i = band.begin; i < band.end; ++i) {
     const std::byte* weights = group.weights + i * gossamer::cpu::kPieceBytes;
     const std::int64_t at = group.inputs[i];
-    const bool inside = at < whole;
-    Tiles::load<4>(inside ? x[0].rows + at : x[0].edge, inside ? x[0].stride : 64);
+    Tiles::load<4>(x[0].rows + at * x[0].step, x[0].stride);
     Tiles::load<6>(weights, 64);
     Element::template multiply<0, 4, 6>();
     Tiles::load<7>(weights + 1024, 64);
     Element::template multiply<1, 4, 7>();
     if constexpr (N == 2) {
-      Tiles::load<5>(inside ? x[1].rows + at : x[1].edge, inside ? x[1].stride : 64);
+      Tiles::load<5>(x[1].rows + at * x[1].step, x[1].stride);
       Element::template multiply<2, 5, 6>();
       Element::template multiply<3, 5, 7>();
     }
@@ -335,8 +338,8 @@ void multiply_tile_blocks(const gossamer::cpu::TileBlocksTask& task, std::int64_
       for (int b = 0; b < group.count; ++b) {
         const Band& band = group.bands[b];
         current.rows[b] = band.row;
-        two ? multiply_band<Element, 2>(group, band, tiles, x.whole())
-            : multiply_band<Element, 1>(group, band, tiles, x.whole());
+        two ? multiply_band<Element, 2>(group, band, tiles)
+            : multiply_band<Element, 1>(group, band, tiles);
         finish_part(Element{}, task, before, b, group.count);
         bands.turn(next, next.pieces * (pair * group.count + b + 1) / (pairs * group.count));
         two ? store_band<2>(current.sums + b * 1024) : store_band<1>(current.sums + b * 1024);

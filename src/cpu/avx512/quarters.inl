@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// 16 rows × 4 elements of 32 bits, turned. Included inside an anonymous namespace behind vector.inl.
+// 16 rows × 4 elements of 32 bits, turned. Included inside an anonymous namespace behind
+// vector.inl.
 //
 // Four loads of 128 bits a vector put rows 0, 4, 8 and 12 into its quarters (of a second one 1, 5,
 // …), then transposes of 4×4 in the quarters give a vector of 16 rows for each element. Half the
