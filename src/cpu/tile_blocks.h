@@ -27,12 +27,13 @@ inline std::int64_t tile_blocks_bytes(std::int64_t pieces, std::int64_t tokens,
 }
 
 /// Cycles: of turning a piece, of a product of tiles and of one that waits for the sum before it,
-/// of a result.
+/// of a result. Timed without a tile unit, vector loads and stores in the place of its own (Emerald
+/// Rapids, 2026-11-30): pieces come from L3, and a product waits for X from L2 longer than its 16.
 struct TileBlocksCost {
-  double turn = 100.0;
-  double product = 16.0;
-  double lone_product = 26.0;
-  double result = 0.4;
+  double turn = 250.0;
+  double product = 24.0;
+  double lone_product = 28.0;
+  double result = 0.5;
 };
 
 /// Of a kept value of bfloat16, of which a piece has 1024, and of reading an element of X.
@@ -165,8 +166,8 @@ inline void run_tile_blocks(void (*multiply)(const TileBlocksTask&), const Linea
   });
 }
 
-/// Predicted seconds of one call. Estimated from the processor's documentation, not fitted. Tile
-/// and vector units work side by side; that they never wait for each other is not counted on.
+/// Predicted seconds of one call. Tile and vector units work side by side; that they never wait
+/// for each other is not counted on.
 inline double tile_blocks_seconds(const LinearDesc& desc, const Machine& machine,
                                   std::int64_t tokens, int threads) {
   constexpr TileBlocksCost kCost{};
