@@ -27,13 +27,15 @@ inline std::int64_t tile_blocks_bytes(std::int64_t pieces, std::int64_t tokens,
 }
 
 /// Cycles: of turning a piece, of a product of tiles and of one that waits for the sum before it,
-/// of a result. Timed without a tile unit, vector loads and stores in the place of its own (Emerald
-/// Rapids, 2026-11-30): pieces come from L3, and a product waits for X from L2 longer than its 16.
+/// of a result, of copying an element of X. On the scale of TileCost, so that plans time the rows
+/// of both: waiting for L2 and L3 is in neither (in whole calls without a tile unit a piece took
+/// 250 to 350 cycles; Emerald Rapids, 2026-11-30).
 struct TileBlocksCost {
-  double turn = 250.0;
-  double product = 24.0;
-  double lone_product = 28.0;
-  double result = 0.5;
+  double turn = 120.0;
+  double product = 20.0;
+  double lone_product = 26.0;
+  double result = 0.4;
+  double input = 0.15;
 };
 
 /// Of a kept value of bfloat16, of which a piece has 1024, and of reading an element of X.
@@ -184,7 +186,8 @@ inline double tile_blocks_seconds(const LinearDesc& desc, const Machine& machine
                           static_cast<double>(tiles % 2 * 2) * kCost.lone_product;
   const double cycles =
       pieces * (static_cast<double>(passes) * kCost.turn + products) +
-      static_cast<double>(desc.batch * bands * kPieceRows * tokens) * kCost.result;
+      static_cast<double>(desc.batch * bands * kPieceRows * tokens) * kCost.result +
+      static_cast<double>(desc.batch * desc.in * tokens) * kCost.input;
   const double kept_bytes = pieces * static_cast<double>(kPieceBytes);
   const double rate = kept_bytes > static_cast<double>(machine.l3_bytes) ? kMemoryBytesPerCycle
                                                                          : kCacheBytesPerCycle;
