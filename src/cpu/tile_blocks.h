@@ -17,12 +17,12 @@
 // tests run the same code on a model of the registers.
 namespace gossamer::cpu {
 
-/// What a task needs of scratch: for two groups, pieces that are turned, with an input and a source
-/// each; sums of two pairs of token tiles; X in tiles.
+/// What a task needs of scratch: for two bands of 32 rows, pieces that are turned, with an input
+/// and a source each; sums of a pair of token tiles; X in tiles.
 inline std::int64_t tile_blocks_bytes(std::int64_t pieces, std::int64_t tokens,
                                       std::int64_t x_row_bytes) {
   const std::int64_t lines = detail::ceil_div(x_row_bytes, kPieceLine);
-  return 2 * pieces * (kPieceBytes + 16) + 2 * kGroupBands * kPairTokens * kPieceRows * 4 +
+  return 2 * pieces * (kPieceBytes + 16) + kPairTokens * kPieceRows * 4 +
          detail::ceil_div(tokens, kTileGroup) * kTileGroup * kPieceLine * lines;
 }
 
@@ -88,7 +88,7 @@ class TileBlocks {
     task.block_rows = blocks_.block_rows;
     task.block_cols = blocks_.block_cols;
     task.in = blocks_.in;
-    task.pieces = detail::ceil_div(std::max(most_pieces_, kGroupPieces), 2) * 2;
+    task.pieces = detail::ceil_div(std::max(most_pieces_, std::int64_t{2}), 2) * 2;
     return task;
   }
 

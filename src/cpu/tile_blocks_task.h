@@ -10,8 +10,6 @@ namespace gossamer::cpu {
 inline constexpr std::int64_t kPieceRows = 32;  ///< outputs of a piece of a block
 inline constexpr std::int64_t kPieceLine = 64;  ///< bytes of its rows
 inline constexpr std::int64_t kPieceBytes = 2048;
-inline constexpr std::int64_t kGroupPieces = 8;  ///< of W that are turned at once, where rows allow
-inline constexpr std::int64_t kGroupBands = 2;   ///< of 32 outputs each
 inline constexpr std::int64_t kPairTokens = 32;  ///< tokens of two tiles
 
 /// Y = act(X·Wᵀ + bias + residual) of some block rows in the bsr format and some tokens: blocks of
@@ -26,7 +24,7 @@ struct TileBlocksTask {
   std::int64_t in;
   const void* x;
   std::int64_t x_stride;
-  std::int64_t pieces;  ///< room for a group's: even, kGroupPieces and what 32 rows keep at least
+  std::int64_t pieces;  ///< room for what 32 rows keep: even, at least 2
   float* scratch;       ///< 64-byte aligned, of tile_blocks_bytes (cpu/tile_blocks.h) bytes
   FinishTask out;       ///< but for the sums: how many rows and tokens there are, and what follows
 
