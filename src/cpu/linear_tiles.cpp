@@ -5,7 +5,10 @@
 // from L2; with fewer it comes from L1, and sums are loaded and stored in between.
 //
 // *_overlap expand one batch of tiles while the one before it is multiplied.
+//
+// amx_linear_bsr_* take X as the left operand (cpu/tile_blocks.h).
 #include "cpu/registration.h"
+#include "cpu/tile_blocks.h"
 #include "cpu/tile_rows.h"
 
 namespace gossamer::cpu {
@@ -35,6 +38,9 @@ void register_linear_tiles() {
   add_block_tile_row<amx_blocks_bf16, 256, 4>("amx_spmm_bsr256_bf16", kBf16, kBFloat16);
   add_block_tile_row<amx_blocks_int8, 0, 6>("amx_spmm_bsr_int8", kInt8Sets, kInt8);
   add_block_tile_row<amx_blocks_int8, 512, 4>("amx_spmm_bsr512_int8", kInt8Sets, kInt8);
+
+  add_tile_blocks_row<amx_linear_bsr_bf16>("amx_linear_bsr_bf16", kBf16, kBFloat16);
+  add_tile_blocks_row<amx_linear_bsr_int8>("amx_linear_bsr_int8", kInt8Sets, kInt8);
 #endif
 }
 

@@ -15,10 +15,13 @@ namespace {
 // Each builds on those above.
 #include "cpu/epilogue.inl"
 //
+#include "cpu/avx512/dequantize.inl"
 #include "cpu/avx512/transpose.inl"
 //
 #include "cpu/avx512/pack_pairs.inl"
 #include "cpu/avx512/pack_quads.inl"
+#include "cpu/avx512/quarters.inl"
+//
 #include "cpu/avx512/store_quads.inl"
 #include "cpu/avx512vbmi2/bits.inl"
 
@@ -44,18 +47,18 @@ struct Tiles {
       std::memcpy(static_cast<std::byte*>(to) + i * row_bytes, bytes()[tile][i], 64);
     }
   }
-  template <int sum, int weights, int inputs>
+  template <int sum, int left, int right>
   static void dot_bf16() {
-    dot<float, std::uint16_t, sum, weights, inputs>([](std::uint16_t bits) {
+    dot<float, std::uint16_t, sum, left, right>([](std::uint16_t bits) {
       const std::uint32_t word = static_cast<std::uint32_t>(bits) << 16;
       float value;
       std::memcpy(&value, &word, 4);
       return value;
     });
   }
-  template <int sum, int weights, int inputs>
+  template <int sum, int left, int right>
   static void dot_int8() {
-    dot<std::int32_t, std::int8_t, sum, weights, inputs>(
+    dot<std::int32_t, std::int8_t, sum, left, right>(
         [](std::int8_t value) { return std::int32_t{value}; });
   }
 
@@ -67,15 +70,15 @@ struct Tiles {
     return registers;
   }
 
-  template <typename Sum, typename Element, int sum, int weights, int inputs, typename F>
+  template <typename Sum, typename Element, int sum, int left, int right, typename F>
   static void dot(const F& value) {
     constexpr int kPerWord = static_cast<int>(sizeof(Sum) / sizeof(Element));
     Sum c[16][16];
     Element a[16][16 * kPerWord];
     Element b[16][16 * kPerWord];
     std::memcpy(c, bytes()[sum], sizeof(c));
-    std::memcpy(a, bytes()[weights], sizeof(a));
-    std::memcpy(b, bytes()[inputs], sizeof(b));
+    std::memcpy(a, bytes()[left], sizeof(a));
+    std::memcpy(b, bytes()[right], sizeof(b));
     for (int i = 0; i < 16; ++i) {
       for (int k = 0; k < 16; ++k) {
         for (int j = 0; j < 16; ++j) {
@@ -92,6 +95,8 @@ struct Tiles {
 #include "cpu/amx/amx_linear.inl"
 //
 #include "cpu/amx/amx_overlap.inl"
+//
+#include "cpu/amx/amx_linear_bsr.inl"
 
 }  // namespace
 
@@ -105,5 +110,12 @@ constinit const KcsrFunctions model_blocks_bf16 = kBlocksBf16;
 constinit const KcsrFunctions model_blocks_int8 = kBlocksInt8;
 
 void model_count_kept(const BitmaskIndexTask& task) { count_kept(task); }
+
+void model_linear_bsr_bf16(const TileBlocksTask& task) {
+  multiply_tile_blocks<Bf16Pieces>(task, 2);
+}
+void model_linear_bsr_int8(const TileBlocksTask& task) {
+  multiply_tile_blocks<Int8Pieces>(task, 1);
+}
 
 }  // namespace gossamer::cpu

@@ -22,6 +22,8 @@ namespace {
 //
 #include "cpu/avx512/pack_pairs.inl"
 #include "cpu/avx512/pack_quads.inl"
+#include "cpu/avx512/quarters.inl"
+//
 #include "cpu/avx512/store_quads.inl"
 #include "cpu/avx512vbmi2/bits.inl"
 //

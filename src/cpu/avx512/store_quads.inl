@@ -1,15 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Sums of products of int8, [rows][tokens], to Y, [tokens][rows]. Included inside an anonymous
-// namespace behind epilogue.inl and transpose.inl.
+// namespace behind epilogue.inl and quarters.inl, which turns 16 rows of 4 tokens.
 //
-//   sums of 16 rows × 4 tokens   four loads of 128 bits a vector put rows 0, 4, 8 and 12 into its
-//                                quarters (of a second one 1, 5, …), then transposes of 4×4 in the
-//                                quarters give a vector of 16 rows for each token
-//
-// Half the shuffles of a transpose of 16×16; the other half are loads. Only four rows of Y are
-// written in turns: sixteen, as far apart as Y is wide, take twice as long, whatever they hold
-// (128×3072 on a 2-processor Emerald Rapids, 2026-11-30: 75 µs and 38, all of this 77; by way of
-// transposes of 16×16 and a buffer in L1 138).
+// Only four rows of Y are written in turns: sixteen, as far apart as Y is wide, take twice as long,
+// whatever they hold (128×3072 on a 2-processor Emerald Rapids, 2026-11-30: 75 µs and 38, all of
+// this 77; by way of transposes of 16×16 and a buffer in L1 138).
 
 /// What 16 rows add to all tokens' sums.
 struct QuadRows {
@@ -27,32 +22,6 @@ inline QuadRows quad_rows(const gossamer::cpu::KcsrStoreTask& task, std::int64_t
           task.weight_scale == nullptr ? repeat(1.0f)
                                        : _mm512_maskz_loadu_ps(live, task.weight_scale + row),
           bias == nullptr ? zero() : _mm512_maskz_loadu_ps(live, bias + row)};
-}
-
-/// Rows j, 4 + j, 8 + j, 12 + j of four tokens, a row a quarter. `rows`: how many there are;
-/// what is read instead of a missing one is not used.
-inline Vector load_quarters(const float* sums, std::int64_t stride, int j, std::int64_t rows) {
-  const auto quarter = [&](int q) {
-    const std::int64_t row = 4 * q + j;
-    return _mm_loadu_ps(sums + (row < rows ? row : rows - 1) * stride);
-  };
-  Vector v = _mm512_castps128_ps512(quarter(0));
-  v = _mm512_mask_broadcast_f32x4(v, 0x00f0, quarter(1));
-  v = _mm512_mask_broadcast_f32x4(v, 0x0f00, quarter(2));
-  return _mm512_mask_broadcast_f32x4(v, 0xf000, quarter(3));
-}
-
-/// v[k] becomes the sums of 16 rows of token k.
-inline void turn_quarters(Vector (&v)[4]) {
-  const auto pairs = [](Vector a) { return _mm512_castps_pd(a); };
-  const __m512d low01 = pairs(_mm512_unpacklo_ps(v[0], v[1]));
-  const __m512d high01 = pairs(_mm512_unpackhi_ps(v[0], v[1]));
-  const __m512d low23 = pairs(_mm512_unpacklo_ps(v[2], v[3]));
-  const __m512d high23 = pairs(_mm512_unpackhi_ps(v[2], v[3]));
-  v[0] = _mm512_castpd_ps(_mm512_unpacklo_pd(low01, low23));
-  v[1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low01, low23));
-  v[2] = _mm512_castpd_ps(_mm512_unpacklo_pd(high01, high23));
-  v[3] = _mm512_castpd_ps(_mm512_unpackhi_pd(high01, high23));
 }
 
 /// Four tokens of a store, at most, and where their results go.

@@ -61,6 +61,8 @@ struct QuadUnit {
 };
 
 #include "cpu/avx512/pack_quads.inl"
+#include "cpu/avx512/quarters.inl"
+//
 #include "cpu/avx512/store_quads.inl"
 
 /// What makes a signed byte an unsigned one, 128 too large.
