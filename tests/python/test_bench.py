@@ -7,6 +7,7 @@ import itertools
 import json
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ from gossamer.bench import (
     host,
     networks,
     solvers,
+    timing,
 )
 from gossamer.bench.__main__ import SUITES, main
 from gossamer.bench.engines import ENGINES, engines
@@ -113,9 +115,9 @@ def test_contest_alternates() -> None:
     assert turns == "aabbbbaaaabbbbaa"
 
 
-def test_contest_pauses_between_pools(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_contest_settles_between_pools(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
-    monkeypatch.setattr("gossamer.bench.timing.time.sleep", lambda seconds: seen.append("pause"))
+    monkeypatch.setattr("gossamer.bench.timing._settle", lambda: seen.append("pause"))
     calls = {name: partial(seen.append, name) for name in "abc"}
     contest(calls, 1, call_seconds=0, pools={"b": "its own"})
     turns = [name for name, _ in itertools.groupby(seen)]
@@ -123,6 +125,20 @@ def test_contest_pauses_between_pools(monkeypatch: pytest.MonkeyPatch) -> None:
     seen.clear()
     contest(calls, 2, call_seconds=0)
     assert "pause" not in seen
+
+
+def test_threads_that_spin_are_waited_for() -> None:
+    stop = time.monotonic() + 0.1
+
+    def spin() -> None:
+        while time.monotonic() < stop:
+            pass
+
+    spinning = threading.Thread(target=spin)
+    spinning.start()
+    timing._settle()
+    assert time.monotonic() > stop
+    spinning.join()
 
 
 @pytest.mark.parametrize(("calls", "rounds"), [({}, 9), ({"a": int}, 0)])

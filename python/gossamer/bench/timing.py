@@ -13,8 +13,11 @@ __all__ = ["Contest", "contest"]
 _ROUND_SECONDS = 1e-3
 """A contestant's turn lasts at least about this long, so that the clock's own cost vanishes."""
 _LONG_SECONDS = 0.1
-_SETTLE_SECONDS = 0.02
-"""Idle threads of libgomp spin for about 15 ms before they sleep, those of others for less."""
+_SETTLE_SECONDS = 0.005
+_MOST_SETTLES = 100
+_IDLE = 0.2
+"""Of one processor: less is an idle process. Threads that wait for work spin before they sleep,
+libgomp's for about 15 ms, those of inference engines for longer the more there are."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,8 @@ def contest(
         rounds: how many turns everybody gets.
         call_seconds: the least length of a turn.
         pools: name to whose threads a call runs on, where these are others than most use; threads
-            that spin for more work would take the processors of the next contestant, so turns of
-            different pools have a pause between them.
+            that spin for more work would take the processors of the next contestant, so between
+            turns of different pools the process is idle for a moment.
 
     Returns:
         The times of one call in each round.
@@ -82,13 +85,22 @@ def contest(
         for name in order:
             pool = pools.get(name) if pools else None
             if pool != last:
-                time.sleep(_SETTLE_SECONDS)
+                _settle()
             last = pool
             if lengths[name] < _LONG_SECONDS:
                 calls[name]()  # so that everybody follows itself and not its neighbour
             times[name].append(1e3 * _turn(calls[name], repeats[name]))
         order.reverse()
     return Contest(times)
+
+
+def _settle() -> None:
+    """Waits until the threads of this process sleep."""
+    for _ in range(_MOST_SETTLES):
+        before = time.process_time()
+        time.sleep(_SETTLE_SECONDS)
+        if time.process_time() - before < _IDLE * _SETTLE_SECONDS:
+            return
 
 
 def _length(call: Callable[[], object]) -> float:
