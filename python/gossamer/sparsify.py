@@ -58,7 +58,8 @@ def sparsify_(
         plan: "measure" times the best candidates against dense (results are cached between
             processes), "model" asks the cost model alone and is deterministic.
         memory: "default" keeps the fastest layout, or two where few and many tokens want different
-            ones. "speed" may keep a dense copy too, which runs at token counts where it is faster.
+            ones. "speed" may keep a dense copy too, which runs at token counts where it is faster,
+            and holds two layouts whatever their size.
             "low" keeps one layout, of those that take at most 1.15 times the bytes of the saved
             format. On a GPU, where few layers win at every token count, "default" keeps the copy as
             "speed" does, and only "low" does without.

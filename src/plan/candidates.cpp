@@ -42,6 +42,16 @@ struct ModelBest {
     }
     return std::exp(sum / weights);
   }
+
+  // Whether a layout is the best somewhere: beside another that serves the rest it may be worth its
+  // bytes, however far from the best it is elsewhere.
+  bool leads(Layout layout) const {
+    const auto& own = of_layout.at(layout);
+    for (std::size_t p = 0; p < kProbeCount; ++p) {
+      if (own[p] <= of_all[p]) return true;
+    }
+    return false;
+  }
 };
 
 }  // namespace
@@ -50,12 +60,13 @@ std::vector<Entrant> promising(const std::vector<ModelledRow>& rows) {
   const ModelBest best(rows);
   std::vector<Entrant> entrants;
   for (const ModelledRow& row : rows) {
-    if (best.distance(row.row->layout) > kPromising) continue;
+    const Layout layout = row.row->layout;
+    if (best.distance(layout) > kPromising && !best.leads(layout)) continue;
     Entrant entrant{.model = row, .in_bucket = {}};
     bool any = false;
     for (std::size_t p = 0; p < kProbeCount; ++p) {
       if (row.seconds[p] > kPromising * best.of_all[p] &&
-          row.seconds[p] > best.of_layout.at(row.row->layout)[p]) {
+          row.seconds[p] > best.of_layout.at(layout)[p]) {
         continue;
       }
       entrant.in_bucket[static_cast<std::size_t>(kProbes[p].bucket)] = true;

@@ -29,9 +29,9 @@ struct Entrant {
   std::array<bool, kTokenBuckets> in_bucket{};
 };
 
-/// Rows within 2x of the model's best, in layouts that are as a whole; of every such layout its
-/// best row in each bucket too, since a layout is judged by all buckets. The best layout's rows
-/// first.
+/// Rows within 2x of the model's best, in layouts that are as a whole or that hold the best row
+/// somewhere; of every such layout its best row in each bucket too, since a layout is judged by all
+/// buckets. The best layout's rows first.
 std::vector<Entrant> promising(const std::vector<ModelledRow>& rows);
 
 }  // namespace gossamer::plan

@@ -153,13 +153,13 @@ LayoutScore Scorer::best_single() const {
 
 std::optional<LayoutScore> Scorer::best_pair() const {
   if (memory_ == MemoryMode::kLow || forced_) return std::nullopt;
-  std::set<Layout> small;
+  std::set<Layout> allowed;
   for (const Candidate& candidate : evidence_.candidates) {
-    if (candidate.small) small.insert(candidate.layout);
+    if (candidate.small || memory_ == MemoryMode::kSpeed) allowed.insert(candidate.layout);
   }
   std::optional<LayoutScore> best;
-  for (auto first = small.begin(); first != small.end(); ++first) {
-    for (auto second = std::next(first); second != small.end(); ++second) {
+  for (auto first = allowed.begin(); first != allowed.end(); ++first) {
+    for (auto second = std::next(first); second != allowed.end(); ++second) {
       const std::optional<LayoutScore> own = score(*first, *second);
       if (own && (!best || is_better(*own, *best))) best = own;
     }

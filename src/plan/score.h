@@ -46,7 +46,8 @@ class Scorer {
 
   /// The best single layout. Throws Error(kUnsupported) where none has a kernel for every bucket.
   LayoutScore best_single() const;
-  /// The best two; nothing where memory has room for one, or no two are small.
+  /// The best two; nothing where memory has room for one, or no two are small and speed is not all
+  /// that counts.
   std::optional<LayoutScore> best_pair() const;
   /// Whether two layouts are worth their memory beside the best single one.
   bool pays(const LayoutScore& pair, const LayoutScore& single) const;

@@ -245,6 +245,9 @@ TEST(Decide, LayoutsThatAreLargerThanTheFormatAreNotHeldTwice) {
   const Plan plan = verdict_of(evidence_of({bitmask, kcsr}));
   EXPECT_EQ(plan.layout, Layout::kKcsr64);
   EXPECT_FALSE(plan.second.has_value());
+  const Plan fastest = verdict_of(evidence_of({bitmask, kcsr}), MemoryMode::kSpeed);
+  EXPECT_EQ(fastest.layout, Layout::kBitmask);
+  EXPECT_EQ(fastest.second, Layout::kKcsr64);
 }
 
 TEST(Decide, TwoLayoutsThatAreSlowerOnTheWholeGiveWayToALargerOne) {
