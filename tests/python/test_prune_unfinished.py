@@ -284,18 +284,9 @@ def test_a_score_fits_nothing(model: nn.Sequential) -> None:
 
 
 @pytest.mark.parametrize("make", [gs.ALPS, gs.Best])
-def test_admm_refuses_objects_when_it_is_made(make: Callable[..., OneShot]) -> None:
-    want = rf"^{make.__name__}, 'defaults': Admm: pattern transposable 2:4 is an object.*ByObs\(\)"
-    with pytest.raises(ValueError, match=want):
-        make(Transposable("2:4"))
+def test_admm_refuses_blocks_of_columns_when_it_is_made(make: Callable[..., OneShot]) -> None:
     with pytest.raises(ValueError, match="Admm: scope 'columns:4': 'row' or 'tensor' is accepted"):
         make("2:4", scope="columns:4")
-
-
-def test_admm_refuses_an_object_of_a_config(model: nn.Sequential) -> None:
-    with pytest.raises(ValueError, match=r"^ALPS, '0.weight': Admm: pattern transposable 2:4"):
-        gs.ALPS("2:4").prepare(model, {"0": Transposable("2:4")})
-    assert list(model.state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
 
 
 def test_what_admm_says_to_do_works(model: nn.Sequential) -> None:

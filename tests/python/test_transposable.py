@@ -151,9 +151,9 @@ def test_larger_transposable_patterns_prune_layers() -> None:
 
 
 def test_transposable_is_a_pattern_of_any_method() -> None:
-    from gossamer.prune import ALPS, Magnitude, SparseGPT, Transposable, Wanda
+    from gossamer.prune import ALPS, Best, Magnitude, SparseGPT, Transposable, Wanda
 
-    for method in (Magnitude, Wanda, SparseGPT):
+    for method in (Magnitude, Wanda, SparseGPT, ALPS, Best):
         model = torch.nn.Sequential(
             torch.nn.Conv2d(6, 8, 3), torch.nn.Flatten(), torch.nn.Linear(8 * 16, 12)
         )
@@ -169,5 +169,18 @@ def test_transposable_is_a_pattern_of_any_method() -> None:
             assert ops.find_violation(matrix.contiguous(), "2:4") == ""
             assert ops.find_violation(matrix.T.contiguous(), "2:4") == ""
         assert (model[2].weight == 0).float().mean() == 0.5
-    with pytest.raises(ValueError, match="is an object"):
-        ALPS(Transposable())  # type: ignore[arg-type]
+
+
+def test_admm_finds_better_transposable_weights_than_a_score() -> None:
+    from gossamer.prune import ALPS, ByObs, LeastSquares, OneShot, SparseGPT, Transposable
+
+    torch.manual_seed(0)
+    x = torch.randn(2048, 64) @ (torch.eye(64) + 0.3 * torch.randn(64, 64))
+    errors = []
+    for make in (SparseGPT, lambda p: OneShot(p, ByObs(), LeastSquares()), ALPS):
+        torch.manual_seed(1)
+        model = torch.nn.Sequential(torch.nn.Linear(64, 48))
+        sparsifier = make(Transposable())
+        sparsifier.prepare(model)
+        errors.append(sparsifier.calibrate([x]).mean_error)
+    assert errors == sorted(errors, reverse=True), errors

@@ -2,25 +2,34 @@
 """The solvers as torch operations, for tensors that are not on the CPU.
 
 Registered as the CUDA kernels of `torch.ops.gossamer`. The C++ of `src/prune` and these follow the
-same formulas; the tests hold one against the other. Products are full float32, never TF32.
-On CUDA, kernels of `_C_cuda.so` select groups and sweep columns.
+same formulas; the tests hold one against the other. Products are full float32, never TF32. On CUDA,
+kernels of `_C_cuda.so` select groups and sweep columns. `admm_by` serves the CPU too.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from gossamer.prune.pattern import PatternFields, parse_pattern
 
-__all__ = ["accumulate_gram", "admm", "missed", "obs_sweep", "refit", "select", "swap_refine"]
+__all__ = [
+    "accumulate_gram",
+    "admm",
+    "admm_by",
+    "missed",
+    "obs_sweep",
+    "refit",
+    "select",
+    "swap_refine",
+]
 
-_TOKENS_IN_FLOAT = 4096
-_CHECK_EVERY = 3
+_TOKENS_IN_FLOAT, _CHECK_EVERY = 4096, 3
 _SWEPT_COLUMNS = 128
 """The most that one call of `obs_sweep_block_` takes."""
 _LARGEST_RANKED = 16
@@ -323,17 +332,30 @@ def admm(
     segment: int,
 ) -> tuple[Tensor, Tensor, int, float, bool]:
     """See admm of include/gossamer/solve.h."""
+    by = partial(select, pattern=pattern, scope=scope, segment=segment)
+    return admm_by(by, weight, eigenvectors, eigenvalues, iterations, penalty)
+
+
+def admm_by(
+    choose: Callable[[Tensor], Tensor],
+    weight: Tensor,
+    eigenvectors: Tensor,
+    eigenvalues: Tensor,
+    iterations: int,
+    penalty: float,
+) -> tuple[Tensor, Tensor, int, float, bool]:
+    """`admm` with any projection: `choose` gives the mask of some scores, [out, in]."""
     values, rho = eigenvalues.flatten(), penalty
     with _full_float32():
         pull = (weight @ eigenvectors * values) @ eigenvectors.T
         sparse, price = weight.clone(), torch.zeros_like(weight)
-        mask = last = select(weight.double().square(), pattern, scope, segment)
+        mask = last = choose(weight.double().square())
         is_first, settled, made = True, False, 0
         while made < iterations and not settled:
             rotated = (pull - price + rho * sparse) @ eigenvectors
             free = (rotated / (values + rho)) @ eigenvectors.T
             wanted = free + price / rho
-            mask = select(wanted.square(), pattern, scope, segment)
+            mask = choose(wanted.square())
             sparse = torch.where(mask, wanted, 0)
             price += rho * (free - sparse)
             made += 1

@@ -100,7 +100,7 @@ class OneShot(Sparsifier):
             raise ValueError(f"damping {damping!r}: a number from 0 to 1 is accepted")
         for part in self.parts:
             if isinstance(part, Admm):
-                part.check(settings["pattern"], settings["scope"])
+                part.check(settings["scope"])
 
     def solve(self, problem: LayerProblem) -> None:
         """Finds the mask, and perhaps a corrected weight, of one layer: calls the parts."""
@@ -346,7 +346,7 @@ class ALPS(OneShot):
     """ADMM for the mask, then least squares on it (arXiv:2406.07831).
 
     Args:
-        pattern: a pattern of the grammar.
+        pattern: as for `OneShot`.
         iterations: of ADMM, at most.
         scope: as for `OneShot`.
         target: as for `OneShot`.
@@ -355,7 +355,7 @@ class ALPS(OneShot):
 
     def __init__(
         self,
-        pattern: str,
+        pattern: str | CustomPattern,
         iterations: int = 300,
         scope: str = "tensor",
         target: str = "sparse-inputs",
@@ -369,7 +369,7 @@ class Best(OneShot):
     """What measures best: ALPS that reproduces the dense model's outputs, then each block tuned.
 
     Args:
-        pattern: a pattern of the grammar.
+        pattern: as for `OneShot`.
         scope: as for `OneShot`.
         damping: as for `OneShot`.
         reconstruction: as for `OneShot`.
@@ -377,7 +377,7 @@ class Best(OneShot):
 
     def __init__(
         self,
-        pattern: str,
+        pattern: str | CustomPattern,
         scope: str = "tensor",
         damping: float = 0.01,
         reconstruction: Reconstruction | None = _DEFAULT_RECONSTRUCTION,

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
 
-from gossamer.prune import device_solvers  # noqa: F401  (registers the CUDA kernels)
+from gossamer.prune import device_solvers
 from gossamer.prune.chance import random_scores
-from gossamer.prune.pattern import CustomPattern, column_block
+from gossamer.prune.pattern import column_block
 from gossamer.prune.problem import LayerProblem
 
 __all__ = [
@@ -223,37 +224,33 @@ class Admm:
     iterations: int = 300
     penalty: float = 0.1
 
-    def check(self, pattern: str | CustomPattern, scope: str) -> None:
-        """Refuses what ADMM cannot select by; `OneShot` asks before anything is run."""
-        if not isinstance(pattern, str):
-            raise ValueError(
-                f"Admm: pattern {pattern} is an object; the patterns of the grammar are accepted: "
-                "OneShot(pattern, ByObs(), LeastSquares(), target='dense-target') takes others"
-            )
+    def check(self, scope: str) -> None:
+        """Refuses a scope that ADMM cannot select in; `OneShot` asks before anything is run."""
         if column_block(scope):
             raise ValueError(f"Admm: scope {scope!r}: 'row' or 'tensor' is accepted")
 
     def __call__(self, problem: LayerProblem) -> None:
         """Writes mask and solution."""
-        self.check(problem.pattern, problem.scope)
+        self.check(problem.scope)
         scale, values, vectors = problem.eigen()
         scaled = (problem.weight / scale).float()
         iterations = 0
 
         def solve(group: int) -> tuple[Tensor, Tensor]:
             nonlocal iterations
-            weight, mask, made, _, _ = torch.ops.gossamer.admm(
-                scaled[group],
-                vectors[group].float(),
-                values[group, None].float(),
-                problem.pattern,
-                problem.scope,
-                self.iterations,
-                self.penalty,
-                problem.segment,
-            )
-            iterations += made
-            return weight, mask
+            weight, of = scaled[group], vectors[group].float()
+            spectrum = values[group, None].float()
+            limits = (self.iterations, self.penalty)
+            if isinstance(problem.pattern, str):
+                solved = torch.ops.gossamer.admm(
+                    weight, of, spectrum, problem.pattern, problem.scope, *limits, problem.segment
+                )
+            else:
+                solved = device_solvers.admm_by(
+                    partial(problem.select_one, group), weight, of, spectrum, *limits
+                )
+            iterations += solved[2]
+            return solved[0], solved[1]
 
         _write(problem, problem.each(solve))
         assert problem.solution is not None

@@ -183,6 +183,11 @@ class LayerProblem:
             mask = mask.view(groups, -1, rows, self.segment).transpose(1, 2)
         return mask.reshape(groups, rows, cols).to(scores.device)
 
+    def select_one(self, group: int, scores: Tensor) -> Tensor:
+        """`select` for one of the layer's matrices; scores and mask [out, in]."""
+        own = slice(group, group + 1)
+        return replace(self, dense=self.dense[own], gram=self.gram[own]).select(scores[None])[0]
+
     def each(self, solve: Callable[[int], _T]) -> list[_T]:
         """Calls a solver for each of the layer's matrices."""
         return [solve(group) for group in range(len(self.dense))]
