@@ -46,10 +46,10 @@ class SparseConfig:
     Attributes:
         pattern: the pattern that the weight already satisfies (docs/patterns.md); None takes the
             tightest that its zeros satisfy. Nothing is pruned: a weight that breaks it is refused.
-        memory: "default" (two layouts where few and many tokens want different ones), "speed" (also
-            keeps a dense copy where the plan runs dense at some token counts) or "low" (one layout
-            of at most 1.15 times the bytes that are saved); None takes the argument of `sparsify_`.
-            On a GPU "default" keeps the copy as "speed" does.
+        memory: "default" (two layouts where few and many tokens want different ones), "speed" (any
+            two, and a dense copy where the plan runs dense at some token counts) or "low" (one
+            layout of at most 1.15 times the bytes that are saved); None takes the argument of
+            `sparsify_`. On a GPU "default" keeps the copy as "speed" does.
         plan: "measure" or "model"; None takes the argument of `sparsify_`.
         quantize: "int8", "float8" or "float8-accurate" for weights and activations of eight bits
             (`Int8DynamicActivationSparseWeightConfig`,
