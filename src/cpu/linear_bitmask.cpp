@@ -40,11 +40,14 @@ double seconds(const LinearDesc& desc, const Machine& machine, std::int64_t toke
   constexpr double kHertz = 3.5e9;
   constexpr double kMemoryBytesPerCycle = 8.0;
   constexpr double kCacheBytesPerCycle = 20.0;
+  constexpr double kPerResult = 1.0;  // its lanes are added up, and it is stored
   const double positions = static_cast<double>(desc.batch) * static_cast<double>(desc.out) *
                            static_cast<double>(desc.in);
   const double groups = static_cast<double>(ceil_div(tokens, kDecodeTokens));
-  const double compute = positions / cost.columns *
-                         (cost.per_step * groups + cost.per_token * static_cast<double>(tokens));
+  const double compute =
+      positions / cost.columns *
+          (cost.per_step * groups + cost.per_token * static_cast<double>(tokens)) +
+      static_cast<double>(desc.batch * desc.out * tokens) * kPerResult;
   const double bytes =
       positions * (desc.density * static_cast<double>(dtype_bytes(desc.weight_dtype)) + 0.125);
   const double rate =
