@@ -53,13 +53,18 @@ def test_the_committed_page_is_what_the_results_make() -> None:
 
 
 def test_a_page_holds_target_reached_rate_and_plot(tmp_path: Path) -> None:
-    more = {"pattern": "unstructured:0.7", "sparsity": 0.7, "speedup": 3.0}
-    made = performance.documents(written(tmp_path, {}, more))
+    # 128 positions at 4 bytes of each kept value and a bit of each position, in 1 ms.
+    rate = {"kernel": "linear_bitmask", "read_gbs": 128 * (0.5 * 4 + 1 / 8) / 1e6 / 0.5}
+    more = {**rate, "pattern": "unstructured:0.7", "sparsity": 0.7, "speedup": 3.0}
+    # How much of the weight another layout reads is not in its line.
+    other = {"pattern": "unstructured:0.8", "sparsity": 0.8}
+    made = performance.documents(written(tmp_path, rate, more, other))
     page = made["performance.md"]
-    assert "| decode | float32 | 2 | 1.5 / 2.00 | 2.2 / 3.00 | 2.7 / - |" in page
-    assert "| layer | tokens | 0.5 | 0.7 |" in page
-    assert "| 8x16 | 1 | 2.00, 50% | 2.00, 50% |" in page
-    assert "2 cases, 0 below 0.97 of the peer that they replace." in page
+    row = "| decode | float32 | unstructured | 2 | 1.5 / 2.00 | 2.2 / 3.00 | 2.7 / 2.00 |"
+    assert row in page
+    assert "| layer | tokens | 0.5 | 0.7 | 0.8 |" in page
+    assert "| 8x16 | 1 | 2.00, 50% | 2.00, 31% | 2.00 |" in page
+    assert "3 cases, 0 below 0.97 of the peer that they replace." in page
     assert "2026-01-02" in page
     drawing = made["performance/m-cpu-decode-float32-2.svg"]
     assert drawing.startswith("<svg xmlns=")

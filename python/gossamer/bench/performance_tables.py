@@ -74,6 +74,22 @@ def below_promise(record: Record) -> bool:
     return record.ms - CALL_MILLISECONDS > replaced(record) / PROMISE
 
 
+def read_bytes(record: Record) -> float | None:
+    """Bytes of weights that one call reads; None for layouts of which a line does not tell them.
+
+    A weight may be held in two layouts and as a dense copy; `bytes` counts all of them.
+    """
+    element = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}.get(record.dtype)
+    if element is None:
+        return None
+    positions = record.out * record.inputs
+    if record.kernel == "dense":
+        return positions * element
+    if "_bitmask" in record.kernel:  # kept values, and a bit a position
+        return positions * ((1 - record.sparsity) * element + 1 / 8)
+    return None
+
+
 def _cpu(records: Sequence[Record]) -> str:
     patterns = _in_order(records, lambda r: r.pattern)
     rows = [
@@ -88,8 +104,9 @@ def _cpu_cell(r: Record) -> str:
     text = f"{r.dense_ms / r.ms:.2f}"
     if replaced(r) != r.dense_ms:
         text += f" ({replaced(r) / r.ms:.2f})"
-    if r.read_gbs:
-        text += f", {r.bytes / r.ms / 1e6 / r.read_gbs:.0%}"
+    read = read_bytes(r)
+    if r.read_gbs and read is not None:
+        text += f", {read / r.ms / 1e6 / r.read_gbs:.0%}"
     return text if r.kernel != "dense" else f"{text} dense"
 
 
