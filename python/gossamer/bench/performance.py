@@ -8,16 +8,16 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from gossamer.bench.performance_tables import read_bytes, tables
+from gossamer.bench.performance_tables import read_rate, tables
 from gossamer.bench.record import Record
 from gossamer.bench.results import newest, read
+from gossamer.bench.suite import ISA_LIMIT
 from gossamer.pages import Curve, curve_chart
 
 __all__ = ["TARGETS", "documents", "main"]
 
 LEVELS = (0.5, 0.7, 0.8, 0.9, 0.95)
 
-_WITHOUT_AMX = "ONEDNN_MAX_CPU_ISA"
 TARGETS: tuple[tuple[str, str, str, str, tuple[float | None, ...]], ...] = (
     ("linear", "cpu-linear", "float32", "unstructured", (1.45, 2.1, 3.0, 5.0, 7.7)),
     ("linear, no AMX", "cpu-linear", "bfloat16", "block:1x2", (1.4, 2.0, 2.8, 4.5, 8.0)),
@@ -127,8 +127,9 @@ def _targets(records: Sequence[Record], machine: str, when: str) -> str:
 
 def _is_of(name: str, record: Record) -> bool:
     if name.startswith("linear"):
-        has_amx = record.machine.endswith("amx") and _WITHOUT_AMX not in record.layer
-        wanted = {"linear, no AMX": _WITHOUT_AMX in record.layer, "linear, AMX": has_amx}
+        is_limited = ISA_LIMIT in record.layer
+        has_amx = record.machine.endswith("amx") and not is_limited
+        wanted = {"linear, no AMX": is_limited, "linear, AMX": has_amx}
         return 128 <= record.tokens <= 512 and wanted.get(name, True)
     if name.startswith("conv"):
         return " 3x3/" in record.layer and " x16" in record.layer
@@ -176,11 +177,9 @@ def _curves(records: Sequence[Record], suite: str) -> list[Curve]:
             shape if gpu or r.suite not in ("cpu-linear", "cpu-decode") else f"{shape} t{r.tokens}"
         )
         x = float(r.tokens.bit_length() - 1) if gpu else 100 * round(r.sparsity, 3)
-        read = read_bytes(r)
-        if suite == "cpu-decode" and read is None:
-            continue
-        y = (read or 0) / r.ms / 1e6 if suite == "cpu-decode" else r.speedup
-        groups.setdefault(name, []).append((x, y))
+        y = read_rate(r) if suite == "cpu-decode" else r.speedup
+        if y is not None:
+            groups.setdefault(name, []).append((x, y))
     curves = []
     for index, (name, points) in enumerate(groups.items()):
         if len(points) > 1:

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from gossamer.bench.record import Record
 
-__all__ = ["EAGER", "PROMISE", "tables"]
+__all__ = ["EAGER", "PROMISE", "read_rate", "tables"]
 
 PROMISE = 0.97
 """The least speed-up that a plan promises, beyond the microseconds of the call."""
@@ -74,8 +74,8 @@ def below_promise(record: Record) -> bool:
     return record.ms - CALL_MILLISECONDS > replaced(record) / PROMISE
 
 
-def read_bytes(record: Record) -> float | None:
-    """Bytes of weights that one call reads; None for layouts of which a line does not tell them.
+def read_rate(record: Record) -> float | None:
+    """GB/s at which a call reads weights; None for layouts of which a line does not tell the bytes.
 
     A weight may be held in two layouts and as a dense copy; `bytes` counts all of them.
     """
@@ -84,10 +84,12 @@ def read_bytes(record: Record) -> float | None:
         return None
     positions = record.out * record.inputs
     if record.kernel == "dense":
-        return positions * element
-    if "_bitmask" in record.kernel:  # kept values, and a bit a position
-        return positions * ((1 - record.sparsity) * element + 1 / 8)
-    return None
+        read: float = positions * element
+    elif "_bitmask" in record.kernel:  # kept values, and a bit a position
+        read = positions * ((1 - record.sparsity) * element + 1 / 8)
+    else:
+        return None
+    return read / record.ms / 1e6
 
 
 def _cpu(records: Sequence[Record]) -> str:
@@ -104,9 +106,9 @@ def _cpu_cell(r: Record) -> str:
     text = f"{r.dense_ms / r.ms:.2f}"
     if replaced(r) != r.dense_ms:
         text += f" ({replaced(r) / r.ms:.2f})"
-    read = read_bytes(r)
-    if r.read_gbs and read is not None:
-        text += f", {read / r.ms / 1e6 / r.read_gbs:.0%}"
+    rate = read_rate(r)
+    if r.read_gbs and rate is not None:
+        text += f", {rate / r.read_gbs:.0%}"
     return text if r.kernel != "dense" else f"{text} dense"
 
 

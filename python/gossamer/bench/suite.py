@@ -14,13 +14,16 @@ from typing import TypeVar
 
 from gossamer.bench.roofline import Roofline
 
-__all__ = ["DTYPES", "EXTENTS", "Options", "measured", "named", "now"]
+__all__ = ["DTYPES", "EXTENTS", "ISA_LIMIT", "Options", "measured", "named", "now"]
 
 EXTENTS = ("quick", "normal", "full")
 """How many cases: of less than a minute, of a few minutes, all."""
 
 DTYPES = ("float32", "bfloat16", "int8")
 """Of layers: plain, plain, and int8 weights with float32 inputs that are quantized in the call."""
+
+ISA_LIMIT = "ONEDNN_MAX_CPU_ISA"
+"""The variable that keeps torch's dense products from newer instructions, AMX for one."""
 
 C = TypeVar("C")
 
@@ -94,8 +97,8 @@ def measured(
 
 def named(layer: str) -> str:
     """A layer's name in a record, with what the process keeps torch's dense products from using."""
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA")
-    return f"{layer}, ONEDNN_MAX_CPU_ISA={limit}" if limit else layer
+    limit = os.environ.get(ISA_LIMIT)
+    return f"{layer}, {ISA_LIMIT}={limit}" if limit else layer
 
 
 def now() -> str:

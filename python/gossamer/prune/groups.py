@@ -80,7 +80,8 @@ def warn_unfinished(found: Mapping[str, str | None]) -> None:
         found: what each weight's mask lacks, by full name; None where it is complete.
     """
     lacking = {fqn: why for fqn, why in found.items() if why is not None}
-    for fqn, why in list(lacking.items())[:1]:
+    if lacking:
+        fqn, why = next(iter(lacking.items()))
         others = f" (one of {len(lacking)} such weights of {len(found)})" if len(found) > 1 else ""
         warnings.warn(f"squash_mask: '{fqn}'{others}: {why}", UserWarning, stacklevel=4)
 
