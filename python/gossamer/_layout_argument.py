@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -20,6 +21,9 @@ CODE_BITS = 4
 PART_ENDS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 """The largest token counts of all parts but the last."""
 PARTS = len(PART_ENDS) + 1
+_BUCKET_ENDS = (1, 4, 8, 32, 128, 512, 2048)
+"""The same of the header's buckets (gossamer/linear.h, token_bucket)."""
+_SIZES = 64
 MODEL, DENSE = 0, 15
 """Codes that name no row: the cost model chooses one, or the dense copy runs."""
 FIRST_PAIR = 5
@@ -92,6 +96,30 @@ def runs_dense(argument: int, tokens: int) -> bool:
         return False
     before = PART_ENDS[part - 1]
     return (tokens - before) * 4 <= before
+
+
+@lru_cache
+def dense_sizes(plan: int, dense_buckets: int) -> tuple[int, int]:
+    """For which token counts dense runs, as a call asks it: by `(tokens - 1).bit_length()`.
+
+    Args:
+        plan: bits of a plan; 0 leaves the choice to the header.
+        dense_buckets: the header's buckets that run dense.
+
+    Returns:
+        One bit for each bit length: dense for all of its counts; dense for their first quarter.
+    """
+
+    def is_dense(tokens: int) -> bool:
+        if plan:
+            return runs_dense(plan, tokens)
+        return bool(dense_buckets >> bisect_left(_BUCKET_ENDS, tokens) & 1)
+
+    whole = quarter = 0
+    for size in range(_SIZES):  # of 2**(size - 1) + 1 to 2**size tokens; both tables part there
+        whole |= is_dense(1 << size) << size
+        quarter |= is_dense(1 + (1 << size >> 1)) << size
+    return whole, quarter & ~whole
 
 
 def with_result_dtype(layout: int, x: Tensor, dtype: torch.dtype) -> int:

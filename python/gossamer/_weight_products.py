@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch.autograd import forward_ad
 
 from gossamer import _ops  # noqa: F401  (loads the operators)
 from gossamer._activation import Activation, apply_activation
-from gossamer._layout_argument import runs_dense, with_result_dtype
+from gossamer._layout_argument import with_result_dtype
 from gossamer._quantization import checked_scale
 from gossamer.weight import SparseWeight
 
@@ -25,9 +24,6 @@ ACTIVATIONS = {
     "relu2": Activation.RELU2,
 }
 
-# The largest token counts of all buckets but the last (gossamer/linear.h, token_bucket).
-_BUCKET_ENDS = (1, 4, 8, 32, 128, 512, 2048)
-
 # Looked up once: a name in torch.ops costs as much as the call. `_linear_eager` is what calling
 # `_linear_op` calls, one Python frame earlier; Dynamo follows only the latter.
 # `_linear_plain_eager` is the same product with fewer arguments, each of which costs; graphs never
@@ -39,6 +35,7 @@ _linear_eager: Any = _linear_op._op
 _linear_plain_eager: Any = torch.ops.gossamer.linear_plain.default._op
 _linear_int8_op: Any = torch.ops.gossamer.linear_int8.default
 _linear_int8_autograd_op: Any = torch.ops.gossamer.linear_int8_autograd.default
+_F_linear: Any = torch.nn.functional.linear
 _is_grad_enabled = torch.is_grad_enabled
 _is_any_autocast_enabled = torch._C._is_any_autocast_enabled
 is_dynamo_compiling = torch.compiler.is_dynamo_compiling
@@ -114,17 +111,30 @@ def check_requantizes(weight: SparseWeight) -> None:
 
 
 def linear_as_torch(x: Tensor, weight: SparseWeight, bias: Tensor | None = None) -> Tensor:
-    """`F.linear`: x·weightᵀ + bias. What a model spends its calls on."""
+    """`F.linear`: x·weightᵀ + bias. What a model spends its calls on.
+
+    The first branch is written for a call whose code and objects have left the nearest caches
+    behind a large product, which makes it take five times as long: few objects, no further frame.
+    Where dense runs, autocast and transforms are torch's own affair.
+    """
+    quick = weight._quick
+    if quick is not None and type(x) is Tensor and not is_dynamo_compiling():
+        dense_whole, dense_quarter, inputs, dense, is_plain, arguments = quick
+        if dense_whole or dense_quarter:
+            before = x.numel() // inputs - 1
+            size = before.bit_length()
+            if dense_whole >> size & 1 or (dense_quarter >> size & 1 and before >> size - 3 == 4):
+                return _F_linear(x, dense, bias)
+        if (
+            not (_is_grad_enabled() and (x.requires_grad or _has_gradient(bias)))
+            and not _is_any_autocast_enabled()
+            and not _is_functorch_active()
+            and forward_ad._current_level < 0
+        ):
+            return (_linear_plain_eager if is_plain else _linear_eager)(x, *arguments, bias)
     is_compiling = is_dynamo_compiling()
-    if is_unusual(x, is_compiling):
-        return _linear_general(x, weight, bias)
-    if weight._is_direct:
+    if weight._is_direct and not is_unusual(x, is_compiling):
         return call(x, weight, bias, is_compiling)
-    if weight._dense_buckets and not is_compiling:
-        if _runs_dense(x, weight):
-            return torch.nn.functional.linear(x, weight.dense, bias)  # type: ignore[arg-type]
-        if not _needs_grad(x, bias):
-            return call_eager(x, weight, bias)
     return _linear_general(x, weight, bias)
 
 
@@ -148,7 +158,11 @@ def call(x: Tensor, weight: SparseWeight, bias: Tensor | None, is_compiling: boo
 
 
 def _needs_grad(x: Tensor, bias: Tensor | None) -> bool:
-    return _is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
+    return _is_grad_enabled() and (x.requires_grad or _has_gradient(bias))
+
+
+def _has_gradient(bias: Tensor | None) -> bool:
+    return bias is not None and bias.requires_grad
 
 
 def call_eager(x: Tensor, weight: SparseWeight, bias: Tensor | None) -> Tensor:
@@ -178,19 +192,7 @@ def _linear_general(x: Tensor, weight: SparseWeight, bias: Tensor | None) -> Ten
     if weight.transposed:
         y = times_logical(x, weight)
         return y if bias is None else y + bias
-    if weight._dense_buckets and _runs_dense(x, weight):
-        return torch.nn.functional.linear(x, weight.dense, bias)  # type: ignore[arg-type]
     return product(x, weight, bias, 0, None)
-
-
-def _runs_dense(x: Tensor, weight: SparseWeight) -> bool:
-    """The plan runs dense for so many tokens: torch's call itself then, not by way of ours."""
-    if is_dynamo_compiling() or _is_any_autocast_enabled():
-        return False
-    tokens = x.numel() // weight.in_features
-    if weight._facts.plan:
-        return runs_dense(weight._facts.plan, tokens)
-    return bool(weight._dense_buckets >> bisect_left(_BUCKET_ENDS, tokens) & 1)
 
 
 def product(

@@ -24,9 +24,10 @@ import torch
 from torch import Tensor
 
 from gossamer import _ops
+from gossamer._layout_argument import dense_sizes
 from gossamer._weight_checks import checked_quantized
 from gossamer._weight_description import DescribedWeight
-from gossamer._weight_facts import Facts, facts_of
+from gossamer._weight_facts import Facts, QuickCall, facts_of
 from gossamer._weight_pickle import canonical_form, current_plan, with_float8
 from gossamer._weight_tables import FUNCTIONS, OPERATORS, refuse
 
@@ -54,7 +55,7 @@ class SparseWeight(DescribedWeight):
 
     _is_direct: bool
     _is_direct_transposed: bool
-    _dense_buckets: int
+    _quick: QuickCall | None
     _layout_argument: int
     _linear_arguments: tuple[Tensor, int, int, Tensor | None]
     _plain_arguments: tuple[Tensor, int, int] | None
@@ -89,19 +90,31 @@ class SparseWeight(DescribedWeight):
         self.out_features = facts.out
         self.in_features = facts.inputs
         self._facts = facts
-        # What the shortest path of F.linear asks: nothing to transpose, no dense copy to pass on.
         self._is_direct = dense is None and not facts.transposed and not facts.input_scale
         self._is_direct_transposed = (
             dense is None and scale is None and facts.transposed and facts.batch == 1
         )
-        is_plain_dense = dense is not None and not facts.transposed and facts.batch == 1
-        is_plain_dense &= facts.kernel is None and facts.inputs > 0 and not facts.input_scale
-        is_forced = bool(os.environ.get("GOSSAMER_KERNEL"))
-        self._dense_buckets = facts.dense_buckets if is_plain_dense and not is_forced else 0
         self._layout_argument = facts.layout_argument(packed.device)
-        # In one place: each attribute of a tensor's subclass costs a tenth of a microsecond.
         self._linear_arguments = (packed, self._layout_argument, facts.out, scale)
         self._plain_arguments = self._linear_arguments[:3] if scale is None else None
+        self._quick = self._quick_call()
+
+    def _quick_call(self) -> QuickCall | None:
+        """None where a call takes the long way: something is transposed or has to be passed on."""
+        facts, dense = self._facts, self.dense
+        whole = quarter = 0
+        if dense is not None:
+            is_plain = not facts.transposed and facts.batch == 1 and facts.kernel is None
+            if not is_plain or facts.inputs == 0 or facts.input_scale:
+                return None
+            if os.environ.get("GOSSAMER_KERNEL"):
+                return None
+            whole, quarter = dense_sizes(facts.plan, facts.dense_buckets)
+        elif not self._is_direct:
+            return None
+        is_plain = self._plain_arguments is not None
+        arguments = self._plain_arguments or self._linear_arguments
+        return QuickCall(whole, quarter, facts.inputs, dense, is_plain, arguments)
 
     @classmethod
     def from_dense(

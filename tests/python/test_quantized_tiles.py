@@ -208,7 +208,7 @@ def test_dense_runs_at_the_token_counts_where_it_is_faster(kind: str, gpu: FakeG
     layer, dense, weight = packed_layer(kind, memory="speed")
     assert weight.dense is not None
     assert torch.equal(weight.dense, dense.weight)
-    assert weight._dense_buckets == 1 << 7
+    assert weight._facts.dense_buckets == 1 << 7
     gpu.calls.clear()
     x = torch.randn(2049, 132).bfloat16()
     assert torch.equal(layer(x), dense(x))
