@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, NamedTuple
 
 import torch
@@ -118,6 +119,30 @@ class QuickCall(NamedTuple):
     is_plain: bool
     """Whether `arguments` are those of `linear_plain`, else those of `linear`."""
     arguments: tuple[Any, ...]
+
+
+def quick_call(
+    facts: Facts, dense: Tensor | None, arguments: tuple[Tensor, int, int, Tensor | None]
+) -> QuickCall | None:
+    """None where a call takes the long way: something is transposed or has to be passed on.
+
+    Args:
+        facts: of the weight.
+        dense: its copy for the token counts that run dense.
+        arguments: of `linear`: the packed bytes, what the operator is told, outputs and scale.
+    """
+    if facts.transposed or facts.input_scale:
+        return None
+    whole = quarter = 0
+    if dense is not None:
+        is_matrix = facts.batch == 1 and facts.kernel is None and facts.inputs > 0
+        if not is_matrix or os.environ.get("GOSSAMER_KERNEL"):
+            return None
+        whole, quarter = _layout_argument.dense_sizes(facts.plan, facts.dense_buckets)
+    is_plain = arguments[3] is None
+    return QuickCall(
+        whole, quarter, facts.inputs, dense, is_plain, arguments[:3] if is_plain else arguments
+    )
 
 
 def facts_of(packed: Tensor) -> Facts:

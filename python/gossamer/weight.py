@@ -16,7 +16,6 @@ package needs no such step.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,10 +23,9 @@ import torch
 from torch import Tensor
 
 from gossamer import _ops
-from gossamer._layout_argument import dense_sizes
 from gossamer._weight_checks import checked_quantized
 from gossamer._weight_description import DescribedWeight
-from gossamer._weight_facts import Facts, QuickCall, facts_of
+from gossamer._weight_facts import Facts, QuickCall, facts_of, quick_call
 from gossamer._weight_pickle import canonical_form, current_plan, with_float8
 from gossamer._weight_tables import FUNCTIONS, OPERATORS, refuse
 
@@ -97,24 +95,7 @@ class SparseWeight(DescribedWeight):
         self._layout_argument = facts.layout_argument(packed.device)
         self._linear_arguments = (packed, self._layout_argument, facts.out, scale)
         self._plain_arguments = self._linear_arguments[:3] if scale is None else None
-        self._quick = self._quick_call()
-
-    def _quick_call(self) -> QuickCall | None:
-        """None where a call takes the long way: something is transposed or has to be passed on."""
-        facts, dense = self._facts, self.dense
-        whole = quarter = 0
-        if dense is not None:
-            is_plain = not facts.transposed and facts.batch == 1 and facts.kernel is None
-            if not is_plain or facts.inputs == 0 or facts.input_scale:
-                return None
-            if os.environ.get("GOSSAMER_KERNEL"):
-                return None
-            whole, quarter = dense_sizes(facts.plan, facts.dense_buckets)
-        elif not self._is_direct:
-            return None
-        is_plain = self._plain_arguments is not None
-        arguments = self._plain_arguments or self._linear_arguments
-        return QuickCall(whole, quarter, facts.inputs, dense, is_plain, arguments)
+        self._quick = quick_call(facts, dense, self._linear_arguments)
 
     @classmethod
     def from_dense(

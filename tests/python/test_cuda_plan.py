@@ -199,6 +199,34 @@ def test_the_argument_says_what_the_header_runs_dense() -> None:
     assert all(_layout_argument.runs_dense(argument, n) for n in range(1, 3000))
 
 
+@pytest.mark.parametrize("codes", [(15,) * 10, (0, 15) * 5, (15, 3, 0) * 3 + (15,), (1,) * 10])
+@pytest.mark.parametrize("quarters", [(), (True,), (False, True), (True, True)])
+def test_a_call_looks_up_what_the_plan_says(
+    codes: tuple[int, ...], quarters: tuple[bool, ...]
+) -> None:
+    plan = _layout_argument.plan_bits(codes, quarters)
+    sizes = _layout_argument.dense_sizes(plan, 0)
+    expected = [_layout_argument.runs_dense(plan, tokens) for tokens in range(1, 8193)]
+    assert [looked_up(sizes, tokens) for tokens in range(1, 8193)] == expected
+
+
+@pytest.mark.parametrize("dense_buckets", [0, 1, 0b1010, 0b11, 0b10000000, 255])
+def test_a_call_looks_up_what_the_header_says(dense_buckets: int) -> None:
+    sizes = _layout_argument.dense_sizes(0, dense_buckets)
+    for bucket, (begin, end) in enumerate(
+        itertools.pairwise([0, 1, 4, 8, 32, 128, 512, 2048, 8192])
+    ):
+        expected = bool(dense_buckets >> bucket & 1)
+        assert {looked_up(sizes, n) for n in range(begin + 1, end + 1)} == {expected}
+
+
+def looked_up(sizes: tuple[int, int], tokens: int) -> bool:
+    """As `_weight_products.linear_as_torch` asks."""
+    whole, quarter = sizes
+    size = (tokens - 1).bit_length()
+    return bool(whole >> size & 1 or (quarter >> size & 1 and tokens - 1 >> size - 3 == 4))
+
+
 class FakeGpu:
     """Answers what the plan asks of a GPU; `answer` are the times, or what measuring raises."""
 
