@@ -16,9 +16,10 @@
 // least geometric mean of times over the buckets is chosen among those that are slower than dense
 // in no bucket. Rows and layouts are compared with each other by their least times, which other
 // work on the machine spoils last, and with dense by the median of ratios. Where MemoryMode::kSpeed
-// keeps a dense copy, a bucket that would be slower runs dense and counts as 1. Two layouts are
-// judged as one that has the rows of both, and held where one alone would leave the layer plain or
-// falls kSecondRatio behind in some bucket (docs/architecture.md says why so much).
+// keeps a dense copy, a bucket that would be slower somewhere, or gains less than kCallSeconds,
+// runs dense and counts as 1. Two layouts are judged as one that has the rows of both, and held
+// where one alone would leave the layer plain or falls kSecondRatio behind in some bucket
+// (docs/architecture.md says why so much).
 namespace gossamer::plan {
 
 inline constexpr double kWinRatio = 1.05;        ///< sparse must win by 5 % somewhere

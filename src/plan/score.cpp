@@ -40,11 +40,17 @@ double Scorer::ratio_beyond_call(std::size_t candidate, std::size_t probe) const
   return ratio(candidate, probe) * seconds / counted;
 }
 
+double Scorer::ratio_with_call(std::size_t candidate, std::size_t probe) const {
+  const double seconds = evidence_.candidates[candidate].at[probe].seconds;
+  return ratio(candidate, probe) * seconds / (seconds + kCallSeconds);
+}
+
 // Nothing where the row was not timed at every probed token count of the bucket.
 std::optional<BucketScore> Scorer::score(std::size_t candidate, int bucket) const {
   BucketScore s;
   s.candidate = candidate;
   double log_sum = 0.0;
+  double log_with_call = 0.0;
   double log_seconds = 0.0;
   int count = 0;
   std::size_t last = 0;
@@ -60,6 +66,7 @@ std::optional<BucketScore> Scorer::score(std::size_t candidate, int bucket) cons
     }
     const double beyond_call = ratio_beyond_call(candidate, p);
     if (count == 0 || beyond_call < s.worst_beyond_call) s.worst_beyond_call = beyond_call;
+    log_with_call += std::log(ratio_with_call(candidate, p));
     s.spread = std::max(s.spread, timing.spread);
     log_sum += std::log(r);
     log_seconds += std::log(least(candidate, p));
@@ -67,6 +74,7 @@ std::optional<BucketScore> Scorer::score(std::size_t candidate, int bucket) cons
   }
   if (count == 0) return std::nullopt;
   s.mean = std::exp(log_sum / count);
+  s.mean_with_call = std::exp(log_with_call / count);
   for (std::size_t p = last + 1; p < kProbeCount; ++p) {
     if (evidence_.probes[p].bucket != bucket) continue;
     log_seconds += std::log(least(candidate, last) * growth(candidate, last, p));
@@ -114,14 +122,16 @@ std::optional<LayoutScore> Scorer::score(Layout layout, std::optional<Layout> se
     }
     if (!best) return std::nullopt;
     const bool slower = evidence_.has_dense && best->worst < kNotSlowerRatio;
-    best->dense = slower && memory_ == MemoryMode::kSpeed && !forced_;
+    // Where a dense copy is at hand, the packed weight has to earn what its call costs.
+    best->dense = evidence_.has_dense && memory_ == MemoryMode::kSpeed && !forced_ &&
+                  (slower || best->mean_with_call < 1.0);
     best->aside = has_others && bucket <= evidence_.last_aside;
     s.buckets.push_back(*best);
     if (best->aside) continue;
     const bool forgiven = best->worst_beyond_call >= kNotSlowerRatio;
     s.slower |= slower && !forgiven;
     s.forgiven |= slower && forgiven;
-    s.wins |= !slower && best->mean >= kWinRatio;
+    s.wins |= !slower && !best->dense && best->mean >= kWinRatio;
     const double weight = bucket_weight(bucket);
     log_sum += best->dense ? 0.0 : weight * std::log(best->mean);
     log_seconds += weight * std::log(seconds_of(*best));

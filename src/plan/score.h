@@ -20,6 +20,7 @@ struct BucketScore {
   double seconds = 0.0;  ///< geometric mean of the least times
   double worst = 0.0;
   double worst_beyond_call = 0.0;  ///< the same with kCallSeconds forgiven
+  double mean_with_call = 0.0;     ///< `mean` with kCallSeconds charged
   double spread = 0.0;
   bool dense = false;  ///< kSpeed runs dense here
   bool aside = false;  ///< decides nothing but the row (Evidence::last_aside)
@@ -60,6 +61,7 @@ class Scorer {
   double ratio_beyond_call(std::size_t candidate, std::size_t probe) const;
 
  private:
+  double ratio_with_call(std::size_t candidate, std::size_t probe) const;
   double ratio(std::size_t candidate, std::size_t probe) const;
   double least(std::size_t candidate, std::size_t probe) const;
   double growth(std::size_t candidate, std::size_t timed, std::size_t probe) const;

@@ -118,6 +118,23 @@ TEST(Decide, WhatACallMayCostIsForgivenToALayerThatGainsOnTheWhole) {
   EXPECT_FALSE(with(0.3, 1.2, 1e-6).sparse) << "buckets of 1.2 do not make up for 0.3";
 }
 
+TEST(Decide, ADenseCopyRunsWhereAPackedCallWouldNotEarnItsCost) {
+  const auto choice = [](double first, double dense_seconds, MemoryMode memory) {
+    const Plan plan =
+        verdict_of(evidence_of({row_with(
+                       "fake_bitmask", [=](int bucket) { return bucket == 0 ? first : 3.0; }, 0.0,
+                       dense_seconds)}),
+                   memory);
+    return std::string(plan.choices[0].kernel);
+  };
+  // 60 µs with a gain of 1.03: 58.3 µs, and 61.3 with the call.
+  EXPECT_EQ(choice(1.03, 60e-6, MemoryMode::kSpeed), kDenseKernel);
+  EXPECT_EQ(choice(1.03, 60e-6, MemoryMode::kDefault), "fake_bitmask") << "no copy is at hand";
+  EXPECT_EQ(choice(1.06, 60e-6, MemoryMode::kSpeed), "fake_bitmask") << "56.6 + 3 µs";
+  EXPECT_EQ(choice(1.03, 1e-3, MemoryMode::kSpeed), "fake_bitmask");
+  EXPECT_EQ(choice(0.98, 1e-3, MemoryMode::kSpeed), kDenseKernel);
+}
+
 TEST(Decide, BucketsAsideChooseARowAndDecideNothing) {
   const auto with = [](double aside, double others, MemoryMode memory) {
     Evidence evidence = evidence_of(
