@@ -111,8 +111,9 @@ def plan_24(
         memory: "low" keeps no dense copy: a layer that needs one stays dense.
 
     Returns:
-        The plan; where comparing fails, packed everywhere, with the failure as the reason. A
-        quantized weight stays dense then, and where its products are not what rounding explains.
+        The plan. Where comparing fails, which is most often a full memory, the layer stays dense
+        with the failure as the reason: nothing says that packed would not be slower. So does a
+        quantized weight whose products are not what rounding explains.
     """
     quantization = weight.quantization
     try:
@@ -133,10 +134,12 @@ def plan_24(
         )
     # Whatever a GPU, its driver or its full memory answers: a plan is a help, not a condition.
     except Exception as error:
-        failure = f"comparing it with dense failed: {first_line(error)}"
-        if quantization is not None:
-            return CudaPlan(False, [], f"plain: {failure}")
-        return CudaPlan(True, [], f"packed at every token count; {failure}")
+        return CudaPlan(
+            False,
+            [],
+            f"plain: comparing it with dense failed: {first_line(error)}; sparsify it again where "
+            'that is mended, or choose by the cost model (plan="model")',
+        )
     plan = decide(found.times, last, memory, dense.numel() * dense.element_size())
     plan = replace(plan, reason="; ".join([plan.reason, *found.left_out]))
     for choice, kernel, counts in zip(plan.choices, first, BUCKETS, strict=True):

@@ -282,16 +282,17 @@ def planned_as_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
         ZeroDivisionError(),
     ],
 )
-def test_a_comparison_that_fails_leaves_the_layer_packed_with_a_sentence(
+def test_a_comparison_that_fails_leaves_the_layer_dense_with_a_sentence(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decision = FakeGpu(error, monkeypatch).decide(cpu_layer())
-    assert decision.weight is not None
-    assert decision.weight.layout_name == "nm24_tiles"
-    assert decision.weight._facts.dense_buckets == 0
+    assert decision.weight is None
+    assert not decision.report["packed"]
     assert decision.report["plan"] == []
     first = (str(error).splitlines() or ["ZeroDivisionError"])[0]
-    assert decision.report["reason"].endswith(f"comparing it with dense failed: {first}")
+    reason = decision.report["reason"]
+    assert reason.startswith(f"plain: comparing it with dense failed: {first}; sparsify it again")
+    assert 'plan="model"' in reason
 
 
 @pytest.mark.usefixtures("planned_as_tiles")
