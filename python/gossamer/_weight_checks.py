@@ -12,6 +12,17 @@ from gossamer._weight_facts import Facts
 __all__ = ["checked_quantized"]
 
 
+def check_dense(facts: Facts, dense: Tensor | None) -> None:
+    """Raises ValueError where a dense copy is not [[batch,] out, in] of the weight's dtype."""
+    if dense is None:
+        return
+    if tuple(dense.shape) != facts.logical_shape or dense.dtype != facts.dtype:
+        raise ValueError(
+            f"dense is {list(dense.shape)} {dense.dtype}, the packed weight "
+            f"{list(facts.logical_shape)} {facts.dtype} ([[batch,] out, in]); both must be the same"
+        )
+
+
 def checked_quantized(
     facts: Facts,
     scale: Tensor,

@@ -16,6 +16,7 @@ from gossamer._quantization import pack_quantized, quantized_dtypes
 from gossamer._weight_convolution import convolution, convolution_call
 from gossamer._weight_facts import DTYPES, LEAST_ZEROS
 from gossamer._weight_functions import addmm, linear_call, matmul
+from gossamer._weight_overwrite import overwrite
 from gossamer._weight_tables import operator, refuse
 from gossamer.weight import SparseWeight
 
@@ -270,7 +271,7 @@ def _dispatch_copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     dense = new.dense
     if dense is None and target.dense is not None:
         dense = new._logical_values()
-    target._adopt(new.packed, new._facts, dense, new.scale)
+    overwrite(target, new, dense)
     return target
 
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from gossamer import _ops
-from gossamer._weight_checks import checked_quantized
+from gossamer._weight_checks import check_dense, checked_quantized
 from gossamer._weight_description import DescribedWeight
 from gossamer._weight_facts import Facts, QuickCall, facts_of, quick_call
 from gossamer._weight_pickle import canonical_form, current_plan, with_float8
@@ -161,14 +161,7 @@ class SparseWeight(DescribedWeight):
             ValueError: the bytes are not a packed weight, or `dense` does not match it.
         """
         facts = facts_of(packed)
-        if dense is not None and (
-            tuple(dense.shape) != facts.logical_shape or dense.dtype != facts.dtype
-        ):
-            raise ValueError(
-                f"dense is {list(dense.shape)} {dense.dtype}, the packed weight "
-                f"{list(facts.logical_shape)} {facts.dtype} ([[batch,] out, in]); both must be the "
-                "same"
-            )
+        check_dense(facts, dense)
         return cls(packed, facts, dense)
 
     @classmethod
@@ -222,11 +215,12 @@ class SparseWeight(DescribedWeight):
             plan=plan,
             input_scale=self._facts.input_scale,
         )
-        return type(self)(packed, facts, dense, self.scale)
+        # Other bytes have scales of their own: `copy_` writes to both where they lie.
+        scale = self.scale if packed is self.packed else _cloned(self.scale)
+        return type(self)(packed, facts, dense, scale)
 
     def _clone(self) -> SparseWeight:
-        dense = None if self.dense is None else self.dense.clone()
-        scale = None if self.scale is None else self.scale.clone()
+        dense, scale = _cloned(self.dense), _cloned(self.scale)
         return SparseWeight(self.packed.clone(), self._facts, dense, scale)
 
     # --- Copies, files ------------------------------------------------------------------------
@@ -320,6 +314,10 @@ class SparseWeight(DescribedWeight):
         if handler is None:
             refuse(func)
         return handler(func, args, kwargs or {})
+
+
+def _cloned(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.clone()
 
 
 def _rebuild_sparse_weight(
