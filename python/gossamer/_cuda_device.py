@@ -11,7 +11,7 @@ from gossamer._errors import first_line
 __all__ = ["no_device", "no_kernels", "no_products"]
 
 _MAJOR_OF_SPARSE_TENSOR_CORES = 8
-_MAJORS = (8, 9)
+_MAJORS = (8, 9, 12)
 _MAJOR_OF_FLOAT8 = 9
 
 
@@ -56,7 +56,7 @@ def no_products(device: torch.device, values: torch.dtype) -> str | None:
     if major < _MAJOR_OF_SPARSE_TENSOR_CORES:
         return f"{gpu} has no sparse tensor cores; those of 8.0 and later have them"
     if major not in _MAJORS:
-        return f"no kernel multiplies 2:4 weights on {gpu}; kernels are for 8.x and 9.x"
+        return f"no kernel multiplies 2:4 weights on {gpu}; kernels are for 8.x, 9.x and 12.x"
     if values is torch.float8_e4m3fn and major != _MAJOR_OF_FLOAT8:
         return f"no kernel multiplies float8 weights on {gpu}; kernels for these are for 9.x"
     return None

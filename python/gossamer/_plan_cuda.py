@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from gossamer import _tune_cuda
-from gossamer._cuda_device import no_kernels
+from gossamer._cuda_device import no_kernels, no_products
 from gossamer._errors import first_line
 from gossamer._plan_cuda_rule import (
     BUCKET_ENDS,
@@ -83,14 +83,13 @@ def obstacle(
         runs = _kernel(x, 64)
     except RuntimeError as error:  # such as an older driver than the kernels need
         return f"its weight is on a GPU that gossamer's kernels cannot use: {first_line(error)}"
-    if not runs:
-        major, minor = torch.cuda.get_device_capability(device)
+    if runs:
+        return None
+    why = no_products(device, x.dtype)
+    if why is None:  # a generation that has kernels, and a device that none of them takes
         kind = f"{quantization.partition('-')[0]} " if quantization else ""
-        return (
-            f"no kernel multiplies {kind}2:4 weights on {torch.cuda.get_device_name(device)} "
-            f"(compute capability {major}.{minor}), so it runs dense"
-        )
-    return None
+        why = f"no kernel multiplies {kind}2:4 weights on {torch.cuda.get_device_name(device)}"
+    return f"{why}, so it runs dense"
 
 
 def plan_24(

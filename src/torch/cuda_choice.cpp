@@ -70,7 +70,7 @@ const LinearSp24Kernel& choose_row(LinearSp24Args& args, const cuda::DeviceInfo&
       fmt::format("no kernel multiplies 2:4 weights on {} (compute capability {}.{}); "
                   "kernels of {} need {}: unpack the model with gossamer.desparsify_(model)",
                   device.name, device.compute_major, device.compute_minor, dtype_name(args.dtype),
-                  args.dtype == DType::kFloat8E4M3 ? "9.x" : "8.x or 9.x"));
+                  args.dtype == DType::kFloat8E4M3 ? "9.x" : "8.x, 9.x or 12.x"));
 }
 
 }  // namespace gossamer::door

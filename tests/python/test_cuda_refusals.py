@@ -79,8 +79,8 @@ OLD = (
          r"CUDA kernels \(_C_cuda.so\) do not load: x"),
         (lambda m: m.capability(7, 5),
          r"Fake \(compute capability 7.5\) has no sparse tensor cores"),
-        (lambda m: m.capability(12, 0),
-         r"no kernel multiplies 2:4 weights on Fake \(compute capability 12.0\); kernels are for"),
+        (lambda m: m.capability(10, 0),
+         r"no kernel multiplies 2:4 weights on Fake \(compute capability 10.0\); kernels are for"),
     ],
 )  # fmt: skip
 def test_a_packed_weight_that_cannot_be_moved_says_why_and_stays_usable(
@@ -104,14 +104,15 @@ def test_a_packed_weight_that_cannot_be_moved_says_why_and_stays_usable(
     assert torch.equal(layer(x), y)
 
 
-def test_float8_needs_a_newer_gpu(machine: Machine) -> None:
-    machine.capability(8, 9)
-    for values, sentence in (
-        (torch.float8_e4m3fn, "no kernel multiplies float8 weights on Fake"),
-        (torch.int8, None),
-        (torch.bfloat16, None),
-    ):
-        assert str(_cuda_device.no_products(CUDA, values)).startswith(str(sentence))
+def test_float8_needs_hopper(machine: Machine) -> None:
+    for capability in ((8, 9), (12, 0)):
+        machine.capability(*capability)
+        for values, sentence in (
+            (torch.float8_e4m3fn, "no kernel multiplies float8 weights on Fake"),
+            (torch.int8, None),
+            (torch.bfloat16, None),
+        ):
+            assert str(_cuda_device.no_products(CUDA, values)).startswith(str(sentence))
     machine.capability(9, 0)
     assert _cuda_device.no_products(CUDA, torch.float8_e4m3fn) is None
 
@@ -154,6 +155,32 @@ def test_a_gpu_that_the_kernels_cannot_use_leaves_layers_plain(
     decision = decide()
     assert decision.weight is None
     assert decision.report["reason"].endswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("capability", "quantize", "sentence"),
+    [
+        ((7, 5), None, "Fake (compute capability 7.5) has no sparse tensor cores; those of 8.0 and "
+         "later have them, so it runs dense"),
+        ((10, 0), "int8", "no kernel multiplies 2:4 weights on Fake (compute capability 10.0); "
+         "kernels are for 8.x, 9.x and 12.x, so it runs dense"),
+        ((8, 6), "float8", "no kernel multiplies float8 weights on Fake (compute capability 8.6); "
+         "kernels for these are for 9.x, so it runs dense"),
+        ((9, 0), "int8", "no kernel multiplies int8 2:4 weights on Fake, so it runs dense"),
+    ],
+)  # fmt: skip
+def test_a_gpu_without_kernels_gets_its_sentence_from_sparsify(
+    capability: tuple[int, int],
+    quantize: str | None,
+    sentence: str,
+    machine: Machine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    machine.capability(*capability)
+    monkeypatch.setattr(_plan_cuda, "_kernel", lambda x, out: "")
+    decision = decide(**({} if quantize is None else {"quantize": quantize}))
+    assert decision.weight is None
+    assert decision.report["reason"] == sentence
 
 
 @pytest.mark.parametrize("quantize", [None, "int8"])

@@ -273,7 +273,7 @@ def test_every_failure_leaves_the_layer_dense_with_a_sentence(
     ("change", "sentence"),
     [
         (lambda layer: layer.float(), "float32 weights are not multiplied packed on a GPU"),
-        (lambda layer: layer, "no kernel multiplies float8 2:4 weights on Fake"),
+        (lambda layer: layer, "Fake (compute capability 7.5) has no sparse tensor cores; those"),
     ],
 )
 def test_what_no_kernel_multiplies_gets_its_sentence(

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Launchers and table rows of the kernels for compute capability 8.x. Compute capability 9.x runs
-// them where they are asked for by name.
+// Launchers and table rows of the kernels for compute capability 8.x, which 12.x has the
+// instruction for too (from the PTX of compute_90, compiled by the driver). Compute capability 9.x
+// runs them where they are asked for by name.
 #include "cuda/sm80/sm80_mma_sp24.cuh"
 
 #include <algorithm>
@@ -29,8 +30,8 @@ int row_blocks(const LinearSp24Args& args) { return static_cast<int>((args.out +
 
 template <typename Shape>
 std::string refuses(const LinearSp24Kernel&, const LinearSp24Args& args, const DeviceInfo& device) {
-  if (device.compute_major != 8 && device.compute_major != 9) {
-    return "needs compute capability 8.x or 9.x, " + device.name + " has " +
+  if (device.compute_major != 8 && device.compute_major != 9 && device.compute_major != 12) {
+    return "needs compute capability 8.x, 9.x or 12.x, " + device.name + " has " +
            std::to_string(device.compute_major) + "." + std::to_string(device.compute_minor);
   }
   if (Shape::kAligned && !is_aligned(args)) {
