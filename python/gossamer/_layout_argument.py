@@ -36,6 +36,8 @@ INPUTS_SHIFT = 51
 INPUTS = 128
 FLOAT8_SHIFT = 58
 ACCURATE_SHIFT = 59
+BFLOAT16_SHIFT = 58
+FLOAT16_SHIFT = 59
 STACK_SHIFT = 60
 TABLE_SHIFT = 61
 
@@ -120,6 +122,22 @@ def dense_sizes(plan: int, dense_buckets: int) -> tuple[int, int]:
         whole |= is_dense(1 << size) << size
         quarter |= is_dense(1 + (1 << size >> 1)) << size
     return whole, quarter & ~whole
+
+
+def dtype_bits(values: torch.dtype, *, quantized: bool, accurate: bool) -> int:
+    """The bits that tell values apart which take as many bytes.
+
+    Args:
+        values: the dtype of what is kept.
+        quantized: scales belong to the values.
+        accurate: of quantized float8 values: their sums are.
+    """
+    if not quantized:
+        return (values is torch.bfloat16) << BFLOAT16_SHIFT | (
+            values is torch.float16
+        ) << FLOAT16_SHIFT
+    is_float8 = values is torch.float8_e4m3fn
+    return is_float8 << FLOAT8_SHIFT | (is_float8 and accurate) << ACCURATE_SHIFT
 
 
 def with_result_dtype(layout: int, x: Tensor, dtype: torch.dtype) -> int:

@@ -103,6 +103,8 @@ def register() -> None:
         quantize_pack_24,
         verify_24,
         prune_pack_24,
+        unpack_tiles,
+        publish_,
     ):
         torch.library.register_fake(f"gossamer::{fake.__name__}", fake)
 
@@ -167,6 +169,15 @@ def quantize_pack_24(
     """Packed bytes, scales and the verdict."""
     scale = values.new_empty((values.shape[0],), dtype=torch.float32)
     return _new_packed(values), scale, verify_24(values)
+
+
+def unpack_tiles(packed: Tensor, layout: int, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Dense values of the shape asked for."""
+    return packed.new_empty(shape, dtype=dtype)
+
+
+def publish_(packed: Tensor) -> None:
+    """Nothing but the order of kernels."""
 
 
 def prune_pack_24(values: Tensor, transposed: bool = False) -> Tensor:

@@ -68,7 +68,11 @@ def linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         # Straight through the rounding of x: the gradient of the product with the weight as it is.
         is_float8 = ctx.layout >> FLOAT8_SHIFT & 1
         kind = torch.float8_e4m3fn if is_float8 else torch.int8
-        values = _ops.unpack(packed, [ctx.out, ctx.inputs], kind)
+        shape = [ctx.out, ctx.inputs]
+        if packed.is_cuda:  # unpack would wait for the header
+            values = _ops.unpack_tiles(packed, ctx.layout, shape, kind)
+        else:
+            values = _ops.unpack(packed, shape, kind)
         grad_x = (grad_product * scale.to(ctx.x_dtype)) @ values.to(ctx.x_dtype)
     elif needs_grad[0]:
         grad_x = _ops.linear_dx(grad_product, packed, ctx.layout, ctx.inputs, dense)

@@ -66,18 +66,19 @@ class Facts(NamedTuple):
         """What the operators are told of the bytes beside the inputs and outputs of a call.
 
         On a CPU the layout; on a GPU, whose operator does not read the header, the plan, the
-        inputs and the kind of quantization too (`_layout_argument`).
+        inputs and the kind of values too (`_layout_argument`).
         """
         if device.type != "cuda":
             return self.layout_code
-        is_float8 = self.quantized is not None and self.dtype is torch.float8_e4m3fn
+        is_quantized = self.quantized is not None
         return (
             self.layout_code
             | (self.plan or _layout_argument.plan_of_buckets(self.dense_buckets))
             | (self.inputs > 0) << _layout_argument.TOLD_SHIFT
             | self.inputs % _layout_argument.INPUTS << _layout_argument.INPUTS_SHIFT
-            | is_float8 << _layout_argument.FLOAT8_SHIFT
-            | (is_float8 and self.accurate) << _layout_argument.ACCURATE_SHIFT
+            | _layout_argument.dtype_bits(
+                self.dtype, quantized=is_quantized, accurate=self.accurate
+            )
             | (self.batch > 1) << _layout_argument.STACK_SHIFT
         )
 

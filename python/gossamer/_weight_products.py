@@ -273,7 +273,8 @@ def times_logical(x: Tensor, weight: SparseWeight) -> Tensor:
             f"x has shape {list(x.shape)}, the packed weight is [{weight.out_features}, "
             f"{weight.in_features}] ([out, in]): x must be [..., {weight.out_features}]"
         )
-    return _linear_dx_op(x, weight.packed, weight.layout_code, weight.in_features, weight.dense)
+    argument = weight._layout_argument
+    return _linear_dx_op(x, weight.packed, argument, weight.in_features, weight.dense)
 
 
 # --- Under transforms -----------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 #include <array>
@@ -31,21 +32,40 @@ Tensor empty_on(const Tensor& like, std::span<const std::int64_t> sizes, DType d
   return Tensor(handle);
 }
 
-void check_device(const Tensor& tensor, const char* name, const Tensor& weight) {
+bool is_aligned(const Tensor& packed) {
+  constexpr std::uintptr_t kAlignment = 16;
+  return reinterpret_cast<std::uintptr_t>(packed.const_data_ptr()) % kAlignment == 0;
+}
+
+Tensor aligned(const Tensor& packed) {
+  return is_aligned(packed) ? packed : torch::stable::clone(packed);
+}
+
+void check_device(const Tensor& tensor, const char* name, const Tensor& weight,
+                  const char* weight_name) {
   if (tensor.is_cuda() && weight.is_cuda() &&
       tensor.get_device_index() == weight.get_device_index())
     return;
   const auto place = [](const Tensor& t) {
     return t.is_cuda() ? fmt::format("cuda:{}", t.get_device_index()) : std::string("the CPU");
   };
-  refuse(fmt::format(
-      "{} is on {}, the packed weight on {}: both must be on one device; move {} with .to(\"{}\")",
-      name, place(tensor), place(weight), name, weight.is_cuda() ? place(weight) : "cpu"));
+  refuse(fmt::format("{} is on {}, {} on {}: both must be on one device; move {} with .to(\"{}\")",
+                     name, place(tensor), weight_name, place(weight), name,
+                     weight.is_cuda() ? place(weight) : "cpu"));
 }
 
 FormatInfo tiles_info(DType dtype, std::int64_t batch, std::int64_t out, std::int64_t in,
                       bool transposed) {
   return {Layout::kNm24Tiles, dtype, Pattern::nm(2, 4), batch, out, in, transposed};
+}
+
+void check_layout(std::int64_t argument) {
+  constexpr std::int64_t kNumber = 63;  // cuda_layout_argument.h
+  if ((argument & kNumber) == static_cast<std::int64_t>(Layout::kNm24Tiles)) return;
+  refuse(
+      fmt::format("layout {} is not computed on a GPU; layout {} (nm24_tiles, 2:4 weights) is: "
+                  "torch.ops.gossamer.convert(packed, \"nm24_tiles\")",
+                  argument & kNumber, static_cast<int>(Layout::kNm24Tiles)));
 }
 
 PackedHeader read_header(const Tensor& packed, const OnDevice& device) {

@@ -32,12 +32,22 @@ class OnDevice {
 /// A new contiguous tensor on the device of `like`, not initialised.
 Tensor empty_on(const Tensor& like, std::span<const std::int64_t> sizes, DType dtype);
 
+/// Whether it begins where kernels read 16 bytes at once.
+bool is_aligned(const Tensor& packed);
+/// The same bytes where kernels may read them: a copy of what is not aligned, which an access of a
+/// kernel would answer with an error that ends every later call of the process.
+Tensor aligned(const Tensor& packed);
+
 /// Refuses a tensor that is not on the device of `weight`.
-void check_device(const Tensor& tensor, const char* name, const Tensor& weight);
+void check_device(const Tensor& tensor, const char* name, const Tensor& weight,
+                  const char* weight_name = "the packed weight");
 
 /// Bytes of a 2:4 weight in tiles.
 FormatInfo tiles_info(DType dtype, std::int64_t batch, std::int64_t out, std::int64_t in,
                       bool transposed);
+
+/// Refuses an operator's argument `layout` of another layout than tiles.
+void check_layout(std::int64_t argument);
 
 /// The header of a packed weight on the GPU. Waits for the stream.
 PackedHeader read_header(const Tensor& packed, const OnDevice& device);

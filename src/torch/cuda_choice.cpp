@@ -39,6 +39,11 @@ cuda::Sp24Cut forced_cut() {
 
 }  // namespace
 
+bool is_row_forced() {
+  const char* const forced = variable("GOSSAMER_KERNEL");
+  return forced != nullptr && cuda::find_linear_sp24(forced) != nullptr;
+}
+
 const LinearSp24Kernel& choose_row(LinearSp24Args& args, const cuda::DeviceInfo& device) {
   const char* const forced = variable("GOSSAMER_KERNEL");
   if (forced != nullptr) {

@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 
 #include "core/nm24_tile.h"
 #include "cuda/linear_sp24.h"
@@ -21,7 +22,8 @@ namespace gossamer::door::cuda_ops {
 //             quarter of both runs dense, whatever their codes
 //   50        the inputs are told: modulo 128 in the next seven bits; tiles are padded, so that the
 //             bytes alone do not tell 60 inputs from 64
-//   58, 59    of a quantized weight: its values are float8, their sums are to be accurate
+//   58, 59    of a quantized weight: its values are float8, their sums are to be accurate; of any
+//             other: it is bfloat16, float16, which are of the same bytes
 //   60        the weight is a stack of matrices
 //   61, 62    which table those rows are counted in (linear_sp24_table)
 inline constexpr int kResultShift = 6;
@@ -38,6 +40,8 @@ inline constexpr int kInputsShift = 51;
 inline constexpr int kInputsBits = 7;
 inline constexpr int kFloat8Shift = 58;
 inline constexpr int kAccurateShift = 59;
+inline constexpr int kBFloat16Shift = 58;
+inline constexpr int kFloat16Shift = 59;
 inline constexpr int kStackShift = 60;
 inline constexpr int kTableShift = 61;
 static_assert(kQuartersShift + kPairs <= kInputsToldShift);
@@ -80,6 +84,18 @@ inline int tuned_row(std::int64_t argument, std::int64_t tokens, DType dtype) {
   const int code = code_of(argument, part_of(tokens));
   if (code == 0 || code == kDenseCode) return 0;
   return bits_of(argument, kTableShift, 2) == cuda::linear_sp24_table(dtype) ? code : 0;
+}
+
+/// What x must have; nothing where the argument does not tell. The bytes of a weight do not either:
+/// those of bfloat16 and float16 are as many, and so are those of float8 and int8.
+inline std::optional<DType> told_dtype(std::int64_t argument, bool quantized) {
+  if (quantized) {
+    if (!has_bit(argument, kInputsToldShift)) return std::nullopt;
+    return has_bit(argument, kFloat8Shift) ? DType::kFloat8E4M3 : DType::kInt8;
+  }
+  if (has_bit(argument, kBFloat16Shift)) return DType::kBFloat16;
+  if (has_bit(argument, kFloat16Shift)) return DType::kFloat16;
+  return std::nullopt;
 }
 
 /// The weight's inputs out of its bytes and what the argument tells of them; 0 where it tells

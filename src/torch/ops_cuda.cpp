@@ -48,6 +48,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(gossamer, m) {
   m.def(
       "quantize_pack_24(Tensor values, Tensor? mask, ScalarType dtype, str layout=\"nm24_tiles\", "
       "bool prune=False) -> (Tensor, Tensor, Tensor)");
+  m.def("unpack_tiles(Tensor packed, int layout, int[] shape, ScalarType dtype) -> Tensor");
+  m.def("publish_(Tensor(a!) packed) -> ()");
   m.def("verify_24(Tensor values, Tensor? mask=None) -> Tensor");
   m.def("check_24(Tensor verdict, int inputs, str name=\"weight\") -> ()");
   m.def("select_groups(Tensor scores, int n, int m, int segment=0) -> Tensor");
@@ -68,6 +70,7 @@ STABLE_TORCH_LIBRARY_IMPL(gossamer, CUDA, m) {
   m.impl("quantize_rows", TORCH_BOX(&ops::quantize_rows));
   m.impl("linear_dx", TORCH_BOX(&ops::linear_dx));
   m.impl("pack", TORCH_BOX(&ops::pack));
+  m.impl("publish_", TORCH_BOX(&ops::publish_));
   m.impl("pack_", TORCH_BOX(&ops::pack_));
   m.impl("pack_24", TORCH_BOX(&ops::pack_24));
   m.impl("quantize_pack_24", TORCH_BOX(&ops::quantize_pack_24));
@@ -76,6 +79,7 @@ STABLE_TORCH_LIBRARY_IMPL(gossamer, CUDA, m) {
   m.impl("prune_pack_24", TORCH_BOX(&ops::prune_pack_24));
   m.impl("unpack", TORCH_BOX(&ops::unpack));
   m.impl("unpack_", TORCH_BOX(&ops::unpack_));
+  m.impl("unpack_tiles", TORCH_BOX(&ops::unpack_tiles));
   m.impl("unpack_mask", TORCH_BOX(&ops::unpack_mask));
   m.impl("convert", TORCH_BOX(&ops::convert));
   m.impl("select_groups", TORCH_BOX(&ops::select_groups));

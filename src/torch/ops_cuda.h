@@ -57,6 +57,9 @@ std::tuple<Tensor, Tensor, Tensor> quantize_pack_24(const Tensor& values,
                                                     const std::optional<Tensor>& mask,
                                                     ScalarType dtype, const std::string& layout,
                                                     bool prune);
+/// Products begin to read a weight before the kernel in front of them has ended. After this call
+/// they see what a kernel that is not Gossamer's wrote into `packed`.
+void publish_(const Tensor& packed);
 /// The verdict alone; reads the weight and writes nothing else.
 Tensor verify_24(const Tensor& values, const std::optional<Tensor>& mask);
 /// Waits for a verdict on a weight of so many inputs, and throws where it is not −1 throughout.
@@ -69,6 +72,14 @@ Tensor unpack(const Tensor& packed, const std::vector<std::int64_t>& shape, Scal
 Tensor unpack_mask(const Tensor& packed, const std::vector<std::int64_t>& shape);
 void unpack_(const Tensor& packed, const Tensor& values, const std::optional<Tensor>& mask);
 Tensor convert(const Tensor& packed, const std::string& layout);
+/// unpack of a weight in tiles whose header is not read: nothing waits, and a graph captures it.
+/// `layout` is the argument of the products, and tells the dtype.
+Tensor unpack_tiles(const Tensor& packed, std::int64_t layout,
+                    const std::vector<std::int64_t>& shape, ScalarType dtype);
+/// The same of what is known to be such a weight.
+Tensor unpacked_tiles(const Tensor& packed, const FormatInfo& info);
+/// Waits for the header, and refuses a weight of another layout, dtype or shape than `info`.
+void check_header(const Tensor& packed, const FormatInfo& info);
 
 // ops_cuda_prune.cpp; transposable_mask of other patterns than 2:4 goes by way of the CPU.
 /// The mask [.., in] that keeps N of every M neighbours; groups start anew after `segment` columns.

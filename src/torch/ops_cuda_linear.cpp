@@ -12,6 +12,7 @@
 #include "cuda/linear_sp24.h"
 #include "torch/cuda_choice.h"
 #include "torch/cuda_layout_argument.h"
+#include "torch/cuda_packed.h"
 #include "torch/dense.h"
 #include "torch/ops_cuda.h"
 #include "torch/rows.h"
@@ -35,15 +36,6 @@ struct Weight {
   std::int64_t matrix_bytes;  ///< of one matrix of a stack
 };
 
-void check_layout(std::int64_t argument) {
-  const std::int64_t layout = argument & ((std::int64_t{1} << kResultShift) - 1);
-  if (layout == static_cast<std::int64_t>(Layout::kNm24Tiles)) return;
-  refuse(
-      fmt::format("layout {} is not computed on a GPU; layout {} (nm24_tiles, 2:4 weights) is: "
-                  "torch.ops.gossamer.convert(packed, \"nm24_tiles\")",
-                  layout, static_cast<int>(Layout::kNm24Tiles)));
-}
-
 bool has_16_bits(DType dtype) { return dtype == DType::kBFloat16 || dtype == DType::kFloat16; }
 
 void check_16_bits(const Tensor& tensor, const char* name) {
@@ -62,6 +54,19 @@ void check_8_bits(const Tensor& tensor, const char* name) {
       fmt::format("{} is {}: quantized products take float8_e4m3fn and int8; "
                   "torch.ops.gossamer.quantize_rows makes either",
                   name, dtype_name(dtype)));
+}
+
+/// In the words of the CPU (ops_linear.cpp).
+void check_told_dtype(std::int64_t argument, const Tensor& x, const char* name, bool quantized) {
+  const std::optional<DType> told = told_dtype(argument, quantized);
+  const DType dtype = dtype_of(x, name);
+  if (!told || *told == dtype) return;
+  const std::string remedy =
+      quantized ? fmt::format("quantize {} as torch.{}", name, dtype_name(*told))
+                : fmt::format("convert {} with .to(torch.{}), or the model with .to(torch.{})",
+                              name, dtype_name(*told), dtype_name(dtype));
+  refuse(fmt::format("{} is {}, the packed weight is {}: both must be the same; {}", name,
+                     dtype_name(dtype), dtype_name(*told), remedy));
 }
 
 /// `x`: what is multiplied, [..., features]; finds whether `packed` is one matrix or a stack.
@@ -121,16 +126,21 @@ void check_inputs(std::int64_t argument, const Tensor& packed,
                   is_stack ? "a stack too, " : "", told));
 }
 
-void check_dense_inputs(std::span<const std::int64_t> x_sizes, const Tensor& dense) {
+/// `x`: [..., inputs], or of a stack [batch, tokens, inputs].
+void check_dense(const Tensor& dense, const Tensor& x, const char* x_name, const Tensor& packed,
+                 std::int64_t out, std::int64_t in) {
+  check_device(dense, "dense", packed);
+  const auto x_sizes = sizes_of(x);
   const auto sizes = sizes_of(dense);
-  if (sizes.empty() || sizes.back() == x_sizes.back()) return;
-  refuse(fmt::format("x has shape {}, the weight's dense copy {}: x must be [..., {}]",
-                     shape_text(x_sizes), shape_text(sizes), sizes.back()));
-}
-
-bool is_aligned(const Tensor& tensor) {
-  constexpr std::uintptr_t kAlignment = 16;
-  return reinterpret_cast<std::uintptr_t>(tensor.const_data_ptr()) % kAlignment == 0;
+  const bool is_stack = sizes.size() == 3 && x_sizes.size() == 3 && sizes[0] == x_sizes[0];
+  const bool fits = (sizes.size() == 2 || is_stack) && sizes[sizes.size() - 2] == out &&
+                    sizes.back() == in && dtype_of(dense, "dense") == dtype_of(x, x_name);
+  if (fits) return;
+  refuse(
+      fmt::format("dense, the weight's dense copy, is {} {}, {} is {} {} and the weight [{}, {}] "
+                  "([out, in]): dense must be of its shape and of {}'s dtype",
+                  dtype_name(dtype_of(dense, "dense")), shape_text(sizes), x_name,
+                  dtype_name(dtype_of(x, x_name)), shape_text(x_sizes), out, in, x_name));
 }
 
 LinearSp24Args args_of(const Weight& weight, const Tensor& x, std::int64_t tokens) {
@@ -204,8 +214,8 @@ Tensor multiply(const Call& call) {
   args.accurate_sums = call.accurate;
   args.tuned_row = tuned_row(call.layout, tokens, weight.dtype);
   args.stream = device.stream();
-  // Whatever writes a packed weight ends with a kernel of its own (ops_cuda_pack.cpp); a copy made
-  // here (below) does not.
+  // Whatever writes a packed weight ends with publish_ or its like; a copy made here (below) does
+  // not (docs/kernels/sm90_sp24.md, "Overwriting a weight").
   args.weight_is_constant = is_aligned(packed);
 
   std::optional<Tensor> bias_rows;
@@ -228,7 +238,7 @@ Tensor multiply(const Call& call) {
       scale_of(call.weight_scale, "weight_scale", packed, weight.batch * out);
   if (tokens == 0 || out == 0) return y;
 
-  const Tensor tiles = is_aligned(packed) ? packed : torch::stable::clone(packed);
+  const Tensor tiles = aligned(packed);
   const std::int64_t y_bytes = dtype_bytes(args.y_dtype);
   const auto at = [](const Tensor& tensor, std::int64_t byte) {
     return static_cast<const std::byte*>(tensor.const_data_ptr()) + byte;
@@ -260,13 +270,14 @@ Tensor linear(const Tensor& x, const Tensor& packed, std::int64_t layout, std::i
   return guarded([&] {
     check_device(x, "x", packed);
     check_16_bits(x, "x");
+    if (!scale) check_told_dtype(layout, x, "x", false);
     const auto x_sizes = sizes_of(x);
     const DType x_dtype = dtype_of(x, "x");
     const DType y_dtype = result_dtype(layout, x_dtype);
     // A dense product would be rounded to x's dtype on the way.
     if (dense && y_dtype == x_dtype && !x_sizes.empty() && x_sizes.back() != 0 &&
-        runs_dense(layout, x.numel() / x_sizes.back())) {
-      check_dense_inputs(x_sizes, *dense);
+        runs_dense(layout, x.numel() / x_sizes.back()) && !is_row_forced()) {
+      check_dense(*dense, x, "x", packed, out, x_sizes.back());
       return dense_linear(x, *dense, bias, checked_activation(activation), residual);
     }
     if (scale) {
@@ -289,6 +300,7 @@ Tensor linear_quantized(const Tensor& x, const std::optional<Tensor>& x_scale, c
   return guarded([&] {
     check_device(x, "x", packed);
     check_8_bits(x, "x");
+    check_told_dtype(layout, x, "x", true);
     const DType y_dtype = from_scalar_type(dtype);
     if (!has_16_bits(y_dtype) && y_dtype != DType::kFloat32) {
       refuse(
@@ -312,11 +324,20 @@ Tensor linear_dx(const Tensor& grad, const Tensor& packed, std::int64_t layout, 
     const auto sizes = sizes_of(grad);
     if (sizes.empty()) refuse("grad has no dimensions; [..., out] is accepted");
     check_16_bits(grad, "grad");
+    check_told_dtype(layout, grad, "grad", false);
     const Weight weight = describe_weight(grad, "grad", packed, sizes.back(), inputs);
-    std::vector<std::int64_t> shape{weight.out, weight.in};
-    if (weight.batch != 1) shape.insert(shape.begin(), weight.batch);
-    const auto dtype = weight.dtype == DType::kFloat16 ? ScalarType::Half : ScalarType::BFloat16;
-    return torch::stable::matmul(grad, dense ? *dense : unpack(packed, shape, dtype));
+    const std::int64_t told = told_inputs(layout, packed, weight.out, weight.batch, 2);
+    if (told != 0 && told != inputs) {
+      refuse(fmt::format("inputs is {}, the packed weight has {}; pass what it has", inputs, told));
+    }
+    if (dense) {
+      check_dense(*dense, grad, "grad", packed, weight.out, inputs);
+      return torch::stable::matmul(grad, *dense);
+    }
+    const FormatInfo info = tiles_info(weight.dtype, weight.batch, weight.out, weight.in, false);
+    // Told the dtype, the header has nothing to add but a wait for the GPU.
+    if (!told_dtype(layout, false)) check_header(packed, info);
+    return torch::stable::matmul(grad, unpacked_tiles(packed, info));
   });
 }
 
@@ -328,7 +349,7 @@ std::string cuda_kernel(const Tensor& x, std::int64_t out, std::int64_t layout) 
     const Weight weight{dtype_of(x, "x"), 1, out, in, 0};
     LinearSp24Args args = args_of(weight, rows.tensor, in == 0 ? 0 : x.numel() / in);
     args.x_stride = rows.stride;
-    args.accurate_sums = has_bit(layout, kAccurateShift);
+    args.accurate_sums = !has_16_bits(weight.dtype) && has_bit(layout, kAccurateShift);
     args.tuned_row = tuned_row(layout, args.tokens, weight.dtype);
     const auto* row = cuda::choose_linear_sp24(args, cuda::known_device(device.index()));
     return row == nullptr ? std::string() : std::string(row->name);

@@ -47,7 +47,7 @@ struct Source {
   Source(const Tensor& values, const std::optional<Tensor>& mask, const std::string& name)
       : dense(dense_of(values, name.c_str())) {
     if (!mask) return;
-    check_device(*mask, "mask", values);
+    check_device(*mask, "mask", values, "the weight");
     const auto sizes = sizes_of(values);
     if (dtype_of(*mask, "mask") != DType::kBool || !std::ranges::equal(sizes_of(*mask), sizes)) {
       refuse(fmt::format("mask has shape {}; a bool tensor of the weight's shape, {}, is accepted",
@@ -91,6 +91,22 @@ Tensor pack_into(const Target& target, const Source& source, Selection selection
                     device.stream());
   }
   publish(device);
+  return verdict;
+}
+
+/// What is wrong with every matrix of a stack; writes nothing else.
+Tensor verified(const Source& source, const OnDevice& device) {
+  const MatrixView& view = source.dense.view;
+  Tensor verdict = new_verdict(source.dense.tensor, view.batch);
+  auto* const verdicts = static_cast<Verdict*>(verdict.mutable_data_ptr());
+  cuda::PackedMatrix nowhere;
+  nowhere.dtype = view.dtype;
+  nowhere.out = view.rows;
+  nowhere.in = view.cols;
+  for (std::int64_t b = 0; b < view.batch; ++b) {
+    cuda::pack_sp24(source.matrix(b), PackedHeader{}, nullptr, nowhere, Selection::kVerify,
+                    verdicts + b, device.stream());
+  }
   return verdict;
 }
 
@@ -163,19 +179,8 @@ Tensor verify_24(const Tensor& values, const std::optional<Tensor>& mask) {
   return guarded([&] {
     const OnDevice device(values);
     const Source source(values, mask, "weight");
-    const MatrixView& view = source.dense.view;
-    check_packable(view.dtype, "weight");
-    Tensor verdict = new_verdict(values, view.batch);
-    auto* const verdicts = static_cast<Verdict*>(verdict.mutable_data_ptr());
-    cuda::PackedMatrix nowhere;
-    nowhere.dtype = view.dtype;
-    nowhere.out = view.rows;
-    nowhere.in = view.cols;
-    for (std::int64_t b = 0; b < view.batch; ++b) {
-      cuda::pack_sp24(source.matrix(b), PackedHeader{}, nullptr, nowhere, Selection::kVerify,
-                      verdicts + b, device.stream());
-    }
-    return verdict;
+    check_packable(source.dense.view.dtype, "weight");
+    return verified(source, device);
   });
 }
 
@@ -246,6 +251,11 @@ void pack_(const Tensor& packed, const Tensor& values, const std::optional<Tenso
     check_device(values, "values", packed);
     const OnDevice device(packed);
     const Source source(values, mask, "values");
+    if (!is_aligned(packed)) {
+      refuse(
+          "pack_: the packed weight does not begin at a multiple of 16 bytes, where kernels write; "
+          "pack into an aligned one, packed.clone(), and copy that back");
+    }
     const Target target{checked_header(packed, device), packed};
     const PackedHeader& h = target.header;
     const MatrixView& view = source.dense.view;
@@ -261,8 +271,16 @@ void pack_(const Tensor& packed, const Tensor& values, const std::optional<Tenso
                       shape_text(sizes_of(values)), dtype_name(view.dtype), h.batch, h.out, h.in,
                       dtype_name(h.dtype)));
     }
-    const Tensor verdict = pack_into(target, source, Selection::kVerify, device);
-    check_24(verdict, h.in, "values");
+    // Before anything is written: a refused call leaves the weight what it was.
+    check_24(verified(source, device), h.in, "values");
+    pack_into(target, source, Selection::kVerify, device);
+    return 0;
+  });
+}
+
+void publish_(const Tensor& packed) {
+  guarded([&] {
+    publish(OnDevice(packed));
     return 0;
   });
 }

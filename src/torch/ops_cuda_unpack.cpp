@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Unpacking and converting on a GPU. Each reads the weight's header, and so waits for the stream.
+// Unpacking and converting on a GPU. All but unpack_tiles read the weight's header, and so wait for
+// the stream.
 #include <fmt/format.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 #include <array>
 
+#include "torch/cuda_layout_argument.h"
 #include "torch/cuda_packed.h"
 #include "torch/ops_cuda.h"
 
@@ -53,7 +55,8 @@ void check_shape(const PackedHeader& h, std::span<const std::int64_t> shape) {
 /// Either of `values` and `kept` may be null; rows are contiguous.
 void unpack_into(const PackedHeader& h, const Tensor& packed, const MatrixView* values,
                  const MatrixView* kept, const OnDevice& device) {
-  auto* const data = static_cast<std::byte*>(packed.mutable_data_ptr());
+  const Tensor bytes = aligned(packed);
+  auto* const data = static_cast<std::byte*>(bytes.mutable_data_ptr());
   for (std::int64_t b = 0; b < h.batch; ++b) {
     cuda::DenseWeight weight;
     weight.out = h.out;
@@ -96,7 +99,8 @@ Tensor convert(const Tensor& packed, const std::string& layout) {
     if (!is_read_here(info) || !is_written_here) return convert_on_cpu(packed, layout);
     info.format = wanted;
     const Target target = make_target(packed, info);
-    auto* const from = static_cast<std::byte*>(packed.mutable_data_ptr());
+    const Tensor bytes = aligned(packed);
+    auto* const from = static_cast<std::byte*>(bytes.mutable_data_ptr());
     clear_padding(target, device);
     for (std::int64_t b = 0; b < info.batch; ++b) {
       cuda::convert_sp24(matrix_of(header, from, b), target.header, target.data(),
@@ -122,6 +126,57 @@ Tensor unpack(const Tensor& packed, const std::vector<std::int64_t>& shape, Scal
     const MatrixView view = mutable_matrix_view(values, "values");
     unpack_into(h, packed, &view, nullptr, device);
     return values;
+  });
+}
+
+Tensor unpacked_tiles(const Tensor& packed, const FormatInfo& info) {
+  const OnDevice device(packed);
+  const PackedHeader h = detail::make_header(info, detail::layout_spec(info, 0));
+  const std::array<std::int64_t, 3> shape{info.batch, info.out, info.in};
+  Tensor values = empty_on(packed, std::span(shape).subspan(info.batch == 1 ? 1 : 0), info.dtype);
+  const MatrixView view = mutable_matrix_view(values, "values");
+  unpack_into(h, packed, &view, nullptr, device);
+  return values;
+}
+
+void check_header(const Tensor& packed, const FormatInfo& info) {
+  const OnDevice device(packed);
+  const PackedHeader h = checked_header(packed, device);
+  const std::array<std::int64_t, 3> shape{info.batch, info.out, info.in};
+  check_shape(h, shape);
+  if (h.layout == info.format && h.dtype == info.dtype) return;
+  refuse(fmt::format("the packed weight is {} in layout {}, not {} in {}", dtype_name(h.dtype),
+                     layout_name(h.layout), dtype_name(info.dtype), layout_name(info.format)));
+}
+
+Tensor unpack_tiles(const Tensor& packed, std::int64_t layout,
+                    const std::vector<std::int64_t>& shape, ScalarType dtype) {
+  return guarded([&] {
+    check_layout(layout);
+    if (shape.size() != 2 && shape.size() != 3) {
+      refuse(
+          fmt::format("shape {}: [out, in] and [batch, out, in] are accepted", shape_text(shape)));
+    }
+    const DType values = from_scalar_type(dtype);
+    const auto element = static_cast<int>(dtype_bytes(values));
+    const bool quantized = element == 1;
+    const std::optional<DType> told = told_dtype(layout, quantized);
+    if (told && *told != values) {
+      refuse(fmt::format(
+          "dtype {}: the packed weight holds {}; unpack it as that and convert with .to()",
+          dtype_name(values), dtype_name(*told)));
+    }
+    const std::int64_t batch = shape.size() == 3 ? shape.front() : 1;
+    const FormatInfo info = tiles_info(values, batch, shape[shape.size() - 2], shape.back(), false);
+    const std::int64_t bytes = detail::layout_spec(info, 0).total_bytes;
+    const std::int64_t inputs = told_inputs(layout, packed, info.out, batch, element);
+    if (packed.numel() != bytes || (inputs != 0 && inputs != info.in)) {
+      refuse(fmt::format("shape {} does not match the packed weight of {} bytes; pass its own",
+                         shape_text(shape), packed.numel()));
+    }
+    if (!told) check_header(packed, info);
+    Tensor whole = unpacked_tiles(packed, info);
+    return shape.size() == 3 && batch == 1 ? torch::stable::unsqueeze(whole, 0) : whole;
   });
 }
 

@@ -227,6 +227,23 @@ def looked_up(sizes: tuple[int, int], tokens: int) -> bool:
     return bool(whole >> size & 1 or (quarter >> size & 1 and tokens - 1 >> size - 3 == 4))
 
 
+def test_the_argument_tells_dtypes_of_one_size_apart() -> None:
+    gpu = torch.device("cuda")
+    plain = {}
+    for dtype in (torch.bfloat16, torch.float16):
+        values = weight_of(64, 128).to_dense().to(dtype)
+        weight = SparseWeight.from_dense(values, "2:4", layout="nm24_tiles")
+        plain[dtype] = weight._facts.layout_argument(gpu)
+        everything = _layout_argument.plan_bits([15] * 10, [True, True], 3)
+        assert weight._facts._replace(plan=everything).layout_argument(gpu) == (
+            plain[dtype] | everything
+        )
+    told = 1 << _layout_argument.BFLOAT16_SHIFT | 1 << _layout_argument.FLOAT16_SHIFT
+    assert plain[torch.bfloat16] & told == 1 << _layout_argument.BFLOAT16_SHIFT
+    assert plain[torch.float16] & told == 1 << _layout_argument.FLOAT16_SHIFT
+    assert plain[torch.bfloat16] & ~told == plain[torch.float16] & ~told
+
+
 class FakeGpu:
     """Answers what the plan asks of a GPU; `answer` are the times, or what measuring raises."""
 
