@@ -5,7 +5,8 @@ The tensor has the shape and dtype of the dense parameter; what it holds is one 
 (`packed`) in one of the formats or layouts of the core. `torch.nn.functional.linear`, the products
 that modules write out by hand and, for a weight of four dimensions, `torch.nn.functional.conv2d`
 run on it directly; everything else either keeps its meaning (copying, casting, saving) or is
-refused with the operation's name. `load_state_dict(…, assign=True)` puts a packed weight into an
+refused with the operation's name. `copy_`, and `load_state_dict` with it, writes where the bytes
+lie if the new ones are as many. `load_state_dict(…, assign=True)` puts a packed weight into an
 ordinary model or one on the meta device; it is frozen there, whatever the parameter was.
 
 For a program that others load without this package, export the model and let torch unwrap the

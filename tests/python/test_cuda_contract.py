@@ -117,6 +117,41 @@ def test_a_dtype_that_nobody_told_is_read_where_that_is_possible() -> None:
         ops.linear_dx(grad.bfloat16(), weight.packed, weight._layout_argument, IN - 4)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda dense: dense[:-1],
+        lambda dense: dense[:, :-4],
+        lambda dense: dense[None].repeat(2, 1, 1),
+        lambda dense: dense[0],
+        lambda dense: dense.half(),
+        lambda dense: dense.cpu(),
+    ],
+)
+def test_a_dense_copy_of_something_else_is_refused(wrong: Callable[[Tensor], Tensor]) -> None:
+    weight = packed_weight("bfloat16")
+    dense = weight.to_dense()
+    x = inputs_of(weight, 8)
+    grad = torch.randn(8, OUT, device="cuda", dtype=x.dtype)
+    everywhere = _layout_argument.plan_bits([_layout_argument.DENSE] * _layout_argument.PARTS)
+    layout = weight._layout_argument | everywhere
+    rest = (None, None, 0, None)
+    assert torch.equal(ops.linear(x, weight.packed, layout, OUT, *rest, dense), F.linear(x, dense))
+    message = "dense, the weight's dense copy, is|dense is on the CPU"
+    with pytest.raises((ValueError, RuntimeError), match=message):
+        ops.linear(x, weight.packed, layout, OUT, *rest, wrong(dense))
+    with pytest.raises((ValueError, RuntimeError), match=message):
+        ops.linear_dx(grad, weight.packed, layout, IN, wrong(dense))
+
+
+def test_packing_speaks_of_the_weight() -> None:
+    w = make_24(torch.bfloat16)
+    mask = torch.ones_like(w, dtype=torch.bool).cpu()
+    message = r"mask is on the CPU, the weight on cuda:\d: both must be on one device"
+    with pytest.raises((ValueError, RuntimeError), match=message):
+        ops.pack(w, mask, "2:4", "nm24_tiles", False, "w")
+
+
 # --- Bytes that are not aligned -------------------------------------------------------------------
 
 
