@@ -245,6 +245,11 @@ __device__ __forceinline__ void settle(float (&sums)[kCount]) {
 #pragma unroll
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(sums[i])::"memory");
 }
+template <int kCount>
+__device__ __forceinline__ void settle(int (&sums)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) asm volatile("" : "+r"(sums[i])::"memory");
+}
 
 /// Operand descriptors: start address, distance of 8-row groups, swizzle. A is a tile of kept
 /// values (64-byte rows, 64-byte swizzle), B a tile of X (128-byte rows, 128-byte swizzle).

@@ -312,6 +312,8 @@ __global__ void __launch_bounds__(DecodeShape<T>::kThreads, 2)
     if constexpr (kPromotes) {
 #pragma unroll
       for (int i = 0; i < kTokens / 2; ++i) d[i] = total_of_stages[i];
+    } else {
+      settle(d);
     }
     if (n > 0) {
       finish(n - 1);

@@ -339,11 +339,13 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
       if constexpr (Shape::kIsFull) terms.load(p, place);
       wgmma_wait<0>();
       release(previous);
-      if constexpr (Shape::kPromotes) {
 #pragma unroll
-        for (int r = 0; r < kRowTiles; ++r) {
+      for (int r = 0; r < kRowTiles; ++r) {
+        if constexpr (Shape::kPromotes) {
 #pragma unroll
           for (int j = 0; j < kTokens / 2; ++j) d[r][j] = promoted[r][j];
+        } else {
+          settle(d[r]);
         }
       }
 
