@@ -161,6 +161,27 @@ def test_mma_computes_the_product_out_of_a_tile(element_bytes: int) -> None:
     assert np.array_equal(y, tile.w @ tile.x.T)
 
 
+@pytest.mark.parametrize("element_bytes", [2, 1])
+def test_metadata_is_legal_also_where_a_tile_is_padding(element_bytes: int) -> None:
+    """Two ascending positions a nibble, so that no word is below that of empty groups.
+
+    Kernels take the larger of a word and 0x44444444, which must leave these words as they are.
+    """
+    values = torch.zeros(70, 200, dtype=TYPES[element_bytes])
+    values[:, 1::4] = 1
+    values[3:40, 2::4] = 2
+    packed = torch.ops.gossamer.pack(values, None, "2:4", "nm24_tiles", False, "w")
+    tile_bytes = ROWS * 64 + ROWS * 16 // element_bytes
+    # Rows of 200 inputs are two tiles of 128, or four of 64.
+    count = 2 * 2 * element_bytes
+    tiles = packed.numpy()[HEADER_BYTES:][: count * tile_bytes].reshape(count, tile_bytes)
+    words = tiles[:, ROWS * 64 :].copy().view(np.uint32)
+    assert words.min() == 0x44444444
+    nibbles = words[..., None] >> np.arange(0, 32, 4, dtype=np.uint32) & 15
+    assert (nibbles >> 2 > (nibbles & 3)).all()
+    assert set(np.unique(nibbles)) == {0x4, 0x9}
+
+
 def test_ldmatrix_meets_every_bank_once() -> None:
     """Eight rows of 16 bytes, read at once, lie in all 32 banks of shared memory."""
     for first in range(0, ROWS, 8):

@@ -49,6 +49,20 @@ __device__ __forceinline__ Metadata<T> load_metadata(std::uint32_t tile, int thr
   return meta;
 }
 
+/// Metadata of a tile that may lie past the weight's last row. The copy engine fills in zeros
+/// there, and a nibble of zeros names one position twice, for which the instruction promises
+/// nothing. A packed tile holds ascending positions alone, the nibble of an empty group or more:
+/// its words stay what they are. One instruction and no register; to load other tiles instead took
+/// registers that the loading thread does not have.
+template <typename T>
+__device__ __forceinline__ Metadata<T> made_legal(Metadata<T> meta) {
+#pragma unroll
+  for (std::uint32_t& word : meta.words) {
+    word = max(word, 0x11111111u * detail::kNm24EmptyNibble);
+  }
+  return meta;
+}
+
 /// d = (accumulate ? d : 0) + a tile of W times a tile of X. 16-bit types keep the metadata of both
 /// halves in one register, spread over the lanes of a quad; 8-bit types use a register a half.
 template <typename T, int kCount>

@@ -295,7 +295,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
         const std::uint32_t w = w_stages + stage * kWBytes + group * kRowTiles * Shape::kTile;
 #pragma unroll
         for (int r = 0; r < kRowTiles; ++r)
-          meta[r] = load_metadata<T>(w + r * Shape::kTile, thread);
+          meta[r] = made_legal(load_metadata<T>(w + r * Shape::kTile, thread));
         const std::uint64_t b = b_descriptor(x_stages + stage * kXBytes);
         wgmma_fence();
 #pragma unroll

@@ -36,7 +36,7 @@ struct TilesBox {
   int tile_bytes = 0;           ///< a multiple of kTileLine
   int row_tiles = 0;
   int input_tiles = 0;
-  int box_row_tiles = 0;  ///< row tiles of one copy; those past the last one arrive as zeros
+  int box_row_tiles = 0;  ///< row tiles of one copy; past the last one zeros, no legal metadata
 };
 
 /// The descriptor of boxes of one tile of inputs by `box_row_tiles`.  Throws Error(kUnsupported)
