@@ -1,64 +1,185 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Products of every kind of kernel, for compute-sanitizer (scripts/sanitize_cuda.sh).
 
-Rows of the kernel table are forced, and cut so that blocks exchange sums and tiles end inside.
+Rows of the kernel table are forced, and cut so that what can go wrong between blocks and between
+stages happens: a place for a stage is taken again, a block computes a second tile, the last round
+is divided, a cluster walks over four row tiles, sums are exchanged, blocks reach past the last
+output, tiles end inside, X is copied by threads, results leave on each of the three ways.
+
+Sums are exact, so that results are compared too. Operands are made and products checked on the
+CPU: what the tools slow down is our kernels and a few copies.
 """
 
 from __future__ import annotations
 
 import os
+import time
+from dataclasses import dataclass
 
 os.environ["GOSSAMER_CACHE"] = "off"
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 import gossamer as gs  # noqa: F401
-from gossamer._quantization import VALUE_DTYPES, pack_quantized
+from gossamer._activation import Activation
+from gossamer._layout_argument import RESULT_SHIFT
 
 TILES = 33
-NAMES = {"bfloat16": "bf16", "int8": "i8", "float8": "f8e4m3"}
-CUTS = (
-    ("sm90_gemm_sp24_{}_128x64", "4x1", 1024, 256, 33),
-    ("sm90_gemm_sp24_{}_128x64", "2x2", 512, 512, 17),
-    ("sm90_gemm_sp24_{}_128x128", "2x1", 768, 256, 129),
-    ("sm90_gemm_sp24_{}_128x32", "1x4", 256, 1024, 40),
-    ("sm90_gemm_sp24_{}_128x256", "2x1", 512, 256, 300),
-    ("sm90_gemm_sp24_{}_256x128", "1x2", 256, 512, 130),
-    ("sm90_decode_sp24_{}_64", "1x2", 128, 512, 50),
-    ("sm90_decode_sp24_{}_16", "1x4", 128, 1024, 9),
-    ("sm80_mma_sp24_{}_128x64", "", 256, 256, 40),
-    ("sm80_mma_sp24_{}_128x16", "", 192, 320, 9),
+FLOAT32 = TILES | 3 << RESULT_SHIFT
+DTYPES = {"bf16": torch.bfloat16, "i8": torch.int8, "f8e4m3": torch.float8_e4m3fn}
+
+
+@dataclass(frozen=True)
+class Product:
+    """One forced product.
+
+    Attributes:
+        row: of the kernel table; `{}` is the type.
+        cut: as GOSSAMER_CUT has it.
+        out: outputs; a tile of W has 64.
+        tiles: of inputs, 64 each with 16 bits and 128 with 8.
+        tokens: rows of X.
+        missing: inputs of the last tile that are not there; a few leave rows of X unaligned.
+        types: of `DTYPES`.
+    """
+
+    row: str
+    cut: str
+    out: int
+    tiles: int
+    tokens: int
+    missing: int = 0
+    types: tuple[str, ...] = ("bf16", "i8", "f8e4m3")
+
+
+PRODUCTS = (
+    # More stages than places for them (4 to 14); blocks that share X, divide the inputs, or both.
+    Product("sm90_gemm_sp24_{}_128x64", "4x1", 1000, 16, 33),
+    Product("sm90_gemm_sp24_{}_128x64", "2x2", 512, 28, 17),
+    Product("sm90_gemm_sp24_{}_128x32", "1x4", 256, 60, 40),
+    Product("sm90_gemm_sp24_{}_128x96", "4x1", 512, 12, 100),
+    Product("sm90_gemm_sp24_{}_128x192", "1x2", 128, 12, 200),
+    Product("sm90_gemm_sp24_{}_128x256", "2x1", 256, 9, 300),
+    # Blocks, or halves of them, past the last output.
+    Product("sm90_gemm_sp24_{}_128x128", "2x1", 300, 12, 129),
+    Product("sm90_gemm_sp24_{}_256x128", "1x2", 320, 14, 130),
+    Product("sm90_gemm_sp24_{}_256x192", "2x1", 640, 9, 200),
+    # A second tile: of blocks in fours; of pairs, which divide the inputs of the last round.
+    Product("sm90_gemm_sp24_{}_128x32", "4x1", 512, 8, 1277),
+    Product("sm90_gemm_sp24_{}_128x32", "2x1", 256, 8, 2553),
+    # X loaded by threads, in words of eight, four, and two or one bytes.
+    Product("sm90_gemm_sp24_{}_128x128_unaligned", "1x1", 200, 16, 150, missing=60),
+    Product("sm90_gemm_sp24_{}_128x128_unaligned", "1x2", 128, 16, 17, missing=61),
+    # Sums in float32 every 256 inputs.
+    Product("sm90_gemm_sp24_{}_128x128_accurate", "2x1", 300, 11, 129, types=("f8e4m3",)),
+    Product("sm90_gemm_sp24_{}_128x64_accurate", "2x2", 256, 28, 17, types=("f8e4m3",)),
+    Product(
+        "sm90_gemm_sp24_{}_128x128_unaligned_accurate", "1x1", 200, 9, 150, 61, types=("f8e4m3",)
+    ),
+    # Few tokens: four row tiles a cluster; X that does not stay; X by threads.
+    Product("sm90_decode_sp24_{}_8", "1x8", 3200, 64, 5),
+    Product("sm90_decode_sp24_{}_16", "1x4", 128, 16, 9),
+    Product("sm90_decode_sp24_{}_64", "1x2", 128, 8, 50),
+    Product("sm90_decode_sp24_{}_64", "1x1", 64, 64, 64),
+    Product("sm90_decode_sp24_{}_32", "1x2", 192, 9, 20, missing=61),
+    Product("sm90_decode_sp24_{}_16", "1x1", 64, 40, 11, missing=60),
+    Product("sm80_mma_sp24_{}_128x64", "", 256, 8, 40, types=("bf16", "i8")),
+    Product("sm80_mma_sp24_{}_128x16", "", 192, 5, 9, types=("bf16", "i8")),
+    Product("sm80_mma_sp24_{}_128x128", "", 300, 5, 130, types=("bf16", "i8")),
+    Product("sm80_mma_sp24_{}_128x64_unaligned", "", 200, 5, 70, missing=61, types=("bf16", "i8")),
 )
 
 
-def multiply(kind: str, out: int, inputs: int, tokens: int) -> torch.Tensor:
-    """One product of random values in the row and cut that the environment names."""
+class Operands:
+    """Small integers, so that sums are exact in every type; on the CPU.
+
+    Attributes:
+        x: [tokens, in] of the product's type.
+        packed: W in tiles.
+        bias: [out], bfloat16.
+        residual: [tokens, out], bfloat16.
+        sums: X·Wᵀ, float32.
+    """
+
+    def __init__(self, product: Product, dtype: torch.dtype) -> None:
+        inputs = product.tiles * 128 // dtype.itemsize - product.missing
+        w = torch.randint(-2, 3, (product.out, inputs)).float()
+        # Two of four, other ones in other groups; a last group that is cut off keeps them too.
+        group = torch.arange(-(-inputs // 4)) + torch.arange(product.out)[:, None]
+        kept = torch.eye(4)[group % 4] + torch.eye(4)[(group + 1 + group // 4 % 2) % 4]
+        w *= kept.flatten(1)[:, :inputs]
+        self.x = torch.randint(-2, 3, (product.tokens, inputs)).float().to(dtype)
+        self.packed = torch.ops.gossamer.pack(w.to(dtype), None, "2:4", "nm24_tiles", False, "w")
+        self.bias = torch.randint(-16, 17, (product.out,)).bfloat16() / 16
+        self.residual = torch.randint(-16, 17, (product.tokens, product.out)).bfloat16() / 16
+        self.sums = self.x.float() @ w.T
+
+
+def multiply(
+    operands: Operands, product: Product, activation: Activation, y_dtype: torch.dtype
+) -> Tensor:
+    """The product on the GPU, with bias and residual unless the activation is none."""
+    x, packed = operands.x.cuda(), operands.packed.cuda()
+    bias = residual = None
+    if activation is not Activation.NONE:
+        bias, residual = operands.bias.cuda(), operands.residual.to(y_dtype).cuda()
     ops = torch.ops.gossamer
-    w = torch.randn(out, inputs, device="cuda", dtype=torch.bfloat16)
-    x = torch.randn(tokens, inputs, device="cuda", dtype=torch.bfloat16)
-    packed = ops.prune_pack_24(w)
-    if kind == "bfloat16":
-        return ops.linear(x, packed, TILES, out)
-    values = ops.unpack(packed, w.shape, w.dtype)
-    tiles, scale = pack_quantized(values, "2:4", dtype=VALUE_DTYPES[kind], layout="nm24_tiles")
-    q, x_scale = ops.quantize_rows(x, VALUE_DTYPES[kind])
-    dtype = torch.float32 if tokens % 2 else torch.bfloat16
-    return ops.linear_quantized(q, x_scale, tiles, TILES, out, scale, None, 0, None, dtype, False)
+    if x.dtype is torch.bfloat16:
+        layout = FLOAT32 if y_dtype is torch.float32 else TILES
+        return ops.linear(x, packed, layout, product.out, None, bias, activation, residual)
+    ones = torch.ones(max(product.tokens, product.out)).cuda()
+    scales = ones[: product.tokens], ones[: product.out]
+    return ops.linear_quantized(
+        x,
+        scales[0],
+        packed,
+        TILES,
+        product.out,
+        scales[1],
+        bias,
+        activation,
+        residual,
+        y_dtype,
+        False,
+    )
+
+
+def expected(operands: Operands, activation: Activation) -> Tensor:
+    if activation is Activation.NONE:
+        return operands.sums
+    y = operands.sums + operands.bias.float() + operands.residual.float()
+    return F.gelu(y) if activation is Activation.GELU else y.relu()
 
 
 def main() -> None:
     torch.manual_seed(0)
-    count = 0
-    for kind, name in NAMES.items():
-        for row, cut, out, inputs, tokens in CUTS:
-            if kind == "float8" and row.startswith("sm80"):
-                continue
-            os.environ["GOSSAMER_KERNEL"], os.environ["GOSSAMER_CUT"] = row.format(name), cut
-            y = multiply(kind, out, inputs, tokens)
-            torch.cuda.synchronize()
-            assert torch.isfinite(y).all(), (row, cut)
+    count, begin = 0, time.monotonic()
+    # Registers that are unrolled over, rounded; the same to float32; groups of eight.
+    ends = (
+        (Activation.NONE, torch.bfloat16),
+        (Activation.RELU, torch.bfloat16),
+        (Activation.GELU, torch.bfloat16),
+        (Activation.RELU, torch.float32),
+    )
+    for product in PRODUCTS:
+        for kind in product.types:
+            activation, y_dtype = ends[count % len(ends)]
             count += 1
-    print(f"{count} products")
+            os.environ["GOSSAMER_KERNEL"] = product.row.format(kind)
+            os.environ["GOSSAMER_CUT"] = product.cut
+            operands = Operands(product, DTYPES[kind])
+            y = multiply(operands, product, activation, y_dtype).cpu().float()
+            # One rounding to bfloat16 is half of this; the activation's own error is less.
+            torch.testing.assert_close(
+                y,
+                expected(operands, activation),
+                rtol=2**-8,
+                atol=2**-8,
+                msg=lambda text, name=f"{kind} {product}": f"{name}: {text}",
+            )
+    print(f"{count} products, {time.monotonic() - begin:.0f} s")
 
 
 if __name__ == "__main__":
