@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Suite `gpu-24`: 2:4 weights on a GPU beside cuBLAS and cuSPARSELt, its lines in bfloat16.
+"""Suite `gpu-24`: 2:4 weights on a GPU beside cuBLAS and cuSPARSELt, its lines in 16 bits.
 
 Layers are planned as `sparsify_` plans them, with a dense copy beside the packed weight: where the
 plan runs dense, so does the line, and its kernel is `dense`.
 
 Every contestant's calls are captured into a CUDA graph; the graphs are replayed in turn, and the
 median of the rounds counts. Weights rotate through copies larger than L2, so that few tokens read
-them from memory. cuSPARSELt runs the best of its own algorithms, searched for each shape.
+them from memory, those of every contestant. cuSPARSELt runs the best of its own algorithms,
+searched for each shape; fewer tokens than it takes are filled up beforehand (`for_cusparselt`).
 
 The same calls are made eagerly too, beside torch's own 2:4 tensors (`gpu_eager`): what a call takes
 in a loop, and what the host spends on it.
@@ -17,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,6 +29,7 @@ import gossamer as gs
 from gossamer import _plan_cuda
 from gossamer._cuda_timing import contest
 from gossamer.bench.gpu_eager import eager, semi_structured, semi_structured_calls
+from gossamer.bench.gpu_sensors import under_load
 from gossamer.bench.record import Record
 from gossamer.bench.suite import Options, now
 from gossamer.config import Config
@@ -40,7 +43,11 @@ __all__ = [
     "SHAPES",
     "TOKENS",
     "Ceilings",
+    "Layer",
+    "cusparselt",
+    "for_cusparselt",
     "gpu_name",
+    "measure",
     "measured_ceilings",
     "planned_kernel",
     "planned_layer",
@@ -77,7 +84,6 @@ TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 QUICK_SHAPES = ("llama8b.qkv", "llama8b.up", "llama8b.down", "llama70b.o")
 QUICK_TOKENS = (1, 16, 64, 128, 512, 2048, 8192)
 
-_DTYPE = torch.bfloat16
 _L2_TIMES = 4
 _CHECKED_OUTPUTS = 64
 
@@ -122,17 +128,18 @@ def run(options: Options) -> Iterator[Record]:
     for name, (out, inputs), counts in cases:
         chosen = [tokens for tokens in counts if options.wants(f"{name} {tokens}")]
         if chosen:
-            layer = _Layer(out, inputs)
+            layer = Layer(out, inputs)
             for tokens in chosen:
                 options.progress(f"{name}, {tokens} tokens")
-                yield _measure(layer, tokens, options, ceilings)
+                yield measure(layer, tokens, options, ceilings)
 
 
-class _Layer:
+class Layer:
     """Copies of one 2:4 layer in every contestant's form."""
 
-    def __init__(self, out: int, inputs: int) -> None:
-        self.out, self.inputs = out, inputs
+    def __init__(self, out: int, inputs: int, dtype: torch.dtype = torch.bfloat16) -> None:
+        """A random layer in bfloat16 or float16."""
+        self.out, self.inputs, self.dtype = out, inputs, dtype
         l2 = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
         # The packed form is the smallest: enough copies of it overflow L2 too.
         self.copies = 1 + math.ceil(_L2_TIMES * l2 / (out * inputs * 9 / 8))
@@ -141,15 +148,15 @@ class _Layer:
         planned = [planned_layer(w, gs.SemiSparseWeightConfig()) for w in self.dense]
         self.packed = [layer.weight for layer in planned]
         self.plan = next(iter(gs.explain(planned[0])))
-        self.compressed: Tensor | None = None
+        self.compressed: list[Tensor] = []
         if torch.backends.cusparselt.is_available():
-            self.compressed = torch._cslt_compress(self.dense[0])
+            self.compressed = [torch._cslt_compress(w) for w in self.dense]
         self.semi_structured = semi_structured(self.dense)
 
     def _pruned(self) -> Tensor:
-        w = torch.randn(self.out, self.inputs, device="cuda", dtype=_DTYPE)
+        w = torch.randn(self.out, self.inputs, device="cuda", dtype=self.dtype)
         packed = torch.ops.gossamer.prune_pack_24(w)
-        return torch.ops.gossamer.unpack(packed, w.shape, _DTYPE)
+        return torch.ops.gossamer.unpack(packed, w.shape, self.dtype)
 
 
 def planned_layer(w: Tensor, config: Config) -> nn.Linear:
@@ -177,21 +184,71 @@ def planned_kernel(report: LayerReport, weight: Tensor, x: Tensor) -> str:
     return str(torch.ops.gossamer.cuda_kernel(x, weight.out_features, weight._layout_argument))
 
 
-def _measure(layer: _Layer, tokens: int, options: Options, ceilings: Ceilings) -> Record:
-    x = torch.randn(tokens, layer.inputs, device="cuda", dtype=_DTYPE)
+def for_cusparselt(x: Tensor) -> Tensor:
+    """X [tokens, in] with tokens of zeros behind it, as many as cuSPARSELt asks for.
+
+    It takes multiples of 8 tokens with 16 bits, of 16 with 8 bits.
+    """
+    missing = -len(x) % (16 // x.element_size())
+    if missing == 0:
+        return x
+    return torch.cat(
+        [x.view(torch.uint8), x.new_zeros(missing, x.shape[1]).view(torch.uint8)]
+    ).view(x.dtype)
+
+
+def cusparselt(
+    compressed: Sequence[Tensor], x: Tensor, out_dtype: torch.dtype | None = None
+) -> list[Callable[[], Any]]:
+    """Calls of cuSPARSELt by the best of its algorithms, one for each copy of a weight.
+
+    Args:
+        compressed: what `torch._cslt_compress` made.
+        x: [tokens, in].
+        out_dtype: of the result; None: that of x.
+
+    Returns:
+        The calls; none without copies, for rows of x that do not follow each other (torch tells it
+        no stride), and where it refuses the product.
+    """
+    if not compressed or not x.is_contiguous():
+        return []
+    padded = for_cusparselt(x)
+    multiply = torch._cslt_sparse_mm
+    try:
+        best = int(torch._cslt_sparse_mm_search(compressed[0], padded.t(), out_dtype=out_dtype))
+    except RuntimeError:
+        return []
+    return [partial(multiply, w, padded.t(), out_dtype=out_dtype, alg_id=best) for w in compressed]
+
+
+def measure(
+    layer: Layer,
+    tokens: int,
+    options: Options,
+    ceilings: Ceilings,
+    x: Tensor | None = None,
+    name: str = "",
+) -> Record:
+    """The line of one case.
+
+    Args:
+        layer: that is multiplied.
+        tokens: rows of x.
+        options: of the command.
+        ceilings: of this GPU.
+        x: [tokens, in] that is like no other, of the layer's dtype; None: random, as torch lays it.
+        name: of the case where the sizes do not say it all.
+    """
+    if x is None:
+        x = torch.randn(tokens, layer.inputs, device="cuda", dtype=layer.dtype)
     _check(layer, x)
     rivals: dict[str, list[Callable[[], Any]]] = {
         "gossamer": [lambda w=w: F.linear(x, w) for w in layer.packed],  # type: ignore[misc]
         "cublas": [lambda w=w: F.linear(x, w) for w in layer.dense],  # type: ignore[misc]
     }
-    if layer.compressed is not None:
-        compressed = layer.compressed
-        try:
-            best = int(torch._cslt_sparse_mm_search(compressed, x.t()))
-        except RuntimeError:
-            pass  # it takes no such number of tokens
-        else:
-            rivals["cusparselt"] = [lambda: torch._cslt_sparse_mm(compressed, x.t(), alg_id=best)]
+    if found := cusparselt(layer.compressed, x):
+        rivals["cusparselt"] = found
     calls = eager(
         {
             "gossamer": rivals["gossamer"],
@@ -200,6 +257,7 @@ def _measure(layer: _Layer, tokens: int, options: Options, ceilings: Ceilings) -
         }
     )
     times = contest(rivals, options.rounds)
+    load = under_load(rivals["gossamer"])
     ms, dense_ms = times.pop("gossamer"), times["cublas"]
     first = layer.packed[0]
     packed_bytes = first.packed_bytes if isinstance(first, SparseWeight) else first.nbytes
@@ -209,7 +267,7 @@ def _measure(layer: _Layer, tokens: int, options: Options, ceilings: Ceilings) -
         machine=gpu_name(),
         device="cuda",
         threads=torch.get_num_threads(),
-        dtype="bfloat16",
+        dtype=str(layer.dtype).removeprefix("torch."),
         pattern="2:4",
         sparsity=0.5,
         tokens=tokens,
@@ -227,6 +285,9 @@ def _measure(layer: _Layer, tokens: int, options: Options, ceilings: Ceilings) -
         date=now(),
         eager_ms=calls.ms,
         eager_host_us=calls.host_us,
+        clock_mhz=load.clock_mhz,
+        power_w=load.power_w,
+        layer=name,
     )
 
 
@@ -236,7 +297,7 @@ def gpu_name() -> str:
     return next((word for word in words if any(c.isdigit() for c in word)), words[-1])
 
 
-def _check(layer: _Layer, x: Tensor) -> None:
+def _check(layer: Layer, x: Tensor) -> None:
     """A wrong product is not worth timing.
 
     Raises:
@@ -246,7 +307,7 @@ def _check(layer: _Layer, x: Tensor) -> None:
     y = F.linear(x, layer.packed[0])[:, :_CHECKED_OUTPUTS].double()
     exact = x.double() @ w.T
     sums = (layer.inputs + 1) * torch.finfo(torch.float32).eps * (x.double().abs() @ w.abs().T)
-    bound = torch.finfo(_DTYPE).eps / 2 * (exact.abs() + sums) + sums
+    bound = torch.finfo(layer.dtype).eps / 2 * (exact.abs() + sums) + sums
     if not ((y - exact).abs() <= bound).all():
         raise AssertionError(f"{x.shape[0]} tokens: the product is wrong, nothing was timed")
 
@@ -254,7 +315,7 @@ def _check(layer: _Layer, x: Tensor) -> None:
 def measured_ceilings() -> Ceilings:
     """Of the current GPU, in bfloat16."""
     side, size = 8192, 1 << 30
-    a = torch.randn(side, side, device="cuda", dtype=_DTYPE)
+    a = torch.randn(side, side, device="cuda", dtype=torch.bfloat16)
     source = torch.ones(size, device="cuda", dtype=torch.uint8)
     target = torch.empty_like(source)
     times = contest(

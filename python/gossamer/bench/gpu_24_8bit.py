@@ -3,7 +3,8 @@
 
 Peers: `torch._scaled_mm` with a scale a row and with one a tensor, `torch._int_mm` (which leaves
 its sums in int32 and takes no fewer than 17 tokens: it is given 32 then), cuSPARSELt where it takes
-the type, and the dense layer in bfloat16. Quantizing X is part of the lines of `gpu-model`.
+the type (of 16 tokens at least: X is filled up beforehand), and the dense layer in bfloat16.
+Quantizing X is part of the lines of `gpu-model`.
 
 Of eager calls (`gpu_eager`) there is `gossamer_layer` beside the product alone: `F.linear` with the
 planned weight, which quantizes X or runs dense as the plan says; `cublas_bfloat16` is what it
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -32,17 +33,19 @@ from gossamer.bench.gpu_24 import (
     SHAPES,
     TOKENS,
     Ceilings,
+    cusparselt,
     gpu_name,
     measured_ceilings,
     planned_layer,
 )
 from gossamer.bench.gpu_eager import Eager, eager
+from gossamer.bench.gpu_sensors import Load, under_load
 from gossamer.bench.record import Record
 from gossamer.bench.suite import Options, now
 from gossamer.config import Config
 from gossamer.weight import SparseWeight
 
-__all__ = ["DENSE_PEERS", "record", "run"]
+__all__ = ["DENSE_PEERS", "Layer", "ceilings_of", "measure", "record", "run"]
 
 DENSE_PEERS = {"float8": ("scaled_mm_rows", "scaled_mm_tensor"), "int8": ("int_mm",)}
 """Dense products of the same type; the quickest is what a line is compared with."""
@@ -51,6 +54,7 @@ _CONFIGS: dict[str, Config] = {
     "float8": gs.Float8DynamicActivationSemiSparseWeightConfig(),
     "int8": gs.Int8DynamicActivationSemiSparseWeightConfig(),
 }
+_ACCURATE = gs.Float8DynamicActivationSemiSparseWeightConfig(accurate=True)
 _L2_TIMES = 4
 _LEAST_INT_MM_TOKENS = 32
 _ROUNDS = 5
@@ -69,36 +73,68 @@ def run(options: Options) -> Iterator[Record]:
         raise RuntimeError("suite gpu-24 needs a CUDA device; torch sees none")
     bandwidth = measured_ceilings().bandwidth
     for kind in DENSE_PEERS:
-        ceilings = Ceilings(2e3 * 8192**3 / _square(kind), bandwidth)
+        ceilings = ceilings_of(kind, bandwidth)
         for name in QUICK_SHAPES if options.quick else SHAPES:
             counts = QUICK_TOKENS if options.quick else TOKENS
             chosen = [n for n in counts if options.wants(f"{name} {kind} {n}")]
             if not chosen:
                 continue
-            layer = _Layer(kind, *SHAPES[name])
+            layer = Layer(kind, *SHAPES[name])
             for tokens in chosen:
                 options.progress(f"{name}, {kind}, {tokens} tokens")
-                rivals = layer.rivals(tokens)
-                calls = eager(layer.eager_rivals(tokens, rivals))
-                times = contest(rivals, options.rounds)
-                kernel = layer.kernel(tokens)
-                yield record(layer.weight, kernel, tokens, times, calls, ceilings, gpu_name())
+                yield measure(layer, tokens, options, ceilings)
 
 
-class _Layer:
+def ceilings_of(kind: str, bandwidth: float) -> Ceilings:
+    """What this GPU reached in dense products of a type of `DENSE_PEERS`."""
+    return Ceilings(2e3 * 8192**3 / _square(kind), bandwidth)
+
+
+def measure(
+    layer: Layer, tokens: int, options: Options, ceilings: Ceilings, name: str = ""
+) -> Record:
+    """The line of one case, called `name` where the sizes do not say it all."""
+    rivals = layer.rivals(tokens)
+    calls = eager(layer.eager_rivals(tokens, rivals))
+    times = contest(rivals, options.rounds)
+    load = under_load(rivals["gossamer"])
+    return record(
+        layer.weight,
+        layer.kernel(tokens),
+        tokens,
+        times,
+        calls,
+        ceilings,
+        gpu_name(),
+        load=load,
+        name=name,
+    )
+
+
+class Layer:
     """One 2:4 layer in eight bits in every contestant's form, in copies that overflow L2."""
 
-    def __init__(self, kind: str, out: int, inputs: int) -> None:
-        self.kind, self.out, self.inputs = kind, out, inputs
+    def __init__(self, kind: str, out: int, inputs: int, accurate: bool = False) -> None:
+        """A random layer.
+
+        Args:
+            kind: of `DENSE_PEERS`.
+            out: its outputs.
+            inputs: its inputs.
+            accurate: sums of float8 products in float32 throughout, those of torch's products too.
+        """
+        self.kind, self.out, self.inputs, self.accurate = kind, out, inputs, accurate
         self.dtype = VALUE_DTYPES[kind]
         torch.manual_seed(0)
         w = torch.randn(out, inputs, device="cuda", dtype=torch.bfloat16)
         w = torch.ops.gossamer.unpack(torch.ops.gossamer.prune_pack_24(w), w.shape, w.dtype)
         tiles, self.scale = pack_quantized(w, "2:4", dtype=self.dtype, layout="nm24_tiles")
-        self.weight = SparseWeight.from_quantized(tiles, self.scale, torch.bfloat16)
+        self.weight = SparseWeight.from_quantized(
+            tiles, self.scale, torch.bfloat16, accurate=accurate
+        )
         # With the rows that the plan found for calls which quantize X too; where it found none,
         # as in buckets that run dense, the cost model's row multiplies here.
-        planned = planned_layer(w, _CONFIGS[kind])
+        planned = planned_layer(w, _ACCURATE if accurate else _CONFIGS[kind])
         if isinstance(planned.weight, SparseWeight):
             self.weight = planned.weight
         wrong = discrepancy(self.weight, w)
@@ -109,6 +145,7 @@ class _Layer:
         self.tiles = [tiles.clone() for _ in range(copies)]
         values = quantize_rows(w, self.dtype)[0]
         self.dense = [values.clone() for _ in range(copies)]
+        self.compressed = _compressed(self.dense)
         self.wide = [w.clone() for _ in range(copies)]
         self.layers = [copy.deepcopy(planned.weight) for _ in range(copies)]
 
@@ -118,10 +155,12 @@ class _Layer:
         return str(torch.ops.gossamer.cuda_kernel(q, self.out, self.weight._layout_argument))
 
     def quantized(self, tokens: int) -> tuple[Tensor, Tensor]:
+        """Random X [tokens, in] in eight bits, and a scale a token."""
         x = torch.randn(tokens, self.inputs, device="cuda", dtype=torch.bfloat16)
         return torch.ops.gossamer.quantize_rows(x, self.dtype)
 
     def rivals(self, tokens: int) -> dict[str, Calls]:
+        """Every contestant's calls with the same X, one for each copy of its weight."""
         q, scale = self.quantized(tokens)
         layout = self.weight._layout_argument
         multiply = torch.ops.gossamer.linear_quantized
@@ -150,11 +189,13 @@ class _Layer:
                         scale_a=a.contiguous(),
                         scale_b=b.contiguous(),
                         out_dtype=torch.bfloat16,
-                        use_fast_accum=True,
+                        use_fast_accum=not self.accurate,
                     )
                     for w in self.dense
                 ]
-        rivals.update(self._cusparselt(q))
+        # Without scales.
+        if found := cusparselt(self.compressed, q, torch.bfloat16):
+            rivals["cusparselt"] = found
         return rivals
 
     def eager_rivals(self, tokens: int, rivals: Mapping[str, Calls]) -> dict[str, Calls]:
@@ -166,18 +207,15 @@ class _Layer:
             "gossamer_layer": [partial(F.linear, x, weight) for weight in self.layers],
         }
 
-    def _cusparselt(self, q: Tensor) -> dict[str, Calls]:
-        """The best of its algorithms, without scales; nothing where it takes no such product."""
-        if not torch.backends.cusparselt.is_available():
-            return {}
-        dtype = torch.bfloat16
-        try:
-            compressed = torch._cslt_compress(self.dense[0])
-            best = int(torch._cslt_sparse_mm_search(compressed, q.t(), out_dtype=dtype))
-        except RuntimeError:
-            return {}
-        multiply = torch._cslt_sparse_mm
-        return {"cusparselt": [partial(multiply, compressed, q.t(), out_dtype=dtype, alg_id=best)]}
+
+def _compressed(dense: Sequence[Tensor]) -> list[Tensor]:
+    """The weights as cuSPARSELt wants them; none where it does not take the type."""
+    if not torch.backends.cusparselt.is_available():
+        return []
+    try:
+        return [torch._cslt_compress(w) for w in dense]
+    except RuntimeError:
+        return []
 
 
 def _square(kind: str) -> float:
@@ -199,6 +237,9 @@ def record(
     calls: Eager,
     ceilings: Ceilings,
     machine: str,
+    *,
+    load: Load | None = None,
+    name: str = "",
 ) -> Record:
     """The line of a case.
 
@@ -210,7 +251,10 @@ def record(
         calls: eager ones of the same, of the whole layer too.
         ceilings: of this GPU for the type.
         machine: its short name.
+        load: what its sensors said; None: nothing.
+        name: of the case where the sizes do not say it all.
     """
+    load = load or Load()
     kind = "int8" if weight.quantization == "int8" else "float8"
     peers = {name: ms for name, ms in times.items() if name != "gossamer"}
     quickest = min((name for name in DENSE_PEERS[kind] if name in peers), key=peers.__getitem__)
@@ -239,4 +283,7 @@ def record(
         date=now(),
         eager_ms=calls.ms,
         eager_host_us=calls.host_us,
+        clock_mhz=load.clock_mhz,
+        power_w=load.power_w,
+        layer=name,
     )

@@ -8,11 +8,20 @@ import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-__all__ = ["OPTIONAL", "Record", "append"]
+__all__ = ["DERIVED", "OPTIONAL", "Record", "append"]
 
 
 OPTIONAL = ("layer", "read_gbs", "eager_ms", "eager_host_us")
 """Fields that a line may lack: older lines do, and lines of suites that do not measure them."""
+
+_SENSORS = ("clock_mhz", "power_w")
+"""Lines of a GPU say null where they could not be read, other lines say nothing."""
+
+DERIVED = ("tflops", "gbs", "of_bound")
+"""Written into lines of `gpu-24` for who reads them alone; never read, but computed again."""
+
+_ELEMENT_BYTES = {"bfloat16": 2, "float16": 2, "float8_e4m3": 1, "int8": 1}
+_RESULT_BYTES = 2
 
 
 @dataclass(frozen=True)
@@ -37,11 +46,11 @@ class Record:
         speedup: dense_ms / ms.
         peers: name to median milliseconds, in the same rounds.
         bytes: of the weight as it is held.
-        bound_speedup: of the roofline, `gossamer.bench.roofline`.
+        bound_speedup: of the roofline, `gossamer.bench.roofline`; None where nobody derived one.
         host_us: the call's own time on the host, microseconds: on the CPU that of the same call on
             a 16x16 layer, which has next to nothing to compute; in `gpu-24` that of issuing this
             very call eagerly, nothing synchronized (lines without `eager_host_us`: one call on a
-            64x64 layer, or 0).
+            64x64 layer); None where it was not measured.
         version: of gossamer.
         date: UTC, ISO 8601.
         layer: what the sizes do not say: network, layer, memory format; not written where empty.
@@ -50,6 +59,8 @@ class Record:
         eager_ms: milliseconds of an eager call in a loop: of `gossamer` and of peers by their
             names, a peer that refuses the sizes is absent; written by `gpu-24` alone.
         eager_host_us: the host's microseconds of the same calls.
+        clock_mhz: of a GPU's multiprocessors while it makes these calls; None where unknown.
+        power_w: of the card, likewise.
     """
 
     suite: str
@@ -69,23 +80,55 @@ class Record:
     speedup: float
     peers: dict[str, float]
     bytes: int
-    bound_speedup: float
-    host_us: float
+    bound_speedup: float | None
+    host_us: float | None
     version: str
     date: str
     layer: str = ""
     read_gbs: float = 0.0
     eager_ms: dict[str, float] = field(default_factory=dict)
     eager_host_us: dict[str, float] = field(default_factory=dict)
+    clock_mhz: float | None = None
+    power_w: float | None = None
+
+    @property
+    def tflops(self) -> float:
+        """1e12 operations a second, those of the dense product: 2:4 does half of them."""
+        return 2e-9 * self.tokens * self.out * self.inputs / self.ms
+
+    @property
+    def gbs(self) -> float | None:
+        """1e9 bytes a second of what a call reads and writes once, its weight as it runs, X and Y.
+
+        None for types of which a line does not tell the bytes.
+        """
+        element = _ELEMENT_BYTES.get(self.dtype)
+        if element is None:
+            return None
+        weight = self.out * self.inputs * element if self.kernel == "dense" else self.bytes
+        moved = weight + self.tokens * (self.inputs * element + self.out * _RESULT_BYTES)
+        return moved / self.ms / 1e6
+
+    @property
+    def of_bound(self) -> float | None:
+        """The speed-up as a share of the roofline's; None where there is none."""
+        return self.speedup / self.bound_speedup if self.bound_speedup else None
 
     def to_json(self) -> str:
         """One line without its end; numbers with four significant digits or more."""
         values = {
             "in" if known.name == "inputs" else known.name: _rounded(getattr(self, known.name))
             for known in fields(self)
-            if known.name not in OPTIONAL or getattr(self, known.name)
+            if self._is_written(known.name)
         }
+        if self.suite.startswith("gpu-24"):
+            values |= {name: _rounded(getattr(self, name)) for name in DERIVED}
         return json.dumps(values)
+
+    def _is_written(self, name: str) -> bool:
+        if name in _SENSORS:
+            return self.device == "cuda"
+        return name not in OPTIONAL or bool(getattr(self, name))
 
 
 def _rounded(value: object) -> object:

@@ -10,7 +10,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from gossamer.bench.record import Record
+from gossamer.bench.record import DERIVED, Record
 
 __all__ = ["newest", "read"]
 
@@ -18,6 +18,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "str": (str,),
     "int": (int,),
     "float": (int, float),
+    "float | None": (int, float, type(None)),
     "dict[str, float]": (dict,),
 }
 
@@ -53,6 +54,8 @@ def _record(text: str, place: str) -> Record:
         raise ValueError(f"{place}: a {type(values).__name__}; an object with fields is accepted")
     if "in" in values:
         values["inputs"] = values.pop("in")
+    for name in DERIVED:
+        values.pop(name, None)
     known = {field.name: field for field in fields(Record)}
     for name in values:
         if name not in known:
