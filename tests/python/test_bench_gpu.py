@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import copy
+import ctypes
+import dataclasses
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,9 +18,9 @@ from torch import Tensor, nn
 
 import gossamer as gs
 from gossamer._quantization import VALUE_DTYPES, pack_quantized
-from gossamer.bench import gpu_24_8bit, gpu_eager, gpu_model
+from gossamer.bench import gpu_24_8bit, gpu_eager, gpu_model, gpu_more, gpu_sensors
 from gossamer.bench.blocks import LlamaBlock, VitBlock, block_cases, pruned_24
-from gossamer.bench.gpu_24 import Ceilings
+from gossamer.bench.gpu_24 import Ceilings, cusparselt, for_cusparselt
 from gossamer.bench.gpu_eager import Eager
 from gossamer.bench.results import read
 from gossamer.weight import SparseWeight
@@ -152,6 +155,129 @@ def test_lines_can_be_read_again(tmp_path: Path) -> None:
     assert found.eager_host_us == CALLS.host_us
     assert old.eager_ms == {}
     assert json.loads(old.to_json()) == older
+
+
+def test_lines_say_how_fast_and_how_near_the_bound(tmp_path: Path) -> None:
+    weight = quantized("float8")
+    times = {"gossamer": 0.5, "scaled_mm_rows": 0.75}
+    ceilings = Ceilings(1e15, 1e12)
+    load = gpu_sensors.Load(1500.0, None)
+    line = gpu_24_8bit.record(weight, "row", 16, times, CALLS, ceilings, "h0", load=load)
+    # 2 · 16 · 64 · 128 operations, and the bytes of W, X and Y, in half a millisecond.
+    assert line.tflops == pytest.approx(2 * 16 * 64 * 128 / 0.5e-3 / 1e12)
+    moved = weight.packed_bytes + 16 * (128 + 2 * 64)
+    assert line.gbs == pytest.approx(moved / 0.5e-3 / 1e9)
+    assert line.bound_speedup is not None
+    assert line.of_bound == pytest.approx(1.5 / line.bound_speedup)
+    dense = dataclasses.replace(line, kernel="dense", bound_speedup=None)
+    assert dense.gbs == pytest.approx((64 * 128 + 16 * (128 + 2 * 64)) / 0.5e-3 / 1e9)
+    assert dense.of_bound is None
+    written = json.loads(line.to_json())
+    assert written["tflops"] == pytest.approx(line.tflops, rel=1e-4)
+    assert (written["clock_mhz"], written["power_w"]) == (1500.0, None)
+    (tmp_path / "h0.jsonl").write_text(json.dumps(written) + "\n")
+    (found,) = read(tmp_path)
+    assert found.clock_mhz == 1500.0
+    assert found.power_w is None
+    assert found.to_json() == line.to_json()
+    # What is derived is derived again: nobody believes the line.
+    (tmp_path / "h0.jsonl").write_text(json.dumps({**written, "tflops": 9e9}) + "\n")
+    assert read(tmp_path)[0].tflops == pytest.approx(line.tflops, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "counts"),
+    [
+        (torch.bfloat16, {1: 8, 8: 8, 9: 16, 64: 64}),
+        (torch.float8_e4m3fn, {1: 16, 8: 16, 16: 16, 17: 32}),
+        (torch.int8, {4: 16}),
+    ],
+)
+def test_few_tokens_are_filled_up_for_cusparselt(
+    dtype: torch.dtype, counts: dict[int, int]
+) -> None:
+    for tokens, taken in counts.items():
+        x = torch.randint(1, 9, (tokens, 32)).to(dtype)
+        filled = for_cusparselt(x)
+        assert filled.shape == (taken, 32)
+        assert filled.dtype == dtype
+        assert torch.equal(filled[:tokens].float(), x.float())
+        assert not filled[tokens:].float().any()
+
+
+def test_cusparselt_multiplies_every_copy_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+
+    def multiply(w: Tensor, x: Tensor, *, out_dtype: torch.dtype | None, alg_id: int) -> Tensor:
+        assert (x.shape, out_dtype, alg_id) == ((32, 8), None, 7)
+        seen.append(w)
+        return w
+
+    def search(w: Tensor, x: Tensor, *, out_dtype: torch.dtype | None) -> int:
+        assert (x.shape, out_dtype) == ((32, 8), None)
+        return 7
+
+    monkeypatch.setattr(torch, "_cslt_sparse_mm", multiply)
+    monkeypatch.setattr(torch, "_cslt_sparse_mm_search", search)
+    x = torch.ones(3, 32, dtype=torch.bfloat16)
+    copies = [torch.ones(4), torch.zeros(4)]
+    for call in cusparselt(copies, x):
+        call()
+    assert [id(w) for w in seen] == [id(w) for w in copies]
+    assert cusparselt([], x) == []
+    # Torch does not tell it how far rows lie apart.
+    assert cusparselt(copies, torch.ones(3, 33, dtype=torch.bfloat16)[:, 1:]) == []
+
+
+class FakeNvml:
+    """A card that draws 123.4 W and runs at 1.41 GHz; `has_instant`: it has the newer sensor."""
+
+    def __init__(self, has_instant: bool) -> None:
+        self.has_instant = has_instant
+
+    def nvmlDeviceGetClockInfo(self, handle: object, kind: int, value: object) -> int:
+        assert kind == 1
+        value._obj.value = 1410
+        return 0
+
+    def nvmlDeviceGetFieldValues(self, handle: object, count: int, value: object) -> int:
+        field = value._obj
+        assert (count, field.field) == (1, 186)
+        assert ctypes.sizeof(field) == 40  # nvmlFieldValue_t
+        field.type, field.status, field.value = 1, 0 if self.has_instant else 3, 123_400
+        return 0
+
+    def nvmlDeviceGetPowerUsage(self, handle: object, value: object) -> int:
+        value._obj.value = 99_000
+        return 0
+
+
+def test_sensors_are_read_and_what_is_not_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    newer = gpu_sensors._Sensors(FakeNvml(has_instant=True), ctypes.c_void_p())
+    assert (newer.clock_mhz(), newer.power_w()) == (1410.0, 123.4)
+    older = gpu_sensors._Sensors(FakeNvml(has_instant=False), ctypes.c_void_p())
+    assert older.power_w() == 99.0
+    monkeypatch.setattr(gpu_sensors, "_LIBRARY", "libno-such-library.so")
+    gpu_sensors._sensors.cache_clear()
+    assert gpu_sensors._sensors("0") is None
+    assert gpu_sensors._median([None, 2.0, None, 4.0]) == 3.0
+    assert gpu_sensors._median([None]) is None
+
+
+def test_further_cases_are_chosen_by_group_layer_and_tokens() -> None:
+    every = list(gpu_more.cases())
+    names = [f"{group} {shape} {n}" for group, shape, counts in every for n in counts]
+    assert len(names) == len(set(names)) > 100
+    assert {shape for _, shape, _ in every} <= set(gpu_more._ALL_SHAPES)
+    chosen = list(gpu_more.cases(lambda name: "sm80 llama8b.o" in name))
+    assert chosen == [("sm80", "llama8b.o", [16, 64, 1024])]
+    assert list(gpu_more.cases(lambda name: name == "float8 qwen7b.o 256")) == [
+        ("float8", "qwen7b.o", [256])
+    ]
+    before = os.environ.get("GOSSAMER_KERNEL")
+    with gpu_more._kernel("sm80_mma_sp24_bf16_128x16"):
+        assert os.environ["GOSSAMER_KERNEL"] == "sm80_mma_sp24_bf16_128x16"
+    assert os.environ.get("GOSSAMER_KERNEL") == before
 
 
 class FakeGpu:

@@ -23,6 +23,7 @@ from gossamer.bench import (
     gpu_24,
     gpu_24_8bit,
     gpu_model,
+    gpu_more,
     host,
     plan,
     solvers,
@@ -46,6 +47,7 @@ SUITES: dict[str, Callable[[Options], Iterator[Record]]] = {
     "cpu-model": cpu_model.run_models,
     "cpu-stacks": cpu_model.run_stacks,
     "gpu-24": _gpu_24,
+    "gpu-24-more": gpu_more.run,
     "gpu-model": gpu_model.run,
     "host": host.run,
     "plan": plan.run,
@@ -216,7 +218,7 @@ def _cells(record: Record) -> list[str]:
         f"{record.dense_ms:.4f}",
         "-" if csr is None else f"{csr:.4f}",
         f"{record.speedup:.2f}x",
-        f"{record.bound_speedup:.1f}x",
+        "-" if record.bound_speedup is None else f"{record.bound_speedup:.1f}x",
     ]
 
 
