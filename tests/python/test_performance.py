@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from gossamer.bench import performance
+from gossamer.bench.performance_gpu import TARGETS
 from gossamer.bench.results import newest, read
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -106,7 +108,7 @@ def test_eager_calls_of_gpus_have_tables_of_their_own(tmp_path: Path) -> None:
     assert f"**bfloat16, host time of an eager call**, microseconds: {order}\n" in page
     assert "| 8x16 | 17.0 / 20.0 / 598.0 | 18.0 / 17.5 / – |" in page
     assert "-3.0 to +0.5 µs of host time, median -1.2." in page
-    assert page.count("| older |") == 1
+    assert page.count("| older |") == 2  # speed-ups and rates
     page = performance.documents(written(tmp_path, older))["performance.md"]
     assert "eager" not in page
 
@@ -123,6 +125,91 @@ def test_of_8_bit_layers_the_whole_call_is_compared_with_the_dense_layer(tmp_pat
     assert "microseconds: gossamer / gossamer_layer / cublas_bfloat16\n" in page
     assert "| 8x16 | 9.0 / 22.0 / 20.0 |" in page
     assert "+2.0 to +2.0 µs of host time" in page
+
+
+GPU = {
+    "suite": "gpu-24",
+    "device": "cuda",
+    "dtype": "bfloat16",
+    "pattern": "2:4",
+    "kernel": "row",
+    "read_gbs": 0.0,
+    "out": 4096,
+    "in": 4096,
+    "tokens": 16,
+    "peers": {"cublas": 2.0},
+    "bytes": 18_874_368,
+}
+
+
+def test_times_of_graphs_are_forgiven_no_call_and_named_each(tmp_path: Path) -> None:
+    slow = [{**GPU, "tokens": n, "ms": 0.0208, "dense_ms": 0.02, "peers": {}} for n in range(1, 8)]
+    right = {**slow[0], "tokens": 8, "ms": 0.0206}
+    forced = {**slow[0], "suite": "gpu-24-forced"}
+    page = performance.documents(written(tmp_path, *slow, right, forced))["performance.md"]
+    assert "8 cases, 7 below 0.97 of the peer that they replace: " in page
+    for tokens in range(1, 8):
+        assert f"4096x4096 2:4 bfloat16, {tokens} tokens: 0.962x" in page
+    # Rows that no plan takes promise nothing.
+    assert page.count("below 0.97 of the peer") == 1
+
+
+def test_lines_of_a_gpu_are_one_table_whatever_the_threads(tmp_path: Path) -> None:
+    lines = [{**GPU, "threads": 4}, {**GPU, "threads": 16, "ms": 1.6}]
+    made = performance.documents(written(tmp_path, *lines, {**GPU, "tokens": 64, "threads": 4}))
+    page = made["performance.md"]
+    assert page.count("**bfloat16**") == 1
+    assert "| 4096x4096 | 1.25 | 2.00 |" in page
+    assert "performance/m-gpu-24-bfloat16.svg" in made
+
+
+def test_rates_shares_of_the_bound_and_sensors_have_tables(tmp_path: Path) -> None:
+    sensed = {"clock_mhz": 1435.0, "power_w": 690.4}
+    line = {**GPU, "ms": 0.01, "dense_ms": 0.018, "speedup": 1.8, **sensed}
+    unbound = {**line, "tokens": 64, "bound_speedup": None, "clock_mhz": None}
+    page = performance.documents(written(tmp_path, line, unbound))["performance.md"]
+    # 2 · 16 · 4096² operations in 10 µs; 9/16 of 32 MiB, and 16 KiB a token, in 10 µs.
+    assert "| 4096x4096 | 54 / 1914 / 90% | 215 / 1992 / – |" in page
+    assert "| 4096x4096 | 1435 / 690 | – / 690 |" in page
+
+
+def test_targets_of_gpus_stand_beside_what_was_reached(tmp_path: Path) -> None:
+    few = {**GPU, "out": 28672, "in": 4096}
+    lines = [
+        {**few, "tokens": 1, "ms": 1.0, "speedup": 1.8},
+        {**few, "tokens": 16, "ms": 1.0, "speedup": 1.749},
+        {**few, "tokens": 65, "ms": 1.0, "speedup": 9.0},
+        {**few, "tokens": 16, "speedup": 0.5, "layer": "unaligned X 28672x4096"},
+    ]
+    host = {"gossamer": 14.0, "cublas": 10.0}
+    lines.append({**GPU, "speedup": 1.5, "eager_ms": host, "eager_host_us": host})
+    page = performance.documents(written(tmp_path, *lines))["performance.md"]
+    row = "| bfloat16, 1 to 64 tokens, 200 MB and more | cuBLAS | 1.75 | 1.75 | 1.77 | 1.80 |"
+    assert f"{row} 1 of 2 |" in page
+    assert "200 MB and more, cuBLAS: 28672x4096 (16: 1.749)" in page
+    assert "| every shape | dense | 0.97 | 0.50 | 1.75 | 9.00 | 1 of 5 |" in page
+    assert "every shape, dense: unaligned X 28672x4096 (16: 0.500)" in page
+    assert "| µs at most | +3.0 | +4.0 | +4.0 | +4.0 | 1 of 1 |" in page
+    assert "float8" not in page[page.index("Target beside") : page.index("Missed")]
+
+
+def test_every_missed_target_of_the_h200_has_its_bound_explained() -> None:
+    lines = [r for r in newest(read(ROOT / "bench/results")) if r.machine == "h200"]
+    notes = (ROOT / "bench/results/bounds.md").read_text()
+    notes = " ".join(notes[notes.index("### GPUs") :].split())
+    explained = re.findall(r"\*\*(.*?)\*\*", notes)
+    missed = {
+        target.what
+        for target in TARGETS
+        for line in lines
+        if target.selects(line)
+        and (value := target.value(line)) is not None
+        and target.misses(value)
+    }
+    assert len(missed) > 10
+    for what in missed:
+        parts = what.split(", ")
+        assert any(all(part in heading for part in parts) for heading in explained), what
 
 
 def test_notes_on_bounds_stand_before_the_tables(tmp_path: Path) -> None:

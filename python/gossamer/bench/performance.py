@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from gossamer.bench.performance_gpu import target_beside_reached
 from gossamer.bench.performance_tables import read_rate, tables
 from gossamer.bench.record import Record
 from gossamer.bench.results import newest, read
@@ -50,8 +51,8 @@ On CPUs the first number of a cell is the speed-up over the quickest dense peer 
 Runtime and OpenVINO, those that were installed when the line was measured; the number in brackets
 is the speed-up over torch's dense layer, which the packed one replaces; a percentage is the rate at
 which weights were read beside what the machine can read, where the line tells how many bytes that
-were. A case is below the promise where it is slower than 0.97 of what it replaces by more than the
-3 µs of a call. `dense` marks a layer whose plan left it
+were. A case is below the promise where it is slower than 0.97 of what it replaces, on CPUs by more
+than the 3 µs of a call. `dense` marks a layer whose plan left it
 dense. On GPUs the first number is the speed-up over cuBLAS (for fp8 `torch._scaled_mm`, for int8
 `torch._int_mm`), the second over cuSPARSELt with its best algorithm.
 """
@@ -78,6 +79,8 @@ def documents(folder: Path) -> dict[str, str]:
         parts.append(f"## {machine}\n\nMeasured {when}.\n")
         if any(record.device == "cpu" for record in mine):
             parts.append(_targets(mine, machine, when))
+        if any(record.suite == "gpu-24" for record in mine):
+            parts.append(target_beside_reached(mine, f"{machine}, {when}"))
         for suite in sorted({record.suite for record in mine}):
             part = [record for record in mine if record.suite == suite]
             parts.append(f"### {suite} on {machine}, {_when(part)}\n")
@@ -139,16 +142,18 @@ def _is_of(name: str, record: Record) -> bool:
 
 
 def _plots(records: Sequence[Record], machine: str, suite: str) -> Iterable[tuple[str, str, str]]:
-    for threads in sorted({r.threads for r in records}):
+    gpu = suite.startswith("gpu")
+    # The host's threads are no matter of a GPU's lines: 0 stands for any.
+    for threads in (0,) if gpu else sorted({r.threads for r in records}):
         for dtype in sorted({r.dtype for r in records}):
-            part = [r for r in records if r.threads == threads and r.dtype == dtype]
+            part = [r for r in records if threads in (0, r.threads) and r.dtype == dtype]
             curves = _curves(part, suite)
             if curves:
-                title = f"{suite}, {dtype}, {machine}, {threads} threads"
+                title = f"{suite}, {dtype}, {machine}" + (f", {threads} threads" if threads else "")
                 x_label, y_label = "zeros (%)", "speed-up over the quickest dense peer"
                 if suite == "cpu-decode":
                     x_label, y_label = "zeros (%)", "GB/s of weights read"
-                if suite.startswith("gpu"):
+                if gpu:
                     x_label = "tokens (powers of two)"
                 level = (1.0, "dense")
                 if suite == "cpu-decode":
@@ -158,7 +163,7 @@ def _plots(records: Sequence[Record], machine: str, suite: str) -> Iterable[tupl
                 )
                 text = str(drawing).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
                 yield (
-                    f"{machine}-{suite}-{dtype}-{threads}",
+                    f"{machine}-{suite}-{dtype}" + (f"-{threads}" if threads else ""),
                     title,
                     text.replace(">", f">{_STYLE}", 1) + "\n",
                 )

@@ -38,10 +38,12 @@ def read(folder: Path) -> list[Record]:
 
 def newest(records: Iterable[Record]) -> list[Record]:
     """Of records of the same case the last one, in the order of the cases' first records."""
-    kept = {
-        (r.machine, r.suite, r.layer, r.out, r.inputs, r.dtype, r.pattern, r.tokens, r.threads): r
-        for r in records
-    }
+    kept = {}
+    for r in records:
+        # On a GPU the threads of the host change nothing but who measured.
+        threads = r.threads if r.device == "cpu" else 0
+        case = (r.machine, r.suite, r.layer, r.out, r.inputs, r.dtype, r.pattern, r.tokens, threads)
+        kept[case] = r
     return list(kept.values())
 
 
