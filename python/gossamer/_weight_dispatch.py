@@ -292,9 +292,9 @@ def _copy_quantized(target: SparseWeight, source: Tensor) -> SparseWeight:
     packed = _in_layout(formed, target.layout_name)
     if packed is None:
         packed = torch.ops.gossamer.convert(formed, "format")
-    facts = target._replace(packed)._facts._replace(input_scale=input_scale)
     if _ops.info(packed)["layout"] == target.layout_name:
         packed = _with_plan(packed, target.packed)
+    facts = target._replace(packed)._facts._replace(input_scale=input_scale)
     return SparseWeight(packed, facts, None, scale)
 
 

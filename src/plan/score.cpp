@@ -66,7 +66,9 @@ std::optional<BucketScore> Scorer::score(std::size_t candidate, int bucket) cons
     }
     const double beyond_call = ratio_beyond_call(candidate, p);
     if (count == 0 || beyond_call < s.worst_beyond_call) s.worst_beyond_call = beyond_call;
-    log_with_call += std::log(ratio_with_call(candidate, p));
+    const double with_call = ratio_with_call(candidate, p);
+    if (count == 0 || with_call < s.worst_with_call) s.worst_with_call = with_call;
+    log_with_call += std::log(with_call);
     s.spread = std::max(s.spread, timing.spread);
     log_sum += std::log(r);
     log_seconds += std::log(least(candidate, p));
@@ -124,7 +126,7 @@ std::optional<LayoutScore> Scorer::score(Layout layout, std::optional<Layout> se
     const bool slower = evidence_.has_dense && best->worst < kNotSlowerRatio;
     // Where a dense copy is at hand, the packed weight has to earn what its call costs.
     best->dense = evidence_.has_dense && memory_ == MemoryMode::kSpeed && !forced_ &&
-                  (slower || best->mean_with_call < 1.0);
+                  (best->worst_with_call < kNotSlowerRatio || best->mean_with_call < 1.0);
     best->aside = has_others && bucket <= evidence_.last_aside;
     s.buckets.push_back(*best);
     if (best->aside) continue;

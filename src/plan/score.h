@@ -21,6 +21,7 @@ struct BucketScore {
   double worst = 0.0;
   double worst_beyond_call = 0.0;  ///< the same with kCallSeconds forgiven
   double mean_with_call = 0.0;     ///< `mean` with kCallSeconds charged
+  double worst_with_call = 0.0;    ///< and `worst`
   double spread = 0.0;
   bool dense = false;  ///< kSpeed runs dense here
   bool aside = false;  ///< decides nothing but the row (Evidence::last_aside)

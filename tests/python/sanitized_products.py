@@ -138,7 +138,7 @@ def multiply(
         TILES,
         product.out,
         scales[1],
-        bias,
+        None if bias is None else bias.to(y_dtype),
         activation,
         residual,
         y_dtype,
