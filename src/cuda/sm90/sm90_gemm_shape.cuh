@@ -54,6 +54,7 @@ struct GemmShape {
   static constexpr int kPiece = kTokens >= 192 ? 32 : 16;
   static constexpr int kPieces = kTokens / kPiece;
   static constexpr int kPieceBytes = kPiece * 128;
+  static constexpr int kPiecesBytes = kBuffers * kWarpgroups * kPieceBytes;
   static constexpr int kScaleBytes = Epilogue<T>::kIsScaled ? kTokens * 4 : 0;  // of a warpgroup
 
   // As many stages as fit.
