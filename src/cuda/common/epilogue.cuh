@@ -5,6 +5,7 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <type_traits>
 
 #include "cuda/common/activations.cuh"
 
@@ -15,6 +16,10 @@
 // thread's registers have a path for these alone (`is_plain`), unrolled over the sums; all else is
 // done for a few values at a time, with branches that are the same for all threads.
 namespace gossamer::cuda {
+
+/// What products of two elements are summed in.
+template <typename T>
+using SumOf = std::conditional_t<std::is_same_v<T, signed char>, int, float>;
 
 /// A floating type of Y, bias or residual.
 enum class FloatType : std::uint8_t { kBFloat16, kFloat16, kFloat32 };

@@ -6,7 +6,8 @@
 //
 // Bound: bytes, of 16 bits in·out·(2 + 9/8) and of 8 bits in·out·(1 + 5/8), over the memory's
 // bandwidth; the selection is a table of sixteen nibbles in a register and one or two byte permutes
-// a group.
+// a group. H200 (2026-11-30), 8192×8192 in bfloat16: 82 µs verified, 102 pruned, 94 and 76 % of the
+// bandwidth of a copy that moves as many bytes; in int8 46 and 70 µs, 89 and 58 %.
 #include "cuda/pack_sp24.h"
 
 #include <cuda_runtime.h>

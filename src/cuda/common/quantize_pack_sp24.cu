@@ -14,6 +14,7 @@
 #include <type_traits>
 
 #include "cuda/common/chunk_24.cuh"
+#include "cuda/common/eight_bit.cuh"
 #include "cuda/common/runtime.h"
 #include "cuda/pack_sp24.h"
 
@@ -52,20 +53,6 @@ struct Float32 {
   static constexpr std::uint32_t kInfinity = 0x7f800000;
   static __device__ __forceinline__ float value(std::uint32_t bits) {
     return __uint_as_float(bits);
-  }
-};
-
-struct Int8 {
-  static constexpr float kMost = 127.0f;
-  static __device__ __forceinline__ std::uint32_t round(float v) {
-    return static_cast<std::uint32_t>(__float2int_rn(v)) & 0xff;
-  }
-};
-struct Float8 {
-  static constexpr float kMost = 448.0f;
-  static __device__ __forceinline__ std::uint32_t round(float v) {
-    const std::uint32_t q = __nv_cvt_float_to_fp8(v, __NV_SATFINITE, __NV_E4M3);
-    return q == 0x80 ? 0 : q;  // what rounds to −0.0
   }
 };
 
@@ -204,9 +191,11 @@ __device__ __forceinline__ void store_quantized(const Inputs<T>& inputs, const S
     const std::uint32_t nibble = nibble_of(kept);
     const float2 two = inputs.selected(g, nibble);
     const auto quantized = [&](float v, std::uint32_t position) {
-      const float q = fminf(fmaxf(__fmul_rn(v, inverse), -Q::kMost), Q::kMost);
+      constexpr float kMost = EightBit<Q>::kMost;
+      std::uint32_t q = EightBit<Q>::round(fminf(fmaxf(__fmul_rn(v, inverse), -kMost), kMost));
+      if (std::is_same_v<Q, __nv_fp8_e4m3> && q == 0x80) q = 0;  // what rounds to −0.0
       // What fills a group up to two is zero, whatever the dense weight holds there.
-      return (kept >> position & 1) != 0 ? Q::round(q) : 0u;
+      return (kept >> position & 1) != 0 ? q : 0u;
     };
     const std::uint32_t both = quantized(two.x, nibble & 3) | quantized(two.y, nibble >> 2) << 8;
     stored[g / 2] |= both << (16 * (g % 2));
@@ -252,7 +241,7 @@ __global__ void __launch_bounds__(kThreads, T::kBytes == 2 ? 2 : 1)
 #pragma unroll
     for (int w = 0; w < kRowWarps; ++w) most = max(most, most_of_warp[slot][w]);
     // The reciprocal of a subnormal scale is infinite: such a row is zeros.
-    const float scale = __fdiv_rn(T::value(most), Q::kMost);
+    const float scale = __fdiv_rn(T::value(most), EightBit<Q>::kMost);
     const float reciprocal = __fdiv_rn(1.0f, scale);
     const bool is_zero = !(scale > 0.0f) || !(reciprocal < __int_as_float(0x7f800000));
     const float inverse = is_zero ? 0.0f : reciprocal;
@@ -301,8 +290,9 @@ template <typename T>
 void launch_for(const DenseWeight& w, const PackedHeader& header, std::byte* packed,
                 const PackedMatrix& to, Selection selection, float* scale, Verdict* verdict,
                 cudaStream_t stream) {
-  (to.dtype == DType::kInt8 ? launch<T, Int8> : launch<T, Float8>)(w, header, packed, to, selection,
-                                                                   scale, verdict, stream);
+  (to.dtype == DType::kInt8
+       ? launch<T, signed char>
+       : launch<T, __nv_fp8_e4m3>)(w, header, packed, to, selection, scale, verdict, stream);
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "core/nm24_tile.h"
+#include "cuda/common/epilogue.cuh"
 #include "cuda/sm90/ptx.cuh"
 
 // What the type of W and X decides. A row of a tile of W has 64 bytes of kept values and a row of a
@@ -20,17 +21,9 @@ namespace gossamer::cuda::sm90 {
 template <typename T>
 struct Element {
   using Tile = detail::Nm24Tile<static_cast<int>(sizeof(T))>;
-  using Sum = float;
+  using Sum = SumOf<T>;
   static constexpr int kInputs = Tile::kInputs;
   static constexpr int kMetaWords = Tile::kMetaBytes / 512;  // of a thread
-};
-
-template <>
-struct Element<signed char> {
-  using Tile = detail::Nm24Tile<1>;
-  using Sum = int;
-  static constexpr int kInputs = Tile::kInputs;
-  static constexpr int kMetaWords = Tile::kMetaBytes / 512;
 };
 
 template <typename T>

