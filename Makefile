@@ -3,6 +3,7 @@
 PYTHON := .venv/bin/python
 SHELL := /bin/bash
 CPU_SUITES := host cpu-linear cpu-conv cpu-decode cpu-model cpu-stacks
+DEVICE_SUITES := convert solvers
 
 .PHONY: help demo test setup setup-test install recipes-quick bench-cpu bench-gpu docs-performance lint format wheel clean
 
@@ -10,7 +11,7 @@ help:
 	@echo "make demo       set up, build, run the main job on real data (demo-out/report.html)"
 	@echo "make test       set up, build, run every test this machine can run"
 	@echo "make recipes-quick DATA=folder   prune a ResNet-20 in five ways, write recipes-out/report.html"
-	@echo "make bench-cpu  measure this machine (12 minutes), write bench/results/<machine>.jsonl;"
+	@echo "make bench-cpu  measure this machine (15 minutes), write bench/results/<machine>.jsonl;"
 	@echo "                DATA=folder adds trained networks and their sparsity patterns"
 	@echo "make bench-gpu  the same for this machine's GPU"
 	@echo "make docs-performance   write docs/performance.md and its plots from bench/results"
@@ -41,10 +42,16 @@ bench-cpu: install
 	for suite in $(CPU_SUITES); do \
 	  $(PYTHON) -m gossamer.bench $$suite --json auto $(if $(DATA),--data $(DATA)) || exit 1; \
 	done
+	for suite in $(DEVICE_SUITES); do \
+	  $(PYTHON) -m gossamer.bench $$suite --device cpu --threads all --json auto || exit 1; \
+	done
 
 bench-gpu: install
 	$(PYTHON) -m gossamer.bench gpu-24 --threads all --json auto
 	$(PYTHON) -m gossamer.bench gpu-model --threads all --json auto
+	for suite in $(DEVICE_SUITES); do \
+	  $(PYTHON) -m gossamer.bench $$suite --device cuda --threads all --json auto || exit 1; \
+	done
 
 docs-performance: install
 	$(PYTHON) -m gossamer.bench.performance

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -281,6 +282,55 @@ def test_solvers_from_end_to_end(what: str) -> None:
     assert what in tables([record], "solvers")
 
 
+def test_targets_of_solvers_are_measured_on_a_processor() -> None:
+    cases = solvers.cases("normal", "cpu")
+    sides = {case.what: case.side for case in cases}
+    assert sides["SparseGPT"] == sides[solvers.TRANSPOSABLE] == 4096
+    assert {case.device for case in cases} == {"cpu"}
+    assert {case.device for case in solvers.cases("normal", "cuda")} == {"cuda"}
+    assert {case.device for case in convert.cases("normal", "cuda")} == {"cuda"}
+
+
+def test_transposable_masks_are_timed_on_one_thread() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        found = [
+            next(solvers.run(options(), [solvers.Case(what, 64, 32)])).threads
+            for what in (solvers.TRANSPOSABLE, "Wanda")
+        ]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert found == [1, 2]
+
+
+def test_long_calls_run_few_rounds(monkeypatch) -> None:
+    monkeypatch.setattr(solvers, "LONG_SECONDS", 0.01)
+    calls = {"long": 0, "short": 0}
+
+    def call(name: str, seconds: float) -> None:
+        calls[name] += 1
+        time.sleep(seconds)
+
+    found = solvers._medians(
+        {name: partial(call, name, 0.02 if name == "long" else 0.001) for name in calls}, 9
+    )
+    assert calls == {"long": 1 + solvers.LONG_ROUNDS, "short": 1 + solvers.LONG_ROUNDS}
+    assert found["long"] >= 20 > found["short"] >= 1
+
+
+def test_lines_of_a_gpu_and_of_a_processor_lie_apart(tmp_path, monkeypatch) -> None:
+    (record,) = solvers.run(options(), [solvers.Case("Wanda", 64, 32)])
+    both = [record, replace(record, machine="a-gpu", device="cuda")]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(SUITES, "solvers", lambda options: iter(both))
+    assert main(["solvers", "--json", "auto", "--threads", "1"]) == 0
+    for written in both:
+        (line,) = (tmp_path / f"bench/results/{written.machine}.jsonl").read_text().splitlines()
+        assert json.loads(line)["device"] == written.device
+
+
 def test_a_dense_copy_is_not_counted() -> None:
     subject = make_subject(48, 64, "unstructured:0.9")
     packed = gs.SparseWeight.from_dense(subject.dense)
@@ -420,6 +470,7 @@ def test_command_writes_lines(tmp_path, capsys) -> None:
         ["host", "--rounds", "3"],
         ["host", "--quick", "--full"],
         ["host", "--dtype", "int8"],
+        ["host", "--device", "cpu"],
         ["cpu-linear", "--dtype", "float64"],
         ["host", "--data", "no/such/folder"],
     ],

@@ -55,6 +55,9 @@ SUITES: dict[str, Callable[[Options], Iterator[Record]]] = {
 }
 """Name to what yields its records."""
 
+DEVICE_SUITES = ("convert", "solvers")
+"""Suites that measure on the device that they are told."""
+
 DTYPE_SUITES = ("cpu-decode", "cpu-linear", "plan")
 """Suites that measure in the dtype that they are told."""
 
@@ -87,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; the exit status is 1 for a broken promise of the plan, 2 for bad usage."""
     arguments = _parse(argv)
     counts = _thread_counts(arguments.threads)
-    target = None if arguments.json is None else _target(arguments.json, arguments.suite)
+    written: dict[Path, None] = {}
     # Plans are made anew: an old verdict would be measured, not this build's.
     os.environ.setdefault("GOSSAMER_CACHE", "off")
     begin = time.monotonic()
@@ -101,8 +104,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             with torch.inference_mode():
                 try:
                     for record in SUITES[arguments.suite](_options(arguments, deadline)):
-                        if target is not None:
+                        if arguments.json is not None:
+                            target = _target(arguments.json, record)
                             append(record, target)
+                            written[target] = None
                         _clear()
                         print(_line(_cells(record)), flush=True)
                 except plan.BrokenPromiseError as error:
@@ -110,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         torch.set_num_threads(before)
         _clear()
-    if target is not None:
+    for target in written:
         print(f"written to {target}")
     if broken:
         print("broken promises, each measured twice:", *broken, sep="\n  ")
@@ -133,7 +138,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="folder with resnet_cifar10/ and dlmc_subset.tar.gz (GOSSAMER_DATA)",
     )
     parser.add_argument(
-        "--json", metavar="OUT", help="append to OUT; 'auto' is bench/results/<machine>.jsonl"
+        "--json",
+        metavar="OUT",
+        help="append to OUT; 'auto' is bench/results/<processor or GPU>.jsonl",
     )
     parser.add_argument(
         "--threads", default="", help="comma-separated, e.g. 1,all; quick runs take all by default"
@@ -143,11 +150,21 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         choices=DTYPES,
         help=f"of {' and '.join(DTYPE_SUITES)}; int8 quantizes float32 layers",
     )
+    parser.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        help=f"of {' and '.join(DEVICE_SUITES)}; the GPU where there is one by default",
+    )
     parser.add_argument("--filter", default="", help="only cases whose name holds this text")
     parser.add_argument("--rounds", type=int, default=9, help="turns of each contestant, 9 or more")
     arguments = parser.parse_args(argv)
     if arguments.dtype is not None and arguments.suite not in DTYPE_SUITES:
         parser.error(f"--dtype {arguments.dtype}: {arguments.suite} has no choice of dtype")
+    if arguments.device is not None and arguments.suite not in DEVICE_SUITES:
+        parser.error(f"--device {arguments.device}: {arguments.suite} has no choice of device")
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no GPU; --device cpu measures the processor")
+    arguments.device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if arguments.rounds < 9:
         parser.error(f"--rounds {arguments.rounds}: at least 9 are accepted")
     if arguments.data is not None and not arguments.data.is_dir():
@@ -173,11 +190,9 @@ def _thread_counts(text: str) -> list[int]:
     return counts
 
 
-def _target(text: str, suite: str) -> Path:
-    if text == "auto":
-        name = gpu_24.gpu_name() if suite.startswith("gpu-") else gs.machine().name
-        return Path("bench/results") / f"{name}.jsonl"
-    return Path(text)
+def _target(text: str, record: Record) -> Path:
+    """The file of a line: a suite may measure a processor or a GPU, whose lines lie apart."""
+    return Path("bench/results") / f"{record.machine}.jsonl" if text == "auto" else Path(text)
 
 
 def _seconds(arguments: argparse.Namespace) -> float:
@@ -203,6 +218,7 @@ def _options(arguments: argparse.Namespace, deadline: float) -> Options:
         data=arguments.data,
         deadline=deadline,
         dtype=arguments.dtype,
+        device=arguments.device,
     )
 
 

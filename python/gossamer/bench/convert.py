@@ -54,25 +54,24 @@ class Case:
         return f"convert {self.side} {self.pattern} {str(self.dtype)[6:]} {self.device}"
 
 
-def cases(extent: str) -> list[Case]:
-    """The cases of one of `gossamer.bench.suite.EXTENTS`; those of a GPU where there is one."""
+def cases(extent: str, device: str = "cpu") -> list[Case]:
+    """The cases of one of `gossamer.bench.suite.EXTENTS` on a device."""
     side = 2048 if extent == "quick" else 8192
-    dtypes = (torch.bfloat16, torch.float32) if extent == "full" else (torch.bfloat16,)
-    found = [Case(side, pattern, dtype) for dtype in dtypes for pattern in PATTERNS]
-    if torch.cuda.is_available():
+    if device == "cuda":
         kinds = (torch.bfloat16, torch.float8_e4m3fn, torch.int8)
-        found.extend(Case(side, "2:4", dtype, "cuda") for dtype in kinds)
-    return found
+        return [Case(side, "2:4", dtype, device) for dtype in kinds]
+    dtypes = (torch.bfloat16, torch.float32) if extent == "full" else (torch.bfloat16,)
+    return [Case(side, pattern, dtype) for dtype in dtypes for pattern in PATTERNS]
 
 
 def run(options: Options, chosen: Sequence[Case] | None = None) -> Iterator[Record]:
     """Measures case by case with torch's present number of threads.
 
     Args:
-        options: of the command.
+        options: of the command; its `device` says where.
         chosen: other cases than those of the command.
     """
-    for case in measured(options, cases, chosen):
+    for case in measured(options, partial(cases, device=options.device), chosen):
         options.progress(f"{case}, {torch.get_num_threads()} threads")
         yield from _measure(case, options)
 

@@ -44,6 +44,7 @@ class Options:
         data: folder with trained networks and sparsity patterns; None where there is none.
         deadline: of `time.monotonic`; no case begins after it.
         dtype: one of `DTYPES`, of the suites that know several; None leaves it to the suite.
+        device: "cpu" or "cuda", of the suites that measure on either.
     """
 
     extent: str
@@ -57,6 +58,7 @@ class Options:
     data: Path | None = None
     deadline: float = math.inf
     dtype: str | None = None
+    device: str = "cpu"
 
     @property
     def quick(self) -> bool:
