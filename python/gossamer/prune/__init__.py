@@ -18,6 +18,7 @@ from gossamer.prune.calibration_report import (
 )
 from gossamer.prune.checkpoint import attach_masks, squash_masks
 from gossamer.prune.distribution import erk, lamp, owl, uniform
+from gossamer.prune.given import ByMovement, ByTaylor, Existing
 from gossamer.prune.interop import from_torch_prune, to_torch_prune
 from gossamer.prune.mask import Mask, masked_parameters
 from gossamer.prune.methods import GradualMagnitude, Magnitude, Random, Taylor
@@ -54,12 +55,15 @@ __all__ = [
     "Best",
     "BlockResult",
     "ByMagnitude",
+    "ByMovement",
     "ByObs",
     "ByRIA",
     "ByRandom",
+    "ByTaylor",
     "ByWanda",
     "CalibrationReport",
     "CustomPattern",
+    "Existing",
     "GradualMagnitude",
     "LayerProblem",
     "LayerResult",

@@ -72,6 +72,8 @@ class LayerProblem:
         notes: what parts report, such as {"swaps": 17}.
         squares: diag(G), [groups, in], float64, where G is not gathered.
         sample: some rows of X, [groups, tokens, in], float32, where G is not gathered.
+        present: bool, the mask before calibration; None where nothing had selected one.
+        gradient: ∂L/∂W that `backward` left, [groups, out, in], float32; None where there is none.
     """
 
     fqn: str
@@ -89,6 +91,8 @@ class LayerProblem:
     notes: dict[str, float] = field(default_factory=dict)
     squares: Tensor | None = None
     sample: Tensor | None = None
+    present: Tensor | None = None
+    gradient: Tensor | None = None
 
     def __post_init__(self) -> None:
         self.weight = self.dense
