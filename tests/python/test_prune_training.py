@@ -7,6 +7,7 @@ import copy
 import io
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,7 +24,12 @@ from gossamer.prune import (
     attach_masks,
     density,
 )
-from gossamer.prune.schedule import SCHEDULES, scheduled_sparsity
+from gossamer.prune.schedule import (
+    SCHEDULES,
+    Schedule,
+    register_schedule,
+    scheduled_sparsity,
+)
 
 
 def net() -> nn.Sequential:
@@ -61,22 +67,74 @@ def test_schedules(schedule: str, half: float) -> None:
     assert steps == sorted(steps)
 
 
+def zeros_of_steps(schedule: str | Schedule, count: int = 5) -> list[float]:
+    model = net()
+    pruner = GradualMagnitude("unstructured:0.5", 0, 4, schedule=schedule)
+    pruner.prepare(model)
+    zeros = []
+    for _ in range(count):
+        pruner.step()
+        zeros.append(1 - density(model))
+    return zeros
+
+
 def test_a_schedule_of_ones_own_and_one_that_is_not_there() -> None:
-    SCHEDULES["late"] = lambda t: t**4
+    def late(t: float) -> float:
+        return t**4
+
+    want = [0.5 * (t / 4) ** 4 for t in range(1, 5)]
+    assert zeros_of_steps(late)[:4] == pytest.approx(want, abs=1 / 128)
+    register_schedule("late", late)
     try:
-        model = net()
-        pruner = GradualMagnitude("unstructured:0.5", 0, 4, schedule="late")
-        pruner.prepare(model)
-        zeros = []
-        for _ in range(5):
-            pruner.step()
-            zeros.append(1 - density(model))
+        assert zeros_of_steps("late") == zeros_of_steps(late)
+        register_schedule("late", late)  # Once more is no harm, another one is.
+        with pytest.raises(ValueError, match="schedule 'late' is there already"):
+            register_schedule("late", lambda t: t)
     finally:
         del SCHEDULES["late"]
-    want = [0.5 * (t / 4) ** 4 for t in range(1, 5)]
-    assert zeros[:4] == pytest.approx(want, abs=1 / 128)
     with pytest.raises(ValueError, match=r"schedule 'early': one of \['constant', 'cosine'"):
         GradualMagnitude("unstructured:0.5", 0, 4, schedule="early")
+    with pytest.raises(TypeError, match="a function of t"):
+        register_schedule("none", None)
+
+
+def test_a_schedule_may_go_back() -> None:
+    found = zeros_of_steps(lambda t: 1.0 if t < 0.5 else 0.5)
+    assert found == pytest.approx([0.5, 0.25, 0.25, 0.5, 0.5], abs=1 / 128)
+
+
+@pytest.mark.parametrize("value", [1.5, -0.1, float("nan"), float("inf"), None, "half"])
+def test_what_a_schedule_may_not_give(value: object) -> None:
+    with pytest.raises(ValueError, match=r"gives .* at t = 0: a number from 0 .* to 1"):
+        GradualMagnitude("unstructured:0.5", 0, 4, schedule=lambda t: value)
+    with pytest.raises(ValueError, match=r"gives .* at t = 0\.5"):
+        GradualMagnitude("unstructured:0.5", 0, 4, schedule=lambda t: value if t == 0.5 else t)
+
+
+def test_a_schedule_comes_back_with_the_state(tmp_path: Path) -> None:
+    def late(t: float) -> float:
+        return t**4
+
+    def made(schedule: str | Schedule) -> GradualMagnitude:
+        return GradualMagnitude("unstructured:0.5", 0, 4, schedule=schedule)
+
+    pruner = made(late)
+    pruner.prepare(net())
+    pruner.step()
+    torch.save(pruner.state_dict(), tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    again = made(late)
+    again.load_state_dict(state)
+    again.prepare(net())
+    assert all(group["schedule"] is late for group in again.groups)
+    assert again.step_count == 1
+    with pytest.raises(ValueError, match=r"late': one of \['constant'.*register_schedule"):
+        made("cubic").load_state_dict(state)
+    for schedule in (lambda t: t, lambda t: t * t):
+        again.groups[0]["schedule"], other = schedule, again.groups[0]["schedule"]
+        again.groups[1]["schedule"] = other
+    with pytest.raises(ValueError, match="two schedules of this sparsifier are both called"):
+        again.load_state_dict(again.state_dict())
 
 
 # --- Scores that are trained ----------------------------------------------------------------------

@@ -40,7 +40,7 @@ from gossamer.prune.pattern import CustomPattern
 from gossamer.prune.problem import LayerProblem
 from gossamer.prune.reconstruction import Reconstruction
 from gossamer.prune.report import density, sparsity_report
-from gossamer.prune.schedule import cubic_sparsity
+from gossamer.prune.schedule import cubic_sparsity, register_schedule
 from gossamer.prune.scored_mask import ScoredMask
 from gossamer.prune.sensitivity import Sensitivity, measure_sensitivity
 from gossamer.prune.sparsifier import Sparsifier
@@ -97,6 +97,7 @@ __all__ = [
     "measure_sensitivity",
     "owl",
     "recalibrate_batchnorm",
+    "register_schedule",
     "save_statistics",
     "show_progress",
     "sparsity_report",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gossamer.prune.mask import zeros_of
 from gossamer.prune.pattern import CustomPattern
+from gossamer.prune.schedule import schedule_name
 from gossamer.prune.selection import check_fits
 from gossamer.prune.targets import Target
 
@@ -52,9 +53,12 @@ def hyperparameters(group: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """A pattern that is an object as its text; other values as they are."""
-    is_object = not isinstance(value, str) and isinstance(value, CustomPattern)
-    return str(value) if is_object else value
+    """A pattern that is an object as its text, a schedule as its name; other values as they are."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, CustomPattern):
+        return str(value)
+    return schedule_name(value) if callable(value) else value
 
 
 def saved_group(group: Group) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from gossamer.prune.chance import random_scores
 from gossamer.prune.groups import Group
 from gossamer.prune.mask import zeros_of
 from gossamer.prune.pattern import CustomPattern, parse_pattern, pattern_at
-from gossamer.prune.schedule import scheduled_sparsity
+from gossamer.prune.schedule import Schedule, scheduled_sparsity
 from gossamer.prune.sparsifier import Sparsifier
 
 __all__ = ["GradualMagnitude", "Magnitude", "Random", "Taylor"]
@@ -99,7 +99,10 @@ class GradualMagnitude(Magnitude):
         every: steps between two changes; 1 or more.
         initial_sparsity: fraction of zeros at `begin_step`; at most the pattern's.
         scope: as for `Sparsifier`.
-        schedule: "cubic", "cosine", "linear" or "constant" (`gossamer.prune.schedule.SCHEDULES`).
+        schedule: "cubic", "cosine", "linear", "constant", a name of `register_schedule`, or a
+            function that gives, at t in [0, 1) of the ramp, how much of the way is done, from 0 to
+            1. A saved state knows a function by its name alone: load it into a sparsifier that was
+            made with the same.
 
     Raises:
         ValueError: the schedule cannot be, or the pattern is an object: only the patterns of the
@@ -114,7 +117,7 @@ class GradualMagnitude(Magnitude):
         every: int = 1,
         initial_sparsity: float = 0.0,
         scope: str = "tensor",
-        schedule: str = "cubic",
+        schedule: str | Schedule = "cubic",
     ) -> None:
         super().__init__(
             pattern,
@@ -144,7 +147,9 @@ class GradualMagnitude(Magnitude):
             )
         final = parse_pattern(pattern).sparsity
         begin, end = settings["begin_step"], settings["end_step"]
-        scheduled_sparsity(settings["schedule"], initial, final, begin, end, 0)
+        for quarter in range(4):  # A schedule that cannot be is refused before anything is trained.
+            step = begin + (end - begin) * quarter // 4
+            scheduled_sparsity(settings["schedule"], initial, final, begin, end, step)
         if initial > final:
             raise ValueError(
                 f"initial_sparsity={initial} with pattern '{pattern}': at most the pattern's own "

@@ -7,7 +7,7 @@ import copy
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from typing import Any
 
-from gossamer.prune.groups import Group, hyperparameters, saved_group
+from gossamer.prune.groups import Group, hyperparameters, plain, saved_group
 
 __all__ = ["pair", "read_state", "take", "write_state"]
 
@@ -32,14 +32,14 @@ def write_state(
 def read_state(
     state_dict: Mapping[str, Any], owners: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """A copy of a saved state, with patterns that are objects back where their texts were saved.
+    """A copy of a saved state, with patterns and schedules back where their texts were saved.
 
     Args:
         state_dict: what `write_state` returned; it is not changed.
-        owners: hyperparameters whose patterns may be such objects.
+        owners: hyperparameters that may be such objects.
 
     Raises:
-        ValueError: it is no such state.
+        ValueError: it is no such state, or says a name that two schedules have.
     """
     loaded = copy.deepcopy(dict(state_dict))
     missing = set(_KEYS) - set(loaded)
@@ -49,9 +49,15 @@ def read_state(
             "sparsifier returned is accepted"
         )
     for group in loaded["groups"]:
-        for pattern in (own["pattern"] for own in owners):
-            if not isinstance(pattern, str) and str(pattern) == group.get("pattern"):
-                group["pattern"] = pattern
+        for key in ("pattern", "schedule"):  # Numbers and texts are plain already.
+            found = [own[key] for own in owners if key in own and plain(own[key]) == group.get(key)]
+            if key == "schedule" and len({id(value) for value in found if callable(value)}) > 1:
+                raise ValueError(
+                    f"two schedules of this sparsifier are both called '{group[key]}'; "
+                    "register_schedule gives each a name of its own"
+                )
+            if found:
+                group[key] = found[-1]
     return loaded
 
 

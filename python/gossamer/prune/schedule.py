@@ -5,18 +5,58 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TypeAlias
 
-__all__ = ["SCHEDULES", "cubic_sparsity", "scheduled_sparsity"]
+__all__ = [
+    "SCHEDULES",
+    "Schedule",
+    "cubic_sparsity",
+    "register_schedule",
+    "schedule_name",
+    "scheduled_sparsity",
+]
 
-SCHEDULES: dict[str, Callable[[float], float]] = {
+Schedule: TypeAlias = Callable[[float], float]
+"""How much of the way from initial to final sparsity is done at t of the ramp, 0 <= t < 1.
+
+From 0 to 1; it may go back. Before the ramp it is 0, from its end on 1, whatever the schedule."""
+
+SCHEDULES: dict[str, Schedule] = {
     "cubic": lambda t: 1.0 - (1.0 - t) ** 3,
     "cosine": lambda t: (1.0 - math.cos(math.pi * t)) / 2,
     "linear": lambda t: t,
     "constant": lambda t: 1.0,
 }
-"""Names to how much of the way from initial to final sparsity is done at t in [0, 1] of the ramp.
+"""Schedules by name; `register_schedule` adds more. `constant` is done from its first step on."""
 
-`constant` is there from the first step of the ramp on. More can be added."""
+
+def register_schedule(name: str, schedule: Schedule) -> None:
+    """Gives a schedule a name, which `GradualMagnitude(schedule=…)` and saved states know it by.
+
+    Args:
+        name: new, or that of this very schedule.
+        schedule: see `Schedule`.
+
+    Raises:
+        ValueError: the name is taken, or no text.
+        TypeError: the schedule cannot be called.
+    """
+    if not callable(schedule):
+        raise TypeError(f"schedule {schedule!r}: a function of t in [0, 1) is accepted")
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"name {name!r} of a schedule: a text is accepted, e.g. 'late'")
+    if SCHEDULES.get(name, schedule) is not schedule:
+        raise ValueError(f"schedule '{name}' is there already; choose another name")
+    SCHEDULES[name] = schedule
+
+
+def schedule_name(schedule: str | Schedule) -> str:
+    """What a saved state calls a schedule: its registered name, else where it is defined."""
+    if isinstance(schedule, str):
+        return schedule
+    known = [name for name, own in SCHEDULES.items() if own is schedule]
+    place = getattr(schedule, "__qualname__", type(schedule).__qualname__)
+    return known[0] if known else f"{getattr(schedule, '__module__', '')}.{place}"
 
 
 def cubic_sparsity(initial: float, final: float, begin: int, end: int, step: int) -> float:
@@ -55,12 +95,12 @@ def cubic_sparsity(initial: float, final: float, begin: int, end: int, step: int
 
 
 def scheduled_sparsity(
-    schedule: str, initial: float, final: float, begin: int, end: int, step: int
+    schedule: str | Schedule, initial: float, final: float, begin: int, end: int, step: int
 ) -> float:
-    """A schedule of `SCHEDULES`: `initial` before `begin`, `final` from `end` on.
+    """What a schedule says: `initial` before `begin`, `final` from `end` on.
 
     Args:
-        schedule: its name.
+        schedule: a name of `SCHEDULES`, or a function as `Schedule` describes it.
         initial: as for `cubic_sparsity`.
         final: as for `cubic_sparsity`.
         begin: as for `cubic_sparsity`.
@@ -68,11 +108,31 @@ def scheduled_sparsity(
         step: as for `cubic_sparsity`.
 
     Raises:
-        ValueError: as `cubic_sparsity`, or there is no such schedule.
+        ValueError: as `cubic_sparsity`, there is no such schedule, or it gives something else than
+            a number from 0 to 1.
     """
-    if schedule not in SCHEDULES:
-        raise ValueError(f"schedule {schedule!r}: one of {sorted(SCHEDULES)} is accepted")
+    known = schedule if callable(schedule) else SCHEDULES.get(schedule)
+    if known is None:
+        raise ValueError(
+            f"schedule {schedule!r}: one of {sorted(SCHEDULES)} or a function of t in [0, 1) is "
+            "accepted; register_schedule gives one of your own a name"
+        )
     cubic = cubic_sparsity(initial, final, begin, end, step)
     if schedule == "cubic" or not begin <= step < end:
         return cubic
-    return initial + (final - initial) * SCHEDULES[schedule]((step - begin) / (end - begin))
+    t = (step - begin) / (end - begin)
+    return initial + (final - initial) * _done(known, schedule_name(schedule), t)
+
+
+def _done(schedule: Schedule, name: str, t: float) -> float:
+    found = schedule(t)
+    try:
+        done = float(found)
+    except (TypeError, ValueError):
+        done = math.nan
+    if not 0.0 <= done <= 1.0:
+        raise ValueError(
+            f"schedule '{name}' gives {found!r} at t = {t:g}: a number from 0 (the initial "
+            "sparsity) to 1 (the pattern's) is accepted"
+        )
+    return done
