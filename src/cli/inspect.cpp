@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <memory>
 #include <optional>
+#include <set>
 
 #include "cli/checkpoint.h"
 #include "cli/command.h"
@@ -113,9 +114,21 @@ std::size_t name_width(const Checkpoint& checkpoint) {
 }
 
 void print_errors_head(std::size_t width) {
-  std::string line = fmt::format("{}  {}", padded("name", width), padded("by", 9));
+  std::string line =
+      fmt::format("{}  {}  {}", padded("name", width), padded("by", 9), padded("error of", 8));
   for (const char* pattern : kTriedPatterns) line += fmt::format("  {:>16}", pattern);
   print_line(line);
+}
+
+// What the numbers are of, which lie in one column and may not be compared.
+void print_errors_foot(const std::set<std::string_view>& over) {
+  if (over.contains("weight")) print_line("weight: |W - W'|^2 / |W|^2, no statistics of inputs");
+  if (over.contains("gram")) print_line("gram: |(W - W')X|^2 / |WX|^2, the layer's outputs");
+  if (over.contains("norms")) {
+    print_line(
+        "norms: as gram, but as if inputs were uncorrelated; save_statistics with "
+        "kind=\"gram\" says how they are");
+  }
 }
 
 // What each selected weight would lose: a table of its own.
@@ -130,20 +143,23 @@ int inspect_sensitivity(const InspectOptions& options) {
   const std::size_t width = name_width(checkpoint);
   if (options.output.lines()) print_errors_head(width);
   Json tensors = Json::array();
+  std::set<std::string_view> over;
   for (const auto* entry : checkpoint.plain()) {
     check_interrupt();
     if (names.why_not(*entry).empty()) {
-      const auto errors =
+      const Tried tried =
           sensitivity(checkpoint.file(), *entry, names.is_transposed(entry->name), statistics);
-      const bool known = statistics && statistics->has(entry->name);
-      const char* by = known ? "wanda" : "magnitude";
-      Json json{{"name", entry->name}, {"by", by}, {"errors", Json::object()}};
-      std::string line =
-          fmt::format("{}  {}", padded(io::escaped(entry->name), width), padded(by, 9));
-      for (std::size_t i = 0; i < errors.size(); ++i) {
-        json["errors"][kTriedPatterns[i]] = errors[i];
-        line += fmt::format("  {:>16.4f}", errors[i]);
+      Json json{{"name", entry->name},
+                {"by", tried.by},
+                {"over", tried.over},
+                {"errors", Json::object()}};
+      std::string line = fmt::format("{}  {}  {}", padded(io::escaped(entry->name), width),
+                                     padded(tried.by, 9), padded(tried.over, 8));
+      for (std::size_t i = 0; i < tried.errors.size(); ++i) {
+        json["errors"][kTriedPatterns[i]] = tried.errors[i];
+        line += fmt::format("  {:>16.4f}", tried.errors[i]);
       }
+      over.insert(tried.over);
       progress.wipe();
       if (options.output.lines()) print_line(line);
       tensors.push_back(std::move(json));
@@ -151,6 +167,7 @@ int inspect_sensitivity(const InspectOptions& options) {
     progress.advance(entry->end - entry->begin);
   }
   progress.wipe();
+  if (options.output.lines()) print_errors_foot(over);
   if (options.output.json) {
     print_json({{"command", "inspect"}, {"file", options.input}, {"sensitivity", tensors}});
   }
@@ -228,7 +245,7 @@ void add_inspect(CLI::App& app, Action& action) {
   command
       ->add_option("--stats", options->statistics,
                    "With --sensitivity: statistics of the layers' inputs; errors are those of the "
-                   "layers' outputs then")
+                   "layers' outputs then, exactly where the statistics have Gram matrices")
       ->type_name("FILE");
   options->output.add_to(*command);
   command->footer(

@@ -22,22 +22,24 @@ LayerStatistics plain_inputs(const SafetensorsEntry& entry, bool transposed) {
 
 }  // namespace
 
-std::array<double, kTriedPatterns.size()> sensitivity(const SafetensorsFile& file,
-                                                      const SafetensorsEntry& entry,
-                                                      bool transposed,
-                                                      const std::optional<Statistics>& statistics) {
+Tried sensitivity(const SafetensorsFile& file, const SafetensorsEntry& entry, bool transposed,
+                  const std::optional<Statistics>& statistics) {
   const bool known = statistics && statistics->has(entry.name);
   const LayerStatistics inputs =
       known ? statistics->read(entry.name) : plain_inputs(entry, transposed);
   const LoadedWeight weight(file, entry, transposed || inputs.transposed, nullptr);
   const std::vector<float> dense = dense_matrix(weight, entry.name, inputs);
   const Scope scope = known ? Scope::kRow : Scope::kTensor;
-  std::array<double, kTriedPatterns.size()> errors{};
-  for (std::size_t i = 0; i < errors.size(); ++i) {
-    const auto mask = wanda_mask(dense, inputs, Pattern::parse(kTriedPatterns[i]), scope);
-    errors[i] = masked_error(dense, mask, inputs);
+  Tried tried;
+  if (known) {
+    tried.by = "wanda";
+    tried.over = inputs.gram.empty() ? "norms" : "gram";
   }
-  return errors;
+  for (std::size_t i = 0; i < tried.errors.size(); ++i) {
+    const auto mask = wanda_mask(dense, inputs, Pattern::parse(kTriedPatterns[i]), scope);
+    tried.errors[i] = masked_error(dense, mask, inputs);
+  }
+  return tried;
 }
 
 }  // namespace gossamer::cli

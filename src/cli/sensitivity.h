@@ -18,11 +18,18 @@ inline constexpr std::array kTriedPatterns{"2:4",
                                            "unstructured:0.8",
                                            "unstructured:0.9"};
 
-/// The relative error that each of the tried patterns leaves. Without statistics ‖W − Ŵ‖²/‖W‖² of
-/// magnitude pruning; with them ‖(W − Ŵ)·X‖²/‖W·X‖² of Wanda by row.
-std::array<double, kTriedPatterns.size()> sensitivity(const SafetensorsFile& file,
-                                                      const SafetensorsEntry& entry,
-                                                      bool transposed,
-                                                      const std::optional<Statistics>& statistics);
+/// The relative error that each of the tried patterns leaves of one weight. Errors of different
+/// `over` are not to be compared.
+struct Tried {
+  std::array<double, kTriedPatterns.size()> errors{};
+  const char* by = "magnitude";  ///< or "wanda", by row
+  /// What the error is of: "weight", ‖W − Ŵ‖²/‖W‖²; "gram", ‖(W − Ŵ)·X‖²/‖W·X‖²; "norms", the same
+  /// as if inputs were uncorrelated, where the statistics have their norms alone.
+  const char* over = "weight";
+};
+
+/// Without statistics of the weight by magnitude, with them by Wanda.
+Tried sensitivity(const SafetensorsFile& file, const SafetensorsEntry& entry, bool transposed,
+                  const std::optional<Statistics>& statistics);
 
 }  // namespace gossamer::cli
