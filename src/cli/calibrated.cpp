@@ -22,7 +22,7 @@ using Mask = std::vector<std::uint8_t>;
 struct Problem {
   std::span<const float> dense;
   const LayerStatistics& statistics;
-  const Pattern& pattern;
+  const PrunePattern& pattern;
   Scope scope;
   std::int64_t rows = 0;  ///< of one part
 
@@ -34,13 +34,9 @@ struct Problem {
 };
 
 Problem problem_of(std::span<const float> dense, const LayerStatistics& statistics,
-                   const Pattern& pattern, Scope scope) {
+                   const PrunePattern& pattern, Scope scope) {
   const auto rows = static_cast<std::int64_t>(dense.size()) / statistics.inputs;
   return {dense, statistics, pattern, scope, rows / statistics.groups};
-}
-
-bool groups_inputs(const Pattern& pattern) {
-  return pattern.kind == Pattern::Kind::kNm || pattern.kind == Pattern::Kind::kVnm;
 }
 
 /// The pattern's mask of scores. Groups of inputs start anew with every segment: each is a matrix.
@@ -52,7 +48,7 @@ Mask select(const Problem& problem, const std::vector<T>& scores) {
   std::vector<Selection> parts;
   const auto view = [&](auto* data, DType dtype, std::int64_t group) {
     auto whole = contiguous_view(data, dtype, problem.rows, s.inputs, s.groups);
-    if (!groups_inputs(problem.pattern)) return whole;
+    if (!problem.pattern.groups_inputs()) return whole;
     const std::int64_t width = dtype == DType::kBool ? 1 : static_cast<std::int64_t>(sizeof(T));
     whole.data += group * problem.size() * width;
     whole.cols = s.segment;
@@ -60,11 +56,11 @@ Mask select(const Problem& problem, const std::vector<T>& scores) {
     whole.batch_stride = s.segment;
     return whole;
   };
-  for (std::int64_t group = 0; group < (groups_inputs(problem.pattern) ? s.groups : 1); ++group) {
+  for (std::int64_t group = 0; group < (problem.pattern.groups_inputs() ? s.groups : 1); ++group) {
     parts.push_back({view(static_cast<const void*>(scores.data()), kType, group),
                      view(static_cast<void*>(mask.data()), DType::kBool, group)});
   }
-  for (const Selection& part : parts) select_masks({&part, 1}, problem.pattern, problem.scope);
+  for (const Selection& part : parts) problem.pattern.select(part.scores, problem.scope, part.mask);
   return mask;
 }
 
@@ -124,7 +120,9 @@ Mask by_saliency(const Problem& problem, const std::vector<std::vector<float>>& 
 }
 
 /// What the sweep selects by itself, in the way of the scope; nothing for other patterns.
-std::optional<Pattern> swept_pattern(const Pattern& pattern, Scope scope) {
+std::optional<Pattern> swept_pattern(const PrunePattern& asked, Scope scope) {
+  const Pattern& pattern = asked.pattern;
+  if (asked.transposable) return {};
   if (pattern.kind == Pattern::Kind::kBlock || pattern.kind == Pattern::Kind::kVnm) return {};
   if (pattern.kind == Pattern::Kind::kUnstructured && scope == Scope::kRow) {
     return Pattern::fan_in(pattern.sparsity);
@@ -258,13 +256,13 @@ std::vector<float> dense_matrix(const LoadedWeight& weight, const std::string& n
 }
 
 Mask wanda_mask(std::span<const float> dense, const LayerStatistics& statistics,
-                const Pattern& pattern, Scope scope) {
+                const PrunePattern& pattern, Scope scope) {
   return wanda(problem_of(dense, statistics, pattern, scope));
 }
 
 double masked_error(std::span<const float> dense, std::span<const std::uint8_t> mask,
                     const LayerStatistics& statistics) {
-  const Pattern none = Pattern::unstructured(0.0);
+  const PrunePattern none = Pattern::unstructured(0.0);
   const Problem problem = problem_of(dense, statistics, none, Scope::kTensor);
   std::vector<float> dropped(dense.size());
   for (std::size_t i = 0; i < dense.size(); ++i) dropped[i] = mask[i] != 0 ? 0.0f : dense[i];
@@ -285,7 +283,7 @@ double masked_error(std::span<const float> dense, std::span<const std::uint8_t> 
 }
 
 PrunedWeight prune_calibrated(const LoadedWeight& weight, const std::string& name,
-                              const LayerStatistics& statistics, const Pattern& pattern,
+                              const LayerStatistics& statistics, const PrunePattern& pattern,
                               Scope scope, const CalibratedOptions& options) {
   const std::vector<float> dense = dense_matrix(weight, name, statistics);
   const Problem problem = problem_of(dense, statistics, pattern, scope);
@@ -303,6 +301,10 @@ PrunedWeight prune_calibrated(const LoadedWeight& weight, const std::string& nam
     std::ranges::transform(swept.weight, dense, change.begin(), std::minus<>());
     pruned.error = quotient(energy_of(problem, change), energy_of(problem, dense));
     pruned.damping = swept.damping;
+    if (statistics.tokens < statistics.inputs) {
+      pruned.remark = fmt::format("fitted to {} tokens, fewer than its {} inputs",
+                                  statistics.tokens, statistics.inputs);
+    }
     pruned.values = to_file_order(weight, weight.view().dtype,
                                   [&](std::byte* to, std::int64_t at, std::int64_t from) {
                                     detail::store_as(weight.view().dtype, to, at,

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cli/checkpoint.h"
+#include "cli/prune_pattern.h"
 #include "cli/statistics.h"
 #include "gossamer/mask.h"
 #include "gossamer/pattern.h"
@@ -34,13 +35,14 @@ struct PrunedWeight {
   std::vector<std::byte> values;  ///< elements in the order of the file; empty where none changed
   std::optional<double> error;    ///< ‖(W − Ŵ)·X‖² / ‖W·X‖², where the Gram matrix is known
   double damping = 0.0;           ///< of SparseGPT, as it was in the end
+  std::string remark = {};        ///< what the result is to be doubted for; mostly nothing
 };
 
 /// Prunes a weight by its statistics: what gossamer.Wanda, RIA and SparseGPT do with the target
 /// "dense-inputs". `weight` must have been loaded without a pattern. Throws Error(kInvalidArgument)
 /// where shapes do not fit or the Gram matrix that is needed is not there.
 PrunedWeight prune_calibrated(const LoadedWeight& weight, const std::string& name,
-                              const LayerStatistics& statistics, const Pattern& pattern,
+                              const LayerStatistics& statistics, const PrunePattern& pattern,
                               Scope scope, const CalibratedOptions& options);
 
 /// ‖(W − Ŵ)·X‖² / ‖W·X‖² where `mask` drops weights and changes none; with norms alone inputs count
@@ -50,7 +52,7 @@ double masked_error(std::span<const float> dense, std::span<const std::uint8_t> 
 
 /// Wanda's mask, |w|·‖x_j‖, row-major.
 std::vector<std::uint8_t> wanda_mask(std::span<const float> dense,
-                                     const LayerStatistics& statistics, const Pattern& pattern,
+                                     const LayerStatistics& statistics, const PrunePattern& pattern,
                                      Scope scope);
 
 /// The weight's matrix, row-major float32. Throws where the statistics are of another shape.

@@ -19,6 +19,7 @@
 #include "cli/interrupt.h"
 #include "cli/output.h"
 #include "cli/progress.h"
+#include "cli/prune_pattern.h"
 #include "cli/selection.h"
 #include "gossamer/error.h"
 #include "gossamer/mask.h"
@@ -54,7 +55,7 @@ class Pruner {
  public:
   explicit Pruner(const PruneOptions& options)
       : options_(options),
-        pattern_(Pattern::parse(options.pattern)),
+        pattern_(PrunePattern::parse(options.pattern)),
         scope_(parse_scope(options.scope_text())),
         checkpoint_(options.target.input) {
     options.calibrated.check();
@@ -84,8 +85,8 @@ class Pruner {
 
   int run() {
     SafetensorsWriter writer(options_.target.target(), header_capacity(checkpoint_, false));
-    if (scope_ == Scope::kGlobal) {
-      selector_ = make_global_selector(checkpoint_.file(), competitors_, pattern_);
+    if (scope_ == Scope::kGlobal && !pattern_.transposable) {
+      selector_ = make_global_selector(checkpoint_.file(), competitors_, pattern_.pattern);
     }
     copy_metadata(checkpoint_.file(), writer);
     Progress progress("prune", checkpoint_.total_bytes(), options_.output.lines());
@@ -135,7 +136,7 @@ class Pruner {
     }
     refuse_nothing_kept(entry, pruned.mask);
     drop(pruned.values, pruned.mask);
-    write(entry, weight, pruned.values, writer, pruned.error);
+    write(entry, weight, pruned.values, writer, pruned.error, pruned.remark);
     if (pruned.damping > options_.calibrated.damping && options_.output.lines()) {
       print_line(fmt::format("{}  damping raised from {} to {}", io::escaped(entry.name),
                              options_.calibrated.damping, pruned.damping));
@@ -144,7 +145,7 @@ class Pruner {
 
   void prune(const SafetensorsEntry& entry, SafetensorsWriter& writer) {
     const LoadedWeight weight(checkpoint_.file(), entry,
-                              options_.selection.is_transposed(entry.name), &pattern_);
+                              options_.selection.is_transposed(entry.name), &pattern_.pattern);
     std::vector<std::byte> mask(static_cast<std::size_t>(weight.elements()));
     const MatrixView kept = weight.view_of(mask.data(), DType::kBool);
     if (selector_ != nullptr) {
@@ -164,7 +165,7 @@ class Pruner {
   void refuse_nothing_kept(const SafetensorsEntry& entry, std::span<const std::byte> mask) const {
     const bool kept =
         std::any_of(mask.begin(), mask.end(), [](std::byte b) { return b != std::byte{0}; });
-    if (kept || mask.empty() || pattern_.sparsity >= 1 || scope_ == Scope::kGlobal) return;
+    if (kept || mask.empty() || pattern_.pattern.sparsity >= 1 || scope_ == Scope::kGlobal) return;
     const std::string name = io::escaped(entry.name);
     throw Error(
         ErrorCode::kInvalidArgument,
@@ -174,29 +175,30 @@ class Pruner {
   }
 
   void write(const SafetensorsEntry& entry, const LoadedWeight& weight,
-             std::vector<std::byte>& values, SafetensorsWriter& writer,
-             std::optional<double> error) {
+             std::vector<std::byte>& values, SafetensorsWriter& writer, std::optional<double> error,
+             const std::string& remark = {}) {
     writer.add(entry.name, entry.dtype, entry.shape, values);
     const auto flat = contiguous_view(values.data(), weight.view().dtype, 1, weight.elements());
     const std::int64_t zeros = weight.elements() - count_nonzeros(read_only(flat));
     zeros_ += zeros;
     elements_ += weight.elements();
     if (options_.output.lines()) {
-      print_line(fmt::format("{}  {} {}: {} zero{}", io::escaped(entry.name),
-                             shape_text(entry.shape), entry.dtype,
-                             percent_text(zeros, weight.elements()),
-                             error ? fmt::format(", error {:.4f}", *error) : ""));
+      print_line(fmt::format(
+          "{}  {} {}: {} zero{}{}", io::escaped(entry.name), shape_text(entry.shape), entry.dtype,
+          percent_text(zeros, weight.elements()),
+          error ? fmt::format(", error {:.4f}", *error) : "", remark.empty() ? "" : "; " + remark));
     }
     Json json{
         {"name", entry.name}, {"pruned", true}, {"elements", weight.elements()}, {"zeros", zeros}};
     if (error) json["error"] = *error;
+    if (!remark.empty()) json["remark"] = remark;
     tensors_.push_back(std::move(json));
   }
 
   void select_by_magnitude(const ConstMatrixView& values, Scope scope, const MatrixView& kept,
                            const std::string& name) const {
     try {
-      magnitude_mask(values, pattern_, scope, kept);
+      pattern_.select_by_magnitude(values, scope, kept);
     } catch (const Error& error) {
       throw Error(error.code(), fmt::format("weight '{}': {}", io::escaped(name), error.what()));
     }
@@ -229,7 +231,7 @@ class Pruner {
   }
 
   const PruneOptions& options_;
-  Pattern pattern_;
+  PrunePattern pattern_;
   Scope scope_;
   Checkpoint checkpoint_;
   std::vector<Competitor> competitors_;
@@ -250,7 +252,8 @@ void add_prune(CLI::App& app, Action& action) {
   command
       ->add_option(
           "-p,--pattern", options->pattern,
-          "unstructured:S, N:M, block:RxC:S, vnm:V:N:M or fanin:S; S is the fraction of zeros")
+          "unstructured:S, N:M, transposable:N:M, block:RxC:S, vnm:V:N:M or fanin:S; S is the "
+          "fraction of zeros")
       ->required();
   command->add_option(
       "--scope", options->scope,

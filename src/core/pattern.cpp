@@ -93,6 +93,11 @@ Pattern parse_fields(std::string_view text) {
     return Pattern::vnm(read_integer(text, parts[1]), read_integer(text, parts[2]),
                         read_integer(text, parts[3]));
   }
+  if (parts[0] == "transposable") {
+    refuse(text,
+           "it is for pruning (gossamer prune, sparsifiers in Python); a weight that has it "
+           "is verified, packed and run as N:M");
+  }
   if (parts.size() != 2) refuse(text, "no pattern has this form");
   return Pattern::nm(read_integer(text, parts[0]), read_integer(text, parts[1]));
 }

@@ -24,6 +24,7 @@ METHODS: dict[str, Callable[[str], OneShot]] = {
     "sparsegpt": lambda p: gs.SparseGPT(p, target="dense-inputs"),
 }
 PATTERNS = ["2:4", "4:8", "unstructured:0.6", "fanin:0.5", "block:4x4:0.5", "vnm:4:2:8"]
+TRANSPOSABLE = ["transposable:2:4", "transposable:4:8"]
 
 
 class Net(nn.Module):
@@ -62,7 +63,7 @@ def rounding(weight: Tensor) -> float:
     return weight[0].numel() * 2**-23 * float(weight.abs().max())
 
 
-@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("pattern", [*PATTERNS, *TRANSPOSABLE])
 @pytest.mark.parametrize("method", METHODS)
 def test_the_command_prunes_as_python_does(
     tmp_path: Path, net: Net, method: str, pattern: str
@@ -295,7 +296,48 @@ def test_sensitivity_with_statistics_is_the_error_of_the_output(tmp_path: Path, 
             assert row["by"] == "wanda"
             assert row["errors"][pattern] == pytest.approx(layer.error, rel=1e-5)
     lines = gossamer("inspect", path, "--sensitivity").stdout.splitlines()
-    assert len(lines) == 5
+    assert len(lines) == 6
+    assert lines[0].split()[:4] == ["name", "by", "error", "of"]
+    assert lines[-1].startswith("weight: ")
+
+
+def test_sensitivity_says_what_its_errors_are_of(tmp_path: Path, net: Net) -> None:
+    path = tmp_path / "in.safetensors"
+    save_file(net.state_dict(), path)
+    over, shown = {}, {}
+    for kind in ("gram", "norms"):
+        stats = tmp_path / f"{kind}.safetensors"
+        save_statistics(net, batches()[:1], stats, config={"wide": "2:4"}, kind=kind)
+        command = ("inspect", path, "--sensitivity", "--stats", stats)
+        found = report(*command)["sensitivity"]
+        over[kind] = {row["name"]: row["over"] for row in found}
+        shown[kind] = gossamer(*command).stdout.splitlines()
+    for kind in over:
+        others = {"first.weight": "weight", "grouped.weight": "weight", "last.weight": "weight"}
+        assert over[kind] == {"wide.weight": kind, **others}
+        assert [line.split(":")[0] for line in shown[kind][-2:]] == ["weight", kind]
+        (row,) = [line for line in shown[kind] if line.startswith("wide.weight")]
+        assert row.split()[1:3] == ["wanda", kind]
+
+
+@pytest.mark.parametrize(("tokens", "remark"), [(64, None), (63, "63 tokens, fewer than its 64")])
+def test_weights_fitted_to_few_tokens_are_remarked(
+    tmp_path: Path, tokens: int, remark: str | None
+) -> None:
+    layer = nn.Linear(64, 32, bias=False)
+    stats, path = tmp_path / "stats.safetensors", tmp_path / "in.safetensors"
+    save_file(layer.state_dict(), path)
+    save_statistics(layer, [torch.randn(tokens, 64)], stats)
+    for method in ("sparsegpt", "wanda"):
+        command = ("prune", path, "-p", "2:4", "--method", method, "--stats", stats)
+        found = report(*command, "-o", tmp_path / f"{method}.safetensors")["tensors"][0]
+        line = gossamer(*command, "-o", tmp_path / f"{method}-2.safetensors").stdout
+        expected = remark if method == "sparsegpt" else None
+        assert ("remark" in found) == (expected is not None)
+        assert ("fitted to" in line) == (expected is not None)
+        if expected:
+            assert expected in found["remark"]
+            assert expected in line
 
 
 @pytest.mark.parametrize(

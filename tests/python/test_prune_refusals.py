@@ -192,5 +192,5 @@ def test_bad_hyperparameters_of_the_constructors() -> None:
         GradualMagnitude("2:4", 0, 2.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"at most the pattern's own sparsity, 0.5"):
         GradualMagnitude("2:4", 0, 5, initial_sparsity=0.6)
-    with pytest.raises(ValueError, match=r"an object has no sparsity that could grow"):
-        GradualMagnitude(Stripes(), 0, 5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"this object has no `sparsity` that could grow"):
+        GradualMagnitude(Stripes(), 0, 5)

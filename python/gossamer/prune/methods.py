@@ -11,7 +11,7 @@ from torch import Tensor
 from gossamer.prune.chance import random_scores
 from gossamer.prune.groups import Group
 from gossamer.prune.mask import zeros_of
-from gossamer.prune.pattern import CustomPattern, parse_pattern, pattern_at
+from gossamer.prune.pattern import CustomPattern, own_sparsity, pattern_at
 from gossamer.prune.schedule import Schedule, scheduled_sparsity
 from gossamer.prune.sparsifier import Sparsifier
 
@@ -90,10 +90,11 @@ class GradualMagnitude(Magnitude):
 
     `unstructured`, `block` and `fanin` patterns grow to their own sparsity S. `N:M` goes from M
     down to N kept of every M (2:4 is 4:4, then 3:4, then 2:4), each as soon as the schedule allows;
-    S is 1 − N/M. `vnm` does the same, and is `unstructured` while it would keep more than 4 of M.
+    S is 1 − N/M. `transposable:N:M` and `vnm` do the same, and `vnm` is `unstructured` while it
+    would keep more than 4 of M.
 
     Args:
-        pattern: a pattern's text.
+        pattern: a pattern's text, or an object with `sparsity` and `at(sparsity)`.
         begin_step: the first step that may drop weights; 0 or more.
         end_step: the step at which the pattern is reached; after `begin_step`.
         every: steps between two changes; 1 or more.
@@ -105,13 +106,12 @@ class GradualMagnitude(Magnitude):
             made with the same.
 
     Raises:
-        ValueError: the schedule cannot be, or the pattern is an object: only the patterns of the
-            grammar can grow.
+        ValueError: the schedule cannot be, or the pattern is an object that cannot grow.
     """
 
     def __init__(
         self,
-        pattern: str,
+        pattern: str | CustomPattern,
         begin_step: int,
         end_step: int,
         every: int = 1,
@@ -133,10 +133,12 @@ class GradualMagnitude(Magnitude):
         """The pattern can grow from the initial sparsity, and the schedule has a length."""
         super().check(settings)
         pattern, initial = settings["pattern"], settings["initial_sparsity"]
-        if not isinstance(pattern, str):
+        final = own_sparsity(pattern)
+        if final is None:
             raise ValueError(
-                f"pattern {pattern}: a text is accepted, e.g. 'unstructured:0.9'; an object has no "
-                "sparsity that could grow, so override pattern_of of Magnitude for it"
+                f"pattern {pattern}: a text is accepted, e.g. 'unstructured:0.9'; this object has "
+                "no `sparsity` that could grow and no `at(sparsity)`: add both, or override "
+                "pattern_of of Magnitude for it"
             )
         for key in ("begin_step", "end_step", "every"):
             _check_integer(key, settings[key])
@@ -145,7 +147,6 @@ class GradualMagnitude(Magnitude):
                 f"begin_step={settings['begin_step']}, every={settings['every']}: a begin_step "
                 "from 0 and an every from 1 are accepted"
             )
-        final = parse_pattern(pattern).sparsity
         begin, end = settings["begin_step"], settings["end_step"]
         for quarter in range(4):  # A schedule that cannot be is refused before anything is trained.
             step = begin + (end - begin) * quarter // 4
@@ -156,7 +157,7 @@ class GradualMagnitude(Magnitude):
                 f"sparsity, {final}, is accepted"
             )
 
-    def pattern_of(self, group: Group) -> str | None:
+    def pattern_of(self, group: Group) -> str | CustomPattern | None:
         """The pattern at this step's sparsity; None between changes and outside the schedule."""
         step, begin, end = self.step_count, group["begin_step"], group["end_step"]
         if step < end:
@@ -165,7 +166,8 @@ class GradualMagnitude(Magnitude):
             due = self.last_update(group) < end
         if not due:
             return None
-        final = parse_pattern(group["pattern"]).sparsity
+        final = own_sparsity(group["pattern"])
+        assert final is not None
         initial, schedule = group["initial_sparsity"], group["schedule"]
         sparsity = scheduled_sparsity(schedule, initial, final, begin, end, step)
         return pattern_at(group["pattern"], sparsity)
@@ -173,19 +175,20 @@ class GradualMagnitude(Magnitude):
     def unfinished(self, group: Group) -> str | None:
         """That the sparsity has not grown to the pattern's."""
         last, end = self.last_update(group), group["end_step"]
-        text, own = group["pattern"], parse_pattern(group["pattern"])
+        pattern, final = group["pattern"], own_sparsity(group["pattern"])
+        assert final is not None
         if not last and not bool(self.mask(group).all()):
             return None  # A mask that something else selected.
         initial, begin = group["initial_sparsity"], group["begin_step"]
-        reached = scheduled_sparsity(group["schedule"], initial, own.sparsity, begin, end, last)
-        if last and pattern_at(text, reached) == pattern_at(text, own.sparsity):
+        reached = scheduled_sparsity(group["schedule"], initial, final, begin, end, last)
+        if last and pattern_at(pattern, reached) == pattern_at(pattern, final):
             return None
         remedy = "call step() after each step of the optimizer until end_step, or make it smaller"
         if self.step_count >= end:
             remedy = "set enable_mask_update = True and call step() once more"
         return (
             f"{zeros_of(self.mask(group)):.2%} zeros after {self.step_count} of {end} steps, not "
-            f"the {own.sparsity:.2%} of '{text}'; {remedy}"
+            f"the {final:.2%} of '{pattern}'; {remedy}"
         )
 
 

@@ -13,15 +13,18 @@ import torch
 from torch import Tensor
 
 from gossamer import _ops  # noqa: F401  (loads the operators)
+from gossamer.prune.transposable import Transposable
 
 __all__ = [
     "CustomPattern",
     "PatternFields",
     "column_block",
     "is_grouped",
+    "own_sparsity",
     "parse_pattern",
     "pattern_at",
     "pattern_with",
+    "read_pattern",
 ]
 
 _VNM_LIVE_COLUMNS = 4
@@ -32,7 +35,9 @@ class CustomPattern(Protocol):
     """A pattern of one's own: anything that selects a mask from scores.
 
     Where it has an attribute `grouped` that is True, convolutions come as one matrix a tap. Where
-    it has an attribute `any_device` that is True, scores may come on the device of the weight.
+    it has an attribute `any_device` that is True, scores may come on the device of the weight. With
+    an attribute `sparsity` and a method `at(sparsity)`, which gives the pattern at a lower one,
+    its sparsity can grow (`GradualMagnitude`).
     """
 
     def select(self, scores: Tensor) -> Tensor:
@@ -86,6 +91,29 @@ def parse_pattern(text: str) -> PatternFields:
     return PatternFields(**json.loads(torch.ops.gossamer.parse_pattern(text)))
 
 
+def read_pattern(pattern: str | CustomPattern) -> str | CustomPattern:
+    """A pattern as sparsifiers hold it: `transposable:N:M` is an object, other texts stay texts.
+
+    Raises:
+        ValueError: the text is no pattern.
+    """
+    if not isinstance(pattern, str):
+        return pattern
+    transposable = Transposable.read(pattern)
+    if transposable is None:
+        parse_pattern(pattern)
+        return pattern
+    return transposable
+
+
+def own_sparsity(pattern: str | CustomPattern) -> float | None:
+    """The fraction of zeros that a pattern asks for; None for an object that does not say."""
+    if isinstance(pattern, str):
+        return parse_pattern(pattern).sparsity
+    found = getattr(pattern, "sparsity", None)
+    return float(found) if callable(getattr(pattern, "at", None)) and found is not None else None
+
+
 def is_grouped(pattern: str | CustomPattern) -> bool:
     """Whether a pattern groups neighbouring inputs; an object does where its `grouped` is True."""
     if isinstance(pattern, str):
@@ -101,21 +129,24 @@ def pattern_with(pattern: str, sparsity: float) -> str:
     return f"{fields.kind}:{sparsity}"
 
 
-def pattern_at(pattern: str, sparsity: float) -> str:
+def pattern_at(pattern: str | CustomPattern, sparsity: float) -> str | CustomPattern:
     """The pattern of the same shape with fewer zeros, for a sparsity that is still growing.
 
     `unstructured`, `block` and `fanin` take the sparsity as it is. `N:M` keeps the fewest of every
     M that drop no more than the sparsity asks, and never fewer than N: 2:4 goes 4:4, 3:4, 2:4.
     `vnm` does the same; while it would keep more than the 4 columns that its groups can hold, it
-    is `unstructured`.
+    is `unstructured`. An object is asked for itself at that sparsity.
 
     Args:
-        pattern: a pattern's text.
+        pattern: a pattern's text, or an object with `sparsity` and `at`.
         sparsity: fraction of zeros at present, from 0 to the pattern's own.
 
     Returns:
-        A pattern's text; `pattern` itself (in its shortest form) at its own sparsity.
+        A pattern's text, or an object; `pattern` itself (in its shortest form) at its own sparsity.
     """
+    if not isinstance(pattern, str):
+        grown: CustomPattern = pattern.at(sparsity)  # type: ignore[attr-defined]
+        return grown
     fields = parse_pattern(pattern)
     if sparsity >= fields.sparsity:
         return fields.text

@@ -19,6 +19,7 @@ from gossamer.prune.pattern import (
     column_block,
     is_grouped,
     parse_pattern,
+    read_pattern,
 )
 
 __all__ = ["LayerProblem"]
@@ -95,6 +96,7 @@ class LayerProblem:
     gradient: Tensor | None = None
 
     def __post_init__(self) -> None:
+        self.pattern = read_pattern(self.pattern)
         self.weight = self.dense
         self.segment = self.segment or self.dense.shape[-1]
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 from gossamer.prune.groups import Group, hyperparameters, plain, saved_group
+from gossamer.prune.transposable import Transposable
 
 __all__ = ["pair", "read_state", "take", "write_state"]
 
@@ -49,8 +50,11 @@ def read_state(
             "sparsifier returned is accepted"
         )
     for group in loaded["groups"]:
+        text = group.get("pattern")
+        group["pattern"] = (Transposable.read(text) if isinstance(text, str) else None) or text
         for key in ("pattern", "schedule"):  # Numbers and texts are plain already.
-            found = [own[key] for own in owners if key in own and plain(own[key]) == group.get(key)]
+            asked = plain(group.get(key))
+            found = [own[key] for own in owners if key in own and plain(own[key]) == asked]
             if key == "schedule" and len({id(value) for value in found if callable(value)}) > 1:
                 raise ValueError(
                     f"two schedules of this sparsifier are both called '{group[key]}'; "

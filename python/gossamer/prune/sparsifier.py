@@ -22,7 +22,7 @@ from gossamer.prune.groups import (
     warn_unfinished,
 )
 from gossamer.prune.mask import Mask, attach, detach, live_mask, masked_parameters
-from gossamer.prune.pattern import CustomPattern, column_block, parse_pattern
+from gossamer.prune.pattern import CustomPattern, column_block, parse_pattern, read_pattern
 from gossamer.prune.saved import pair, read_state, take, write_state
 from gossamer.prune.selection import Candidate, Rival, select_all
 from gossamer.prune.targets import Config, Target, choose, find_targets
@@ -381,8 +381,9 @@ class Sparsifier:
         self._check(owner, settings)
         return settings
 
-    def _check(self, owner: str, settings: Mapping[str, Any]) -> None:
+    def _check(self, owner: str, settings: dict[str, Any]) -> None:
         try:
+            settings["pattern"] = read_pattern(settings["pattern"])
             self.check(settings)
         except ValueError as error:
             raise ValueError(f"{type(self).__name__}, '{owner}': {error}") from None

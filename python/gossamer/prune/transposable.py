@@ -3,16 +3,22 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 __all__ = ["Transposable"]
 
 
+_PREFIX = "transposable"
+
+
 class Transposable:
     """N:M along inputs and along outputs at once: a pattern for `Sparsifier` and `OneShot`.
 
-    For training with a backward pass that is sparse too. Saved and run as N:M. For 2:4 two of each
+    Wherever a sparsifier takes a pattern's text, `transposable:N:M` is this. For training with a
+    backward pass that is sparse too. Saved and run as N:M. For 2:4 two of each
     row and column of every 4x4 tile are kept, those with the highest sum of scores, found exactly
     among the 90 masks that there are (Hu et al. 2024, arXiv:2404.01847). Larger tiles are found by
     optimal transport with entropy ("TSENOR", Meng et al. 2025, arXiv:2505.23949), rounded and
@@ -40,8 +46,37 @@ class Transposable:
             )
         self.n, self.m = int(kept), int(side)
 
+    @classmethod
+    def read(cls, text: str) -> Transposable | None:
+        """The pattern of a text that begins with "transposable"; None for other texts.
+
+        Raises:
+            ValueError: as the constructor.
+        """
+        word, separator, rest = text.replace(" ", ":", 1).partition(":")
+        return cls(rest) if separator and word == _PREFIX else None
+
     def __str__(self) -> str:
-        return f"transposable {self.n}:{self.m}"
+        return f"{_PREFIX}:{self.n}:{self.m}"
+
+    def __repr__(self) -> str:
+        return f"Transposable('{self.n}:{self.m}')"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Transposable) and (self.n, self.m) == (other.n, other.m)
+
+    def __hash__(self) -> int:
+        return hash((self.n, self.m))
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction of zeros, 1 − N/M."""
+        return 1.0 - self.n / self.m
+
+    def at(self, sparsity: float) -> Transposable:
+        """The pattern of a sparsity that is still growing: M:M down to N:M."""
+        kept = max(self.n, self.m - math.floor(sparsity * self.m))
+        return Transposable(f"{kept}:{self.m}")
 
     def select(self, scores: Tensor) -> Tensor:
         """The best mask.
