@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -208,6 +209,74 @@ def test_wanda_in_groups(size: int, pattern: str) -> None:
     sparsifier.squash_mask()
     assert ops.find_violation(model[2].weight.detach(), pattern) == ""
     assert (model[0].weight != 0).all()
+
+
+def wanda(model: nn.Module) -> old.WandaSparsifier:
+    sparsifier = old.WandaSparsifier(0.5)
+    sparsifier.prepare(model, None)
+    return sparsifier
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_the_norms_of_wanda_are_part_of_its_state(prepared: bool, tmp_path: Path) -> None:
+    model, x = net(), torch.randn(64, 16) * torch.linspace(0.2, 3, 16)
+    sparsifier = wanda(model)
+    model(x[:40])
+    weights = copy.deepcopy(model.state_dict())
+    torch.save(sparsifier.state_dict(), tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    fresh, again = net(), old.WandaSparsifier(0.5)
+    if prepared:
+        again.prepare(fresh, None)
+        again.load_state_dict(state)
+    else:
+        again.load_state_dict(state)
+        again.prepare(fresh)
+    fresh.load_state_dict(weights)
+    for one, own in ((model, sparsifier), (fresh, again)):
+        one(x[40:])  # Half of the data after the resumption.
+        own.step()
+        own.squash_mask()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, fresh.state_dict()[name]), name
+
+
+def test_a_copy_of_a_model_that_wanda_watches_feeds_its_own_copy() -> None:
+    model = net()
+    sparsifier = wanda(model)
+    x, other = torch.randn(8, 16), torch.randn(8, 16)
+    model(x)
+    before = sparsifier.state_dict()["state"]["0.weight"]["norm"].clone()
+    alone = copy.deepcopy(model)
+    alone(other)  # Nobody asks what it saw.
+    assert torch.equal(sparsifier.state_dict()["state"]["0.weight"]["norm"], before)
+    both, copied = copy.deepcopy((model, sparsifier))
+    both(other)
+    assert torch.equal(sparsifier.state_dict()["state"]["0.weight"]["norm"], before)
+    seen = copied.state_dict()["state"]["0.weight"]["norm"]
+    torch.testing.assert_close(seen, before + other.square().sum(dim=0))
+    copied.step()
+    copied.squash_mask()
+    assert not both[0]._forward_pre_hooks
+    assert model[0]._forward_pre_hooks
+
+
+def test_wanda_sees_inputs_by_name() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(16, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(input=x)
+
+    model, x = Named(), torch.randn(8, 16)
+    sparsifier = wanda(model)
+    model(x)
+    seen = sparsifier.state_dict()["state"]["layer.weight"]["norm"]
+    torch.testing.assert_close(seen, x.square().sum(dim=0))
+    with pytest.raises(TypeError, match="without a tensor as its first argument or `input=`"):
+        model(None)
 
 
 def test_sparsifiers_of_ones_own() -> None:

@@ -275,12 +275,32 @@ class PerChannelNormObserver(nn.Module):
         return x_orig
 
 
+class _Watch:
+    """A hook that shows a layer's inputs to an observer.
+
+    An object and no function: functions are not copied, so that the copy of a model would go on
+    feeding the observers of the model it was copied from.
+    """
+
+    def __init__(self, observer: PerChannelNormObserver) -> None:
+        self.observer = observer
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = [*args[:1], *([kwargs["input"]] if "input" in kwargs else kwargs.values())]
+        if not given or not isinstance(given[0], Tensor):
+            raise TypeError(
+                f"WandaSparsifier: {type(module).__name__} was called without a tensor as its "
+                "first argument or `input=`, whose norms are the score; call it so"
+            )
+        self.observer(given[0])
+
+
 class WandaSparsifier(BaseSparsifier):
     """Wanda: prepare, run the model on calibration data, `step`, `squash_mask`.
 
     The score is |w|·‖x_j‖₂ by output row, as in the paper (arXiv:2306.11695); the old one used
     the squared norm and ranked the whole layer. Inputs are those of the unpruned model; layer by
-    layer, `gossamer.Wanda` sees those of the pruned one.
+    layer, `gossamer.Wanda` sees those of the pruned one. `state_dict` has what was seen so far.
 
     Args:
         sparsity_level: fraction of zeros.
@@ -312,13 +332,9 @@ class WandaSparsifier(BaseSparsifier):
         for group in self.groups:
             observer = PerChannelNormObserver()
             self._observers[group["tensor_fqn"]] = observer
-
-            def watch(
-                module: nn.Module, args: Any, observer: PerChannelNormObserver = observer
-            ) -> None:
-                observer(args[0])
-
-            self._hooks.append(group["module"].register_forward_pre_hook(watch))
+            hook = group["module"].register_forward_pre_hook(_Watch(observer), with_kwargs=True)
+            self._hooks.append(hook)
+        self._resume()
         return model
 
     def squash_mask(
@@ -333,6 +349,24 @@ class WandaSparsifier(BaseSparsifier):
         for hook in self._hooks:
             hook.remove()
         self._hooks, self._observers = [], {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """As `Sparsifier.state_dict`, with the squared norms of the inputs seen so far."""
+        for fqn, observer in self._observers.items():
+            self.state[fqn]["norm"] = observer.norm
+        return super().state_dict()
+
+    def _take(self, loaded: Mapping[str, Any]) -> None:
+        super()._take(loaded)
+        self._resume()
+
+    def _resume(self) -> None:
+        """Observers go on from the norms of a state that was loaded."""
+        for group in self.groups:
+            fqn = group["tensor_fqn"]
+            norm = self.state.get(fqn, {}).get("norm")
+            if norm is not None and fqn in self._observers:
+                self._observers[fqn].norm = norm.to(self.mask(group).device)
 
     def score(self, weight: Tensor, group: Group) -> Tensor:
         """|w|·‖x_j‖₂."""
