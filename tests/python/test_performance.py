@@ -221,6 +221,9 @@ def test_notes_on_bounds_stand_before_the_tables(tmp_path: Path) -> None:
 def test_the_newest_line_of_a_case_counts(tmp_path: Path) -> None:
     (kept,) = newest(read(written(tmp_path, {"ms": 1.0}, {"ms": 3.0})))
     assert kept.ms == 3.0
+    older = {"ms": 4.0, "date": "2026-01-02T03:04:04Z"}
+    (kept,) = newest(read(written(tmp_path, {"ms": 1.0}, {"ms": 3.0}, older)))
+    assert kept.ms == 3.0
 
 
 @pytest.mark.parametrize(

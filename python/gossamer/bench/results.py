@@ -37,13 +37,18 @@ def read(folder: Path) -> list[Record]:
 
 
 def newest(records: Iterable[Record]) -> list[Record]:
-    """Of records of the same case the last one, in the order of the cases' first records."""
-    kept = {}
+    """Of records of the same case the newest, the last of those of the same second.
+
+    They come in the order of the cases' first records.
+    """
+    kept: dict[tuple[object, ...], Record] = {}
     for r in records:
         # On a GPU the threads of the host change nothing but who measured.
         threads = r.threads if r.device == "cpu" else 0
         case = (r.machine, r.suite, r.layer, r.out, r.inputs, r.dtype, r.pattern, r.tokens, threads)
-        kept[case] = r
+        # Lines of several hosts may stand in any order.
+        if case not in kept or r.date >= kept[case].date:
+            kept[case] = r
     return list(kept.values())
 
 
