@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Products of every kind of kernel, for compute-sanitizer (scripts/sanitize_cuda.sh).
 
+`sanitized_products.py [PART PARTS]`: all of them, or one of so many parts.
+
 Rows of the kernel table are forced, and cut so that what can go wrong between blocks and between
 stages happens: a place for a stage is taken again, a block computes a second tile, the last round
 is divided, a cluster walks over four row tiles, sums are exchanged, blocks reach past the last
@@ -13,6 +15,7 @@ CPU: what the tools slow down is our kernels and a few copies.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from dataclasses import dataclass
 
@@ -153,9 +156,10 @@ def expected(operands: Operands, activation: Activation) -> Tensor:
     return F.gelu(y) if activation is Activation.GELU else y.relu()
 
 
-def main() -> None:
+def main(part: int, parts: int) -> None:
+    """Each of `parts` processes takes every so manieth product: racecheck takes minutes."""
     torch.manual_seed(0)
-    count, begin = 0, time.monotonic()
+    count, done, begin = 0, 0, time.monotonic()
     # Registers that are unrolled over, rounded; the same to float32; groups of eight.
     ends = (
         (Activation.NONE, torch.bfloat16),
@@ -167,6 +171,9 @@ def main() -> None:
         for kind in product.types:
             activation, y_dtype = ends[count % len(ends)]
             count += 1
+            if count % parts != part:
+                continue
+            done += 1
             os.environ["GOSSAMER_KERNEL"] = product.row.format(kind)
             os.environ["GOSSAMER_CUT"] = product.cut
             operands = Operands(product, DTYPES[kind])
@@ -179,8 +186,8 @@ def main() -> None:
                 atol=2**-8,
                 msg=lambda text, name=f"{kind} {product}": f"{name}: {text}",
             )
-    print(f"{count} products, {time.monotonic() - begin:.0f} s")
+    print(f"{done} of {count} products, {time.monotonic() - begin:.0f} s")
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(int, sys.argv[1:] or (0, 1)))

@@ -198,6 +198,12 @@ __device__ __forceinline__ void store_peer(std::uint32_t to, float4 v) {
                : "memory");
 }
 
+__device__ __forceinline__ void store_shared_float4(std::uint32_t to, float4 v) {
+  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(to), "f"(v.x), "f"(v.y), "f"(v.z),
+               "f"(v.w)
+               : "memory");
+}
+
 __device__ __forceinline__ float4 load_shared_float4(std::uint32_t from) {
   float4 v;
   asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"

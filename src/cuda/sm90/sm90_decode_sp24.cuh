@@ -216,22 +216,25 @@ __global__ void __launch_bounds__(DecodeShape<T>::kThreads, 2)
   Sum d[kTokens / 2];
   const auto send = [&](int n) {
     const int buffer = n & 1;
-    if (thread == 0) barrier_arrive_expect(sums + buffer * 8, kReceived);
+    if (split > 1 && thread == 0) barrier_arrive_expect(sums + buffer * 8, kReceived);
 #pragma unroll
     for (int j = 0; j < kOctets; ++j) {
       const int entry = j * 128 + thread;
       const int owner = entry / share;
       const std::uint32_t to =
           received + buffer * kReceived + (rank * share + entry - owner * share) * 16;
-      store_async(peer_address(to, owner),
-                  make_float4(to_bits(d[4 * j]), to_bits(d[4 * j + 1]), to_bits(d[4 * j + 2]),
-                              to_bits(d[4 * j + 3])),
-                  peer_address(sums + buffer * 8, owner));
+      const float4 part = make_float4(to_bits(d[4 * j]), to_bits(d[4 * j + 1]),
+                                      to_bits(d[4 * j + 2]), to_bits(d[4 * j + 3]));
+      if (split == 1) {
+        store_shared_float4(to, part);  // for this thread itself; st.async is for a peer
+      } else {
+        store_async(peer_address(to, owner), part, peer_address(sums + buffer * 8, owner));
+      }
     }
   };
   const auto finish = [&](int n) {
     const int buffer = n & 1;
-    barrier_wait(sums + buffer * 8, (n >> 1) & 1);
+    if (split > 1) barrier_wait(sums + buffer * 8, (n >> 1) & 1);
     const int tile_row = (cluster + n * clusters) * 64;
 #pragma unroll 1
     for (int i = thread; i < share; i += 128) {
