@@ -6,13 +6,14 @@
 #include <algorithm>
 #include <array>
 #include <map>
-#include <numeric>
 #include <set>
+#include <utility>
 
 #include "gossamer/error.h"
 #include "plan/call_inputs.h"
 #include "plan/candidates.h"
 #include "plan/dense_model.h"
+#include "plan/late_look.h"
 #include "plan/memory.h"
 #include "plan/series.h"
 #include "plan/trial_layouts.h"
@@ -61,6 +62,9 @@ class Measurer {
       for (const Contested& c : verdict.contested) {
         evidence_.candidates[c.candidate].at[c.probe] = series_[c.candidate][c.probe].least();
       }
+      verdict = decide(evidence_, options_.memory, forced);
+    }
+    if (forced.empty() && verdict.plan.sparse && dense_.run && look_again(verdict.plan)) {
       verdict = decide(evidence_, options_.memory, forced);
     }
     verdict.disturbed = budget_.disturbed();
@@ -205,12 +209,7 @@ class Measurer {
     return {};
   }
 
-  // A probe's part of what is left: larger token counts have longer calls, and get more.
-  double quota(std::size_t p) const {
-    constexpr std::array<double, kProbeCount> kWeights{1, 1, 1, 1, 1, 1, 1, 2, 2, 3, 4, 5, 8, 8};
-    const double rest = std::accumulate(kWeights.begin() + p, kWeights.end(), 0.0);
-    return std::max(left(), 0.0) * kWeights[p] / rest;
-  }
+  double quota(std::size_t p) const { return std::max(left(), 0.0) * share_of_rest(p); }
 
   double round_seconds(std::size_t p, const std::vector<Contender>& contenders) const {
     const auto with_warming = [](double once) {
@@ -342,11 +341,8 @@ class Measurer {
                      [&](const Contested& a, const Contested& b) { return group(a) < group(b); });
     const double share = left_for_doubts() / static_cast<double>(contested.size());
     for (const Contested& place : contested) {
-      const LinearKernel& row = *entrants_[place.candidate].model.row;
       const Timing before = series_[place.candidate][place.probe].least();
-      const std::vector<Contender> one{
-          {place.candidate, inputs_.args(layouts_.view(row.layout), kProbes[place.probe].tokens),
-           calls_per_sample(before.seconds), before.seconds}};
+      const std::vector<Contender> one{contender(place, before.seconds)};
       const auto rounds = 2 * static_cast<int>(series_[place.candidate][place.probe].sparse.size());
       const double end = budget_.spent() + share - before.seconds - before.dense_seconds;
       for (int i = 0; i < rounds && budget_.spent() < end; ++i) {
@@ -354,6 +350,27 @@ class Measurer {
       }
       note(place.candidate, place.probe);
     }
+  }
+
+  bool look_again(const Plan& plan) {
+    bool changed = false;
+    for (const Contested& place : choices_of(evidence_, plan)) {
+      const Timing first = evidence_.candidates[place.candidate].at[place.probe];
+      if (left_for_doubts() < 2 * kMinRounds * (first.seconds + first.dense_seconds)) continue;
+      Series& series = series_[place.candidate][place.probe];
+      Series before = std::exchange(series, {});
+      const Contender one = contender(place, first.seconds);
+      for (int i = 0; i < kMinRounds; ++i) run_round(place.probe, {one}, i);
+      changed |= judge_late(evidence_, place, series.least());
+      series = std::move(before);
+    }
+    return changed;
+  }
+
+  Contender contender(const Contested& place, double seconds) {
+    const LinearKernel& row = *entrants_[place.candidate].model.row;
+    return {place.candidate, inputs_.args(layouts_.view(row.layout), kProbes[place.probe].tokens),
+            calls_per_sample(seconds), seconds};
   }
 
   const LinearDesc& desc_;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cmath>
 #include <cstddef>
@@ -25,9 +26,18 @@ inline constexpr int kMinRounds = 3;
 inline constexpr int kShortMinRounds = 5;
 inline constexpr int kMaxRounds = 21;
 inline constexpr int kMaxPasses = 3;     ///< over contested times
+inline constexpr double kPhase = 0.9;    ///< of a ratio: a later one that is lower counts instead
 inline constexpr double kStalled = 4.0;  ///< times what a call should take: other work is suspected
 inline constexpr std::size_t kTrials = 4;      ///< of a call that may have stalled
 inline constexpr double kTurnSeconds = 20e-3;  ///< about what a scheduler gives to other work
+
+/// A probe's part of what is left for it and all later ones: larger token counts have longer calls.
+inline double share_of_rest(std::size_t p) {
+  constexpr std::array<double, kProbeCount> kWeights{1, 1, 1, 1, 1, 1, 1, 2, 2, 3, 4, 5, 8, 8};
+  double rest = 0.0;
+  for (std::size_t i = p; i < kProbeCount; ++i) rest += kWeights[i];
+  return kWeights[p] / rest;
+}
 
 inline int calls_per_sample(double seconds) {
   return std::clamp(static_cast<int>(kSampleSeconds / std::max(seconds, 1e-9)), 1,

@@ -7,6 +7,7 @@
 #include <map>
 
 #include "fake_kernels.h"
+#include "plan/series.h"
 
 namespace gossamer {
 namespace {
@@ -107,6 +108,28 @@ TEST(PlanMeasure, SpeedModeRunsDenseWhereItIsFaster) {
   EXPECT_EQ(plan.choices[0].kernel, kDenseKernel);
   EXPECT_EQ(plan.choices[1].kernel, kDenseKernel);
   EXPECT_EQ(plan.choices[4].kernel, "fake_bitmask");
+}
+
+TEST(PlanMeasure, APhaseInWhichDenseIsSlowDecidesNothing) {
+  test::reset_fakes();
+  for (auto& fake : fakes()) fake.takes = constant(60e-6);
+  const auto with = [](int slow_calls, MemoryMode memory) {
+    int calls = 0;
+    PlanOptions options = uncached();
+    options.memory = memory;
+    return planned(fake_weight(), fake_dense([&](std::int64_t tokens) {
+                     if (tokens != 128) return 120e-6;
+                     return ++calls <= slow_calls ? 90e-6 : 45e-6;
+                   }),
+                   options);
+  };
+  constexpr int kAll = 1000;
+  constexpr int kFirstLook = 2 * plan::kMaxRounds + 4;
+  EXPECT_NE(with(kAll, MemoryMode::kSpeed).choices[4].kernel, kDenseKernel);
+  EXPECT_EQ(with(kFirstLook, MemoryMode::kSpeed).choices[4].kernel, kDenseKernel);
+  EXPECT_NE(with(kFirstLook, MemoryMode::kSpeed).choices[3].kernel, kDenseKernel);
+  EXPECT_TRUE(with(kAll, MemoryMode::kDefault).sparse);
+  EXPECT_FALSE(with(kFirstLook, MemoryMode::kDefault).sparse);
 }
 
 TEST(PlanMeasure, OnlyTimesRowsThatTheModelFindsPromising) {
