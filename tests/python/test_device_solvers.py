@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from torch.library import opcheck
 
 import gossamer as gs
 from gossamer.prune import device_solvers as ours
+from gossamer.prune import device_swaps, selection
+from gossamer.prune.selection import Candidate, select
 
 core = torch.ops.gossamer
 
@@ -47,6 +50,61 @@ def test_selection(pattern: str, scope: str) -> None:
         scores = tied(*shape)
         want = core.select_masks([scores], pattern, scope)[0]
         assert torch.equal(ours.select(scores, pattern, scope), want)
+
+
+@pytest.mark.parametrize("scope", ["row", "tensor"])
+@pytest.mark.parametrize("pattern", ["unstructured:0.37", "2:4", "fanin:0.6", "block:4x3:0.4"])
+def test_selection_in_stacked_matrices(pattern: str, scope: str) -> None:
+    for shape in ((3, 7, 18), (2, 1, 5)):  # Blocks and groups end with a matrix.
+        scores = torch.randint(-3, 4, shape).float()
+        want = core.select_masks([scores], pattern, scope)[0]
+        assert torch.equal(ours.select(scores, pattern, scope), want)
+
+
+PATTERNS = ["unstructured:0.37", "2:4", "3:16", "fanin:0.6", "block:4x3:0.4"]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_sparsifiers_selection_where_the_weight_is(pattern: str, dtype: torch.dtype) -> None:
+    for module in (nn.Linear(18, 7), nn.Conv2d(6, 5, 3), nn.Conv2d(5, 6, (1, 2))):
+        scores = torch.randint(-3, 4, module.weight.shape).to(dtype)
+        candidate = Candidate.of("w", module, module.weight, scores, pattern)
+        (want,) = select([candidate], pattern, "tensor")
+        got = candidate.unfold(selection._select_there(candidate, pattern, "tensor"))
+        assert torch.equal(got, want)
+
+
+def test_weights_of_one_device_compete_there() -> None:
+    modules = [nn.Linear(18, 7), nn.Conv2d(6, 5, 3), nn.Linear(4, 4).double()]
+    candidates = [
+        Candidate.of(str(at), own, own.weight, own.weight.detach().mul(4).round(), "unstructured")
+        for at, own in enumerate(modules)
+    ]
+    want = select(candidates, "unstructured:0.6", "global")
+    got = selection._select_there_together(candidates, "unstructured:0.6")
+    for candidate, one, other in zip(candidates, got, want, strict=True):
+        assert torch.equal(candidate.unfold(one), other)
+    broken = replace(candidates[1], scores=candidates[1].scores * torch.nan)
+    with pytest.raises(ValueError, match="'1': a score is NaN"):
+        selection._select_there_together([candidates[0], broken], "unstructured:0.6")
+    with pytest.raises(ValueError, match="'1': a score is NaN"):
+        selection._select_there(broken, "unstructured:0.6", "tensor")
+
+
+@needs_gpu
+@pytest.mark.parametrize("scope", ["row", "tensor", "global", "columns:5"])
+@pytest.mark.parametrize("pattern", [*PATTERNS, "vnm:4:2:8", "transposable:2:4"])
+def test_masks_of_a_sparsifier_on_a_gpu_are_those_of_the_cpu(pattern: str, scope: str) -> None:
+    found = []
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(6, 8, 3), nn.Linear(24, 20)).to(device)
+        magnitude = gs.Magnitude(pattern, scope)
+        magnitude.prepare(model)
+        magnitude.step()
+        found.append([magnitude.mask(group).cpu() for group in magnitude.groups])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 def test_selection_in_segments() -> None:
@@ -108,6 +166,52 @@ def test_gram_and_swaps() -> None:
     got, made = ours.swap_refine(weight, gram, mask, 4, 0, 0)
     assert torch.equal(got, want)
     assert made == count
+
+
+@pytest.mark.parametrize("most", [0, 3])
+@pytest.mark.parametrize(
+    ("pattern", "group", "segment"),
+    [
+        ("unstructured:0.6", 0, 0),
+        ("unstructured:0.1", 0, 0),
+        ("2:4", 4, 0),
+        ("2:4", 4, 10),
+        ("5:16", 16, 0),
+        ("8:32", 32, 30),
+    ],
+)
+def test_swaps(pattern: str, group: int, segment: int, most: int) -> None:
+    weight, gram = problem(9, 90)  # Rows longer than the short lists of a swap.
+    mask = ours.select(weight.abs(), pattern, "row", segment)
+    before = mask.clone()
+    want, count = core.swap_refine(weight, gram, mask, group, segment, most)
+    got, made = ours.swap_refine(weight, gram, mask, group, segment, most)
+    assert torch.equal(mask, before)
+    assert torch.equal(got, want)
+    assert made == count > 0
+    assert most == 0 or made <= most * len(weight)
+
+
+def test_swaps_of_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, gram = problem(9, 90)
+    for group in (0, 4):
+        mask = core.magnitude_mask(weight, "2:4", "row")
+        want = core.swap_refine(weight, gram, mask, group, 0, 0)
+        for pairs in (1, 2000):  # A row or a column at a time; some at a time.
+            monkeypatch.setattr(device_swaps, "_PAIRS", pairs)
+            got = ours.swap_refine(weight, gram, mask, group, 0, 0)
+            assert torch.equal(got[0], want[0])
+            assert got[1] == want[1]
+
+
+@pytest.mark.parametrize("shape", [(0, 8), (3, 1), (2, 3)])
+def test_swaps_of_next_to_nothing(shape: tuple[int, int]) -> None:
+    weight = torch.randn(shape)
+    gram = torch.eye(shape[1])
+    for mask in (torch.ones(shape).bool(), torch.zeros(shape).bool()):
+        got, made = ours.swap_refine(weight, gram, mask, 0, 0, 0)
+        assert torch.equal(got, mask)
+        assert made == 0
 
 
 def test_sweeps_that_cannot_select() -> None:

@@ -3,19 +3,21 @@
 
 Registered as the CUDA kernels of `torch.ops.gossamer`. The C++ of `src/prune` and these follow the
 same formulas; the tests hold one against the other. Products are full float32, never TF32. On CUDA,
-kernels of `_C_cuda.so` select groups and sweep columns. `admm_by` serves the CPU too.
+kernels of `_C_cuda.so` select groups and sweep columns. `admm_by` serves the CPU too. Selections
+are in `device_select`, swaps in `device_swaps`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from gossamer.prune.device_select import dropped_count, has_kernels, keep_highest, select
+from gossamer.prune.device_swaps import swap_refine
 from gossamer.prune.pattern import PatternFields, parse_pattern
 
 __all__ = [
@@ -32,13 +34,6 @@ __all__ = [
 _TOKENS_IN_FLOAT, _CHECK_EVERY = 4096, 3
 _SWEPT_COLUMNS = 128
 """The most that one call of `obs_sweep_block_` takes."""
-_LARGEST_RANKED = 16
-"""Larger groups are sorted: ranking compares every pair."""
-
-
-def _has_kernels(tensor: Tensor) -> bool:
-    """Whether kernels of `_C_cuda.so` take this tensor."""
-    return tensor.is_cuda and hasattr(torch.ops.gossamer, "obs_sweep_block_")
 
 
 @contextlib.contextmanager
@@ -73,80 +68,6 @@ def missed(dense: Tensor, solved: Tensor, rows: Tensor) -> float:
     return float(part / whole) if float(whole) > 0 else 0.0
 
 
-# --- Selection ------------------------------------------------------------------------------------
-
-
-def select(scores: Tensor, pattern: str, scope: str, segment: int = 0) -> Tensor:
-    """The mask that `select_masks` finds for one weight, on the scores' device.
-
-    Args:
-        scores: [out, in].
-        pattern: `unstructured`, `N:M`, `fanin` or `block`.
-        scope: "row" or "tensor".
-        segment: groups of M start anew after so many columns; 0: never.
-    """
-    fields = parse_pattern(pattern)
-    if fields.kind == "nm":
-        return _select_groups(scores, fields, segment or scores.shape[1])
-    if fields.kind == "block":
-        return _select_blocks(scores, fields, scope)
-    by_row = scope == "row" or fields.kind == "fanin"
-    rows = scores if by_row else scores.reshape(1, -1)
-    return _keep_highest(rows, _dropped(fields.sparsity, rows.shape[1])).view(scores.shape)
-
-
-def _dropped(sparsity: float, count: int) -> int:
-    return math.floor(sparsity * count + 0.5)
-
-
-def _keep_highest(rows: Tensor, dropped: int) -> Tensor:
-    """All but the `dropped` lowest of each row; the lower index among equals is kept."""
-    order = rows.sort(dim=-1, descending=True, stable=True).indices
-    kept = torch.zeros_like(rows, dtype=torch.bool)
-    return kept.scatter_(-1, order[..., : rows.shape[-1] - dropped], True)
-
-
-def _select_groups(scores: Tensor, fields: PatternFields, segment: int) -> Tensor:
-    if _has_kernels(scores):
-        chosen: Tensor = torch.ops.gossamer.select_groups(scores, fields.n, fields.m, segment)
-        return chosen
-    rows, cols = scores.shape
-    groups = math.ceil(segment / fields.m)
-    padded = scores.reshape(rows, cols // segment, segment)
-    if segment % fields.m:
-        padded = torch.nn.functional.pad(padded, (0, groups * fields.m - segment), value=-torch.inf)
-    grouped = padded.reshape(rows, -1, fields.m)
-    if fields.m <= _LARGEST_RANKED:
-        kept = _ranks(grouped) < fields.n
-    else:
-        kept = _keep_highest(grouped, fields.m - fields.n)
-    return kept.view(rows, -1, groups * fields.m)[..., :segment].reshape(rows, cols)
-
-
-def _ranks(groups: Tensor) -> Tensor:
-    """How many of its group rank above each score, the lower index first among equals."""
-    above = torch.zeros_like(groups, dtype=torch.int8)
-    for distance in range(1, groups.shape[-1]):
-        first = groups[..., :-distance] >= groups[..., distance:]
-        above[..., distance:] += first
-        above[..., :-distance] += first.logical_not()
-    return above
-
-
-def _select_blocks(scores: Tensor, fields: PatternFields, scope: str) -> Tensor:
-    height, width = fields.block_rows, fields.block_cols
-    rows, cols = math.ceil(scores.shape[0] / height), math.ceil(scores.shape[1] / width)
-    row = torch.arange(scores.shape[0], device=scores.device) // height
-    col = torch.arange(scores.shape[1], device=scores.device) // width
-    sums = scores.new_zeros(rows, cols, dtype=torch.float64)
-    place = (row[:, None] * cols + col).flatten()
-    sums.view(-1).index_add_(0, place, scores.double().flatten())
-    means = sums / (row.bincount()[:, None] * col.bincount())
-    flat = means if scope == "row" else means.reshape(1, -1)
-    kept = _keep_highest(flat, _dropped(fields.sparsity, flat.shape[1])).view(rows, cols)
-    return kept[row][:, col]
-
-
 # --- Solvers --------------------------------------------------------------------------------------
 
 
@@ -167,7 +88,7 @@ def obs_sweep(
         )
     grouped = fields if fields is not None and fields.kind == "nm" else None
     segment = segment or cols
-    sweep = _sweep_by_kernel if _has_kernels(weight) else _sweep_columns
+    sweep = _sweep_by_kernel if has_kernels(weight) else _sweep_columns
     pivots = factor.diagonal()
     _check_numbers(weight, pivots)
     begin = 0
@@ -280,9 +201,11 @@ def _select_block(
 ) -> None:
     scores = (weight[:, begin:end].double() / pivots[begin:end]).square()
     rows = 1 if fields.kind == "fanin" else len(weight)
-    dropped = _dropped(fields.sparsity, rows * end) - _dropped(fields.sparsity, rows * begin)
+    dropped = dropped_count(fields.sparsity, rows * end) - dropped_count(
+        fields.sparsity, rows * begin
+    )
     flat = scores if fields.kind == "fanin" else scores.reshape(1, -1)
-    kept[:, begin:end] = _keep_highest(flat, dropped).view(scores.shape)
+    kept[:, begin:end] = keep_highest(flat, dropped).view(scores.shape)
 
 
 def refit(
@@ -371,16 +294,6 @@ def admm_by(
             is_first = is_first and moved == 0 and rho > 1e-4
             last = mask
     return sparse, mask, made, rho, settled
-
-
-def swap_refine(
-    weight: Tensor, gram: Tensor, mask: Tensor, group: int, segment: int, max_swaps: int
-) -> tuple[Tensor, int]:
-    """See swap_refine of include/gossamer/solve.h; one follows the other, so the CPU does them."""
-    kept, swaps = torch.ops.gossamer.swap_refine(
-        weight.cpu(), gram.cpu(), mask.cpu(), group, segment, max_swaps
-    )
-    return kept.to(mask.device), swaps
 
 
 def _transposable_mask(scores: Tensor, n: int = 2, m: int = 4) -> Tensor:

@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from gossamer.prune import device_solvers
+from gossamer.prune import device_select, device_solvers
 from gossamer.prune.correction import Fold, mean_diagonal
 from gossamer.prune.pattern import (
     CustomPattern,
@@ -168,11 +168,10 @@ class LayerProblem:
     def _select(self, scores: Tensor, pattern: str | CustomPattern, scope: str) -> Tensor:
         grouped = is_grouped(pattern)
         groups, rows, cols = scores.shape
-        if isinstance(pattern, str) and not scores.is_cpu and parse_pattern(pattern).kind != "vnm":
-            check_scores(self.fqn, scores)
-            flat = scores.detach().reshape(-1, cols)
+        if isinstance(pattern, str) and not scores.is_cpu and device_select.selects(pattern):
+            device_select.check_scores(self.fqn, scores)
             segment = self.segment if grouped else 0
-            return device_solvers.select(flat, pattern, scope, segment).view(scores.shape)
+            return device_select.select(scores.detach(), pattern, scope, segment)
         flat = scores.detach()
         if grouped:
             flat = self._in_segments(flat)
@@ -375,12 +374,6 @@ class LayerProblem:
 
 
 LayerProblem.gram = _Gram()  # type: ignore[assignment]
-
-
-def check_scores(fqn: str, scores: Tensor) -> None:
-    """Refuses NaN, which has no place in an order."""
-    if bool(scores.isnan().any()):
-        raise ValueError(f"'{fqn}': a score is NaN; scores must be numbers")
 
 
 def _energy(weight: Tensor, gram: Tensor) -> Tensor:

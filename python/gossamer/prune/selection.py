@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""From scores to masks: the core selects, here weights become matrices and masks weights again."""
+"""From scores to masks: here weights become matrices and masks weights again.
+
+The core selects on the CPU, `device_select` where the scores are; the masks are the same.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gossamer.prune import device_select
 from gossamer.prune.matrix import MatrixForm
 from gossamer.prune.pattern import CustomPattern, column_block, is_grouped, parse_pattern
 
@@ -23,7 +27,7 @@ class Candidate:
 
     Attributes:
         fqn: its full name.
-        scores: [batch,] out, in, float32 or float64, on the CPU.
+        scores: [batch,] out, in, float32 or float64, on the weight's device.
         form: how the weight became that matrix.
         grouped: whether the pattern groups neighbouring inputs.
         shape: the weight's shape.
@@ -58,7 +62,7 @@ class Candidate:
         dtype = torch.float64 if scores.dtype == torch.float64 else torch.float32
         form = MatrixForm.of(module, weight)
         grouped = is_grouped(pattern)
-        matrix = form.to_matrix(scores.detach().to("cpu", dtype), grouped=grouped)
+        matrix = form.to_matrix(scores.detach().to(dtype), grouped=grouped)
         return cls(fqn, matrix, form, grouped, weight.shape)
 
     def unfold(self, mask: Tensor) -> Tensor:
@@ -172,7 +176,15 @@ def _select_by_columns(candidate: Candidate, pattern: str, width: int) -> Tensor
 
 
 def _select_by_core(candidates: Sequence[Candidate], pattern: str, scope: str) -> list[Tensor]:
-    scores = [candidate.scores for candidate in candidates]
+    devices = {candidate.scores.device for candidate in candidates}
+    there = all(own.scores.is_cuda and own.scores.numel() for own in candidates)
+    if there and device_select.selects(pattern):
+        if scope != "global" or parse_pattern(pattern).kind in ("nm", "fanin"):
+            scope = "tensor" if scope == "global" else scope
+            return [_select_there(candidate, pattern, scope) for candidate in candidates]
+        if len(devices) == 1 and parse_pattern(pattern).kind == "unstructured":
+            return _select_there_together(candidates, pattern)
+    scores = [candidate.scores.cpu() for candidate in candidates]
     try:
         masks: list[Tensor] = torch.ops.gossamer.select_masks(scores, pattern, scope)
     except (ValueError, RuntimeError) as error:
@@ -183,8 +195,30 @@ def _select_by_core(candidates: Sequence[Candidate], pattern: str, scope: str) -
     return masks
 
 
+def _select_there(candidate: Candidate, pattern: str, scope: str) -> Tensor:
+    """On the scores' device."""
+    device_select.check_scores(candidate.fqn, candidate.scores)
+    return device_select.select(candidate.scores, pattern, scope)
+
+
+def _select_there_together(candidates: Sequence[Candidate], pattern: str) -> list[Tensor]:
+    """Weights of one device that compete with each other, as one long row."""
+    for candidate in candidates:
+        device_select.check_scores(candidate.fqn, candidate.scores)
+    dtype = torch.float32
+    if any(candidate.scores.dtype == torch.float64 for candidate in candidates):
+        dtype = torch.float64
+    flat = [candidate.scores.to(dtype).flatten() for candidate in candidates]
+    mask = device_select.select(torch.cat(flat)[None], pattern, "tensor")[0]
+    parts = mask.split([len(own) for own in flat])
+    return [
+        part.view(candidate.scores.shape) for part, candidate in zip(parts, candidates, strict=True)
+    ]
+
+
 def _select_by_object(candidate: Candidate, pattern: CustomPattern) -> Tensor:
-    mask = pattern.select(candidate.scores)
+    there = getattr(pattern, "any_device", False)
+    mask = pattern.select(candidate.scores if there else candidate.scores.cpu())
     if mask.dtype != torch.bool or mask.shape != candidate.scores.shape:
         raise ValueError(
             f"pattern {pattern} selected {mask.dtype} {list(mask.shape)} for '{candidate.fqn}': "
