@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from gossamer._weight_description import shortened
 from gossamer.explanation import LayerReport, explain
 from gossamer.host import machine
 from gossamer.outcome import Outcome
@@ -323,7 +324,7 @@ def _plan_section(packed: Sequence[LayerReport], found: Sensitivity | None) -> M
         size = f"{_bytes(layer.dense_bytes)} → {_bytes(layer.packed_bytes or 0)}"
         kept = "" if layer.density is None else f"{layer.density:.1%}"
         speed = "" if layer.speedup is None else f"{layer.speedup:.2f}x"
-        row = [layer.name, layer.pattern or "", kept, size, layer.kernel, speed]
+        row = [layer.name, shortened(layer.pattern or ""), kept, size, layer.kernel, speed]
         if found is not None:
             row.append(_alone(layer.name, found))
         rows.append(row)

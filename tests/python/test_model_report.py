@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 import gossamer as gs
-from gossamer.pages import Column, Curve, curve_chart, row_chart
+from gossamer import model_report
+from gossamer.pages import Column, Curve, Markup, curve_chart, page, row_chart
 from gossamer.prune import measure_sensitivity, sparsity_report
 from test_pages import Outline, external
 
@@ -63,6 +65,15 @@ def whole_page(path: Path | None = None) -> str:
         calibration=calibration,
         sensitivity=found,
     )
+
+
+def pruned_layer() -> nn.Sequential:
+    model = nn.Sequential(nn.Linear(511, 257))
+    pruner = gs.Magnitude("unstructured:0.9")
+    pruner.prepare(model)
+    pruner.step()
+    pruner.squash_mask()
+    return model
 
 
 def test_the_page_has_its_parts() -> None:
@@ -143,6 +154,15 @@ def test_counts_have_no_exponent() -> None:
     text = Outline(gs.report(nn.Linear(1200, 833))).text
     assert "1 M" in text
     assert "e+0" not in text
+
+
+def test_patterns_of_the_plan_are_rounded() -> None:
+    model = gs.sparsify_(pruned_layer(), layout="format")
+    pattern = gs.explain(model)["0"].pattern
+    assert len(pattern) > len("unstructured:0.9000")  # So many digits are the weight's own.
+    shown = str(gs.report(model))
+    assert "<td class=text>unstructured:0.9</td>" in shown
+    assert pattern not in shown
 
 
 def test_names_are_escaped() -> None:
@@ -246,7 +266,7 @@ needs_browser = pytest.mark.skipif(
 
 def in_browser(file: Path, folder: Path) -> str:
     """The document as a browser has it once everything is loaded."""
-    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu"]
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1200,900"]
     command += [f"--user-data-dir={folder}/p", "--dump-dom", file.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
     return done.stdout
@@ -261,6 +281,25 @@ def test_a_browser_shows_every_part(tmp_path: Path) -> None:
         assert f'id="{name}"' in shown
     assert shown.count("<svg") == 3
     assert shown.count("data:image/png;base64,") >= 3
+
+
+@needs_browser
+def test_a_plan_with_long_names_needs_no_scrolling(tmp_path: Path) -> None:
+    report = gs.explain(gs.sparsify_(pruned_layer(), layout="format"))["0"]
+    name = "avx512_linear_rowpairs64_bf16_x4+avx512_linear_bitmask_bf16_few"
+    layers = [replace(report, name="encoder.layer.0.attention.output.dense", kernel=name)] * 3
+    section = str(model_report._plan_section(layers, None))
+    own = page("A plan", "", [Markup(section)], "")
+    script = (
+        "<script>onload=()=>{const e=document.querySelector('.scroll');"
+        "document.body.dataset.over=e.scrollWidth-e.clientWidth}</script>"
+    )
+    over = []
+    for text in (own, own.replace("overflow-wrap:anywhere", "white-space:nowrap")):
+        (tmp_path / "plan.html").write_text(text + script, encoding="utf-8")
+        shown = in_browser(tmp_path / "plan.html", tmp_path)
+        over.append(int(re.search(r'data-over="(\d+)"', shown)[1]))
+    assert over[0] == 0 < over[1]
 
 
 @needs_browser

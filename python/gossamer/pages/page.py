@@ -154,7 +154,7 @@ th{color:var(--soft);font-weight:600;font-size:13px;vertical-align:bottom}
 th,td{padding:9px 12px;text-align:right;border-bottom:1px solid var(--rule)}
 td{white-space:nowrap;vertical-align:top}
 tbody tr:last-child td{border-bottom:0}
-.text{text-align:left}td.text{white-space:normal}
+.text{text-align:left}td.text{white-space:normal;overflow-wrap:anywhere}
 th:first-child,td:first-child{padding-left:0}
 td small{display:block;color:var(--soft);font-size:13px}
 code{font:13px ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
