@@ -27,7 +27,7 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 def test_the_page_shows_each_extension_once() -> None:
-    assert len(blocks("extending.md", "python")) == 5
+    assert len(blocks("extending.md", "python")) == 6
     assert len(blocks("extending.md", "cpp")) == 1
 
 

@@ -23,6 +23,7 @@ from gossamer.prune import (
     Supermask,
     attach_masks,
     density,
+    squash_masks,
 )
 from gossamer.prune.schedule import (
     SCHEDULES,
@@ -135,6 +136,37 @@ def test_a_schedule_comes_back_with_the_state(tmp_path: Path) -> None:
         again.groups[1]["schedule"] = other
     with pytest.raises(ValueError, match="two schedules of this sparsifier are both called"):
         again.load_state_dict(again.state_dict())
+
+
+# --- Gradients of weights that are dropped -------------------------------------------------------
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_gradients_of_what_is_dropped_are_there_where_a_sparsifier_asks(dense: bool) -> None:
+    class Asking(Magnitude):
+        dense_gradients = dense
+
+    torch.manual_seed(0)
+    model, x = net(), torch.randn(16, 8)
+    sparsifier = Asking("unstructured:0.5")
+    sparsifier.prepare(model)
+    sparsifier.step()
+    group = sparsifier.groups[0]
+    weight, mask = sparsifier.dense_weight(group), sparsifier.mask(group)
+    plain = copy.deepcopy(model)
+    squash_masks(plain)
+    for own in (model, plain):
+        own(x).square().mean().backward()
+    want = plain[0].weight.grad  # Of the same product, with the zeros as weights.
+    assert torch.equal(weight.grad[mask], want[mask])
+    assert torch.equal(weight.grad[~mask], want[~mask] if dense else 0 * want[~mask])
+    assert bool((want[~mask] != 0).any())
+    assert (model[0].weight[~mask] == 0).all()
+    # A sparsifier that takes the masks over has its own way.
+    Magnitude("unstructured:0.5").prepare(model)
+    weight.grad = None
+    model(x).square().mean().backward()
+    assert (weight.grad[~mask] == 0).all()
 
 
 # --- Scores that are trained ----------------------------------------------------------------------

@@ -25,6 +25,7 @@ __all__ = [
     "settings_of",
     "sparse_params",
     "warn_unfinished",
+    "zero_dropped",
 ]
 
 Group: TypeAlias = "dict[str, Any]"
@@ -88,6 +89,13 @@ def warn_unfinished(found: Mapping[str, str | None]) -> None:
         fqn, why = next(iter(lacking.items()))
         others = f" (one of {len(lacking)} such weights of {len(found)})" if len(found) > 1 else ""
         warnings.warn(f"squash_mask: '{fqn}'{others}: {why}", UserWarning, stacklevel=4)
+
+
+def zero_dropped(state: Iterable[Any], mask: Tensor) -> None:
+    """Zeroes what an optimizer remembers of dropped weights, in tensors of the mask's shape."""
+    for value in state:
+        if isinstance(value, Tensor) and value.shape == mask.shape:
+            value.masked_fill_(~mask, 0)
 
 
 def settings_of(

@@ -16,11 +16,28 @@ Place: TypeAlias = "tuple[nn.Module, str]"
 """A module and the name of its parameter."""
 
 
+class _Straight(torch.autograd.Function):
+    """where(mask, weight, 0); every weight gets the gradient, kept or dropped."""
+
+    @staticmethod
+    def forward(weight: Tensor, mask: Tensor) -> Tensor:
+        return torch.where(mask, weight, 0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Nothing is needed later."""
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
+
+
 class Mask(nn.Module):
     """Zeroes a weight where `mask` is False.
 
     A position that is not kept is zero whatever the dense weight holds there, NaN and infinity
-    included, and gets no gradient. The dense weight keeps its value, so that it can come back.
+    included, and gets no gradient unless `dense_gradients` says so. The dense weight keeps its
+    value, so that it can come back.
 
     Attributes:
         mask: bool, the weight's shape; True is kept. A buffer: a model's own `state_dict` has it.
@@ -28,6 +45,8 @@ class Mask(nn.Module):
             schedule goes on from a model's checkpoint.
         updated: int64 scalar: the step that selected the mask, 0 where none did. A buffer, so that
             a schedule knows after a resumption what it still owes.
+        dense_gradients: whether dropped positions get the gradient that they would have if they
+            were kept at 0. Set by `Sparsifier.prepare`, False elsewhere; not saved.
 
     Args:
         mask: bool, the weight's shape.
@@ -39,6 +58,7 @@ class Mask(nn.Module):
     mask: Tensor
     steps: Tensor
     updated: Tensor
+    dense_gradients: bool = False
 
     def __init__(self, mask: Tensor) -> None:
         super().__init__()
@@ -54,6 +74,9 @@ class Mask(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         """The weight with zeros where nothing is kept; same shape and dtype."""
         # Not a product: 0·NaN and 0·inf are NaN.
+        if self.dense_gradients:
+            straight: Tensor = _Straight.apply(weight, self.mask)
+            return straight
         return torch.where(self.mask, weight, 0)
 
     def right_inverse(self, weight: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,10 @@ from gossamer.prune.groups import (
     settings_of,
     sparse_params,
     warn_unfinished,
+    zero_dropped,
 )
 from gossamer.prune.mask import Mask, attach, detach, live_mask, masked_parameters
-from gossamer.prune.pattern import CustomPattern, column_block, parse_pattern, read_pattern
+from gossamer.prune.pattern import CustomPattern, column_block, read_pattern
 from gossamer.prune.saved import pair, read_state, take, write_state
 from gossamer.prune.selection import Candidate, Rival, select_all
 from gossamer.prune.targets import Config, Target, choose, find_targets
@@ -56,6 +57,7 @@ class Sparsifier:
             plain data, saved by `state_dict`.
         enable_mask_update: False leaves all masks as they are; steps are counted still.
         model: the prepared model, None before `prepare` and after `squash_mask`.
+        dense_gradients: of the class; True gives dropped weights gradients too (extending.md).
 
     Args:
         pattern: a pattern's text (docs/patterns.md), or an object with `select(scores)`.
@@ -66,6 +68,8 @@ class Sparsifier:
     Raises:
         ValueError: a hyperparameter is not accepted.
     """
+
+    dense_gradients: ClassVar[bool] = False
 
     def __init__(
         self, pattern: str | CustomPattern, scope: str = "tensor", **defaults: Any
@@ -104,9 +108,7 @@ class Sparsifier:
     def check(self, settings: Mapping[str, Any]) -> None:
         """Refuses hyperparameters with a ValueError; called for the defaults and each weight."""
         pattern, scope = settings["pattern"], settings["scope"]
-        if isinstance(pattern, str):
-            parse_pattern(pattern)
-        elif not isinstance(pattern, CustomPattern):
+        if not isinstance(pattern, str | CustomPattern):
             raise ValueError(
                 f"pattern {pattern!r}: a text such as '2:4' or 'unstructured:0.9', or an object "
                 "with select(scores) is accepted"
@@ -189,6 +191,8 @@ class Sparsifier:
             if target.mask is None and target.weight is not None
         )
         self.model, self.groups = model, groups
+        for group in groups:
+            self._mask(group).dense_gradients = self.dense_gradients
         self._set_steps(max(int(self._mask(group).steps) for group in groups))
         if self._loaded is not None:
             self._take(self._loaded)
@@ -309,10 +313,8 @@ class Sparsifier:
         Only state tensors of the weight's own shape are touched.
         """
         for group in self.groups:
-            dropped = ~self.mask(group)
-            for value in optimizer.state.get(self.dense_weight(group), {}).values():
-                if isinstance(value, Tensor) and value.shape == dropped.shape:
-                    value.masked_fill_(dropped, 0)
+            state = optimizer.state.get(self.dense_weight(group), {})
+            zero_dropped(state.values(), self.mask(group))
 
     def attach_optimizer(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
         """Calls `zero_pruned_state` after each step of an optimizer, until the handle is removed.
@@ -322,11 +324,11 @@ class Sparsifier:
         return optimizer.register_step_post_hook(lambda own, *_: self.zero_pruned_state(own))
 
     def __repr__(self) -> str:
-        settings = ", ".join(f"{key}={plain(value)!r}" for key, value in self.defaults.items())
+        own = ", ".join(f"{key}={plain(value)!r}" for key, value in self.defaults.items())
         lines = [described(group, self.defaults, self.mask(group)) for group in self.groups]
-        return "\n".join([f"{type(self).__name__}({settings})", *lines])
+        return "\n".join([f"{type(self).__name__}({own})", *lines])
 
-    # --- Selection --------------------------------------------------------------------------------
+    # --- Selection and groups ---------------------------------------------------------------------
 
     def _select(self, groups: Iterable[Group]) -> None:
         """Finds the masks of all groups before it writes any."""
@@ -345,8 +347,6 @@ class Sparsifier:
             live = self._mask(group)
             live.mask.copy_(mask)
             live.updated.fill_(self.step_count)
-
-    # --- Groups -----------------------------------------------------------------------------------
 
     def _new_mask(self, weight: Tensor) -> Mask:
         """The live mask that `prepare` puts on a weight, with nothing dropped."""
