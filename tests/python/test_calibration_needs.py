@@ -23,7 +23,7 @@ from gossamer.prune import (
     Score,
     calibrated_layer,
 )
-from gossamer.prune.calibration import WIDE
+from gossamer.prune.gathering import WIDE
 from prune_helpers import assert_same, snapshot
 
 INPUTS = WIDE + 16

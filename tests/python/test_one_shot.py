@@ -667,14 +667,15 @@ def test_the_report_says_what_stays_dense_and_why(tied: bool) -> None:
     batches[1][2, :5] = 7
     report = sparsifier.calibrate(batches)
     sparsifier.squash_mask()
-    assert [layer.fqn for layer in report.layers] == ["gate.weight", "experts.0.weight"]
+    assert [layer.fqn for layer in report.layers] == ["experts.0.weight"]
+    assert report.left_dense["gate.weight"] == "routes tokens to experts"
     assert "saw 5 inputs of 8" in report.left_dense["experts.1.weight"]
     assert report.left_dense["tokens.weight"] == "an embedding"
     if not tied:
         assert report.left_dense["head.weight"] == "gives the logits"
     assert "dense: an embedding" in str(report)
     after = dict(model.named_parameters())
-    for name in ("tokens.weight", "experts.1.weight", "gate.bias"):
+    for name in ("tokens.weight", "experts.1.weight", "gate.weight"):
         assert torch.equal(after[name], before[name]), name
 
 
@@ -686,7 +687,10 @@ def test_an_expert_that_saw_enough_is_pruned() -> None:
     batches[1][:] = 7
     report = sparsifier.calibrate(batches)
     assert [layer.tokens for layer in report.layers] == [256, 64, 256]
-    assert report.left_dense["gate.weight"] == "not chosen"
+    assert report.left_dense["gate.weight"] == "routes tokens to experts"
+    sparsifier = SparseGPT("2:4")
+    sparsifier.prepare(Language(tied=False), {"experts.0": "2:4"})
+    assert sparsifier.calibrate(batches).left_dense["experts.1.weight"] == "not chosen"
 
 
 # --- BatchNorm ------------------------------------------------------------------------------------

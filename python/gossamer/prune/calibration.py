@@ -16,8 +16,10 @@ from gossamer.prune.batches import Forward
 from gossamer.prune.batchnorm import recalibrate_batchnorm
 from gossamer.prune.calibrated_layer import CalibratedLayer, Norms, Sums
 from gossamer.prune.calibration_report import BlockResult, CalibrationReport, LayerResult
-from gossamer.prune.capture import evaluating, find_order
-from gossamer.prune.correction import FOLDS, held_out_damping, joined
+from gossamer.prune.capture import Order, evaluating, find_order
+from gossamer.prune.correction import held_out_damping, joined
+from gossamer.prune.experts import unreached_members
+from gossamer.prune.gathering import Gathering
 from gossamer.prune.inputs import Inputs
 from gossamer.prune.journal import Journal
 from gossamer.prune.kept_calls import Kept
@@ -28,17 +30,15 @@ from gossamer.prune.stages import Stage, StageWatch, find_stages, output_of
 
 __all__ = ["Calibration"]
 
-WIDE = 1024
-"""Up to so many inputs a Gram matrix takes no longer than running the layer: errors are by it."""
-
 TARGETS = ("sparse-inputs", "dense-inputs", "dense-target")
 
 
 @dataclass
 class _Walk:
-    """The report so far, and how many steps of the walk are behind."""
+    """The report so far, in which order layers are called, and how many steps are behind."""
 
     report: CalibrationReport
+    order: Order
     steps: int = 0
 
 
@@ -80,7 +80,6 @@ class Calibration:
         held_out: bool = False,
         needs_gram: bool = True,
     ) -> None:
-        self._needs_gram = needs_gram or target == "dense-target" or reconstruction is not None
         self._held_out = held_out
         self._tunes_half = reconstruction is not None and reconstruction.held_out
         self._half: dict[str, Tensor] = {}  # Weights fitted to the first fold alone.
@@ -93,6 +92,14 @@ class Calibration:
         self._forward = forward
         self._inputs = Inputs(model, self._layers, batches, forward, offload)
         self._target = target
+        self._gathering = Gathering(
+            self._inputs,
+            len(batches),
+            target,
+            needs_gram or target == "dense-target" or reconstruction is not None,
+            held_out,
+            self._tunes_half,
+        )
         self._reconstruction = reconstruction
         self._progress = progress
 
@@ -140,21 +147,16 @@ class Calibration:
         modules = {fqn: layer.module for fqn, layer in self._layers.items()}
         watch = StageWatch(find_stages(self._model, list(modules.values())))
         order = find_order(self._model, modules, self._batches, self._forward, watch)
-        unreached = [fqn for fqn, calls in order.calls.items() if not sum(calls)]
-        if unreached:
-            raise ValueError(
-                f"calibrate: no batch reaches {', '.join(map(repr, unreached))}; pass batches that "
-                "use all layers (a layer counts where it is called, not where its weight is read), "
-                "or leave these dense: prepare(model, {'<name>': None, '*': ...})"
-            )
+        walk = _Walk(CalibrationReport(self._target, left_dense=dict(self._left_dense)), order)
+        self._leave_unreached(walk)
         for stage in watch.stages():
             parts = {id(part) for part in stage.module.modules()}
             own = {fqn: stage for fqn, module in modules.items() if id(module) in parts}
             self._inputs.stages.update(own)
-        walk = _Walk(CalibrationReport(target=self._target, left_dense=dict(self._left_dense)))
+        walk.report.not_alone.update(watch.not_alone(self._model, list(modules.values())))
         for number, group in enumerate(order.groups):
             if not self._restore(walk):
-                self._prune_group(group, order.calls[group[0]], walk)
+                self._prune_group(group, walk)
             later = order.groups[number + 1 :]
             block = self._inputs.stages.get(group[0])
             is_last = not any(self._inputs.stages.get(fqn) is block for own in later for fqn in own)
@@ -163,6 +165,10 @@ class Calibration:
             inside = [fqn for fqn in inside if fqn in pruned]  # Others are to stay dense.
             if not (block and is_last and inside and self._reconstruction):
                 continue
+            if not self._inputs.paired(block):
+                why = "the pruned model gives it other rows than the dense one"
+                walk.report.not_alone[self._name_of(block)] = why
+                continue
             if not self._restore(walk):
                 left = {result.fqn for result in walk.report.layers if not result.tunable}
                 result = self._reconstruct(block, inside, self._reconstruction, left)
@@ -170,14 +176,33 @@ class Calibration:
                 self._keep(walk, inside, blocks=[result])
         return walk.report
 
-    def _prune_group(self, group: Sequence[str], calls: Sequence[int], walk: _Walk) -> None:
+    def _leave_unreached(self, walk: _Walk) -> None:
+        """Leaves experts dense that no batch reaches; refuses other layers that none does."""
+        order, modules = walk.order, {fqn: layer.module for fqn, layer in self._layers.items()}
+        reached = {fqn for fqn, samples in order.samples.items() if samples}
+        left = unreached_members(self._model, modules, reached)
+        uncalled = [fqn for fqn, calls in order.calls.items() if not sum(calls)]
+        uncalled = [fqn for fqn in uncalled if fqn not in left]
+        if uncalled:
+            raise ValueError(
+                f"calibrate: no batch reaches {', '.join(map(repr, uncalled))}; pass batches that "
+                "use all layers (a layer counts where it is called, not where its weight is read), "
+                "or leave these dense: prepare(model, {'<name>': None, '*': ...})"
+            )
+        walk.report.left_dense.update(left)
+        groups = ([fqn for fqn in group if fqn not in left] for group in order.groups)
+        order.groups = [group for group in groups if group]
+
+    def _prune_group(self, group: Sequence[str], walk: _Walk) -> None:
         """Prunes layers that always get the same input."""
-        layers = [self._layers[fqn] for fqn in group]
-        sums = self._sums(layers[0], calls)
+        layers, order = [self._layers[fqn] for fqn in group], walk.order
+        routed = not order.routed.isdisjoint(group)
+        sums, remarks = self._gathering.sums(layers[0], order.expected(group[0]), routed=routed)
         inputs = sums.energies.shape[-1]
-        if not all(calls) and sums.tokens < inputs:
+        if order.now_and_then(group[0]) and sums.tokens < inputs:
             # Of a layer that is called now and then, an expert say, so few inputs say nothing.
-            why = f"some batches never reach it, and it saw {sums.tokens} inputs of {inputs}"
+            some = "a router picks its inputs" if routed else "some batches never reach it"
+            why = f"{some}, and it saw {sums.tokens} inputs of {inputs}"
             left = dict.fromkeys(group, why)
             walk.report.left_dense.update(left)
             self._keep(walk, (), left_dense=left)
@@ -186,6 +211,7 @@ class Calibration:
         for layer in layers:
             start = time.perf_counter()
             result = self._solve(layer, sums)
+            result.remarks[:0] = remarks
             result.seconds = time.perf_counter() - start
             results.append(result)
             walk.report.layers.append(result)
@@ -250,9 +276,11 @@ class Calibration:
             half = [self._half.pop(layer.fqn, layer.weight.data) for layer in inside]
         calls = self._inputs.of_stage(stage, False)
         tuned = reconstruction.run(stage, weights, calls, wanted, half)
-        name = next(name for name, own in self._model.named_modules() if own is stage.module)
-        seconds = time.perf_counter() - begin
+        name, seconds = self._name_of(stage), time.perf_counter() - begin
         return BlockResult(name, tuned.before, tuned.after, seconds, tuned.part)
+
+    def _name_of(self, stage: Stage) -> str:
+        return next(name for name, own in self._model.named_modules() if own is stage.module)
 
     def _problem(self, layer: CalibratedLayer, sums: Sums | Norms) -> LayerProblem:
         tokens = max(sums.tokens, 1)
@@ -340,39 +368,6 @@ class Calibration:
             return  # The dense values stay under the mask.
         value = layer.form.parameter(problem.kept_weight)
         layer.weight.data = value.to(layer.weight.dtype).contiguous()
-
-    # --- Inputs -----------------------------------------------------------------------------------
-
-    def _sums(self, layer: CalibratedLayer, calls: Sequence[int]) -> Sums | Norms:
-        size = layer.form.matrices(self._inputs.dense[layer.fqn]).shape[-1]
-        if not self._needs_gram and size > WIDE:
-            norms = Norms.zeros(layer, size)
-            for index in range(len(self._batches)):
-                for x in self._inputs.of_layer(layer, index, calls, self._target == "dense-inputs"):
-                    norms.add(layer, x)
-                _check_finite(layer, norms.energies, index)
-            return norms
-        corrects = self._target == "dense-target"
-        judged = (self._held_out and corrects) or self._tunes_half
-        folds = min(FOLDS, len(self._batches)) if judged else 1
-        sums = Sums.zeros(layer, size, corrects=corrects, folds=folds)
-        for index in range(len(self._batches)):
-            inputs = self._inputs.of_layer(layer, index, calls, self._target == "dense-inputs")
-            dense: Sequence[Tensor | None] = [None] * len(inputs)
-            if corrects:
-                dense = self._inputs.of_layer(layer, index, calls, True)
-            for x, x0 in zip(inputs, dense, strict=True):
-                sums.add(layer, x, x0, index)
-            _check_finite(layer, sums.energies, index)
-        return sums
-
-
-def _check_finite(layer: CalibratedLayer, energies: Tensor, index: int) -> None:
-    if not bool(energies.isfinite().all()):
-        raise ValueError(
-            f"'{layer.fqn}': its inputs hold NaN or infinity in batch {index}; look for "
-            "the layer before it that overflows, or calibrate in float32"
-        )
 
 
 def _sampled(problem: LayerProblem) -> int | None:

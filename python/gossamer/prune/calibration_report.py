@@ -94,12 +94,15 @@ class CalibrationReport:
         layers: one result for each.
         blocks: one result for each block that was tuned.
         left_dense: layers that calibration left dense, with the reason.
+        not_alone: blocks that could not be run by themselves, with the reason: what they hold took
+            whole forward passes, and no reconstruction tuned them.
     """
 
     target: str = "sparse-inputs"
     layers: list[LayerResult] = field(default_factory=list)
     blocks: list[BlockResult] = field(default_factory=list)
     left_dense: dict[str, str] = field(default_factory=dict)
+    not_alone: dict[str, str] = field(default_factory=dict)
 
     @property
     def mean_error(self) -> float:
@@ -138,6 +141,10 @@ class CalibrationReport:
             f"{block.name:<{width}}  block error {block.before:.4f} -> {block.after:.4f}"
             f" ({block.part:.0%} of the change)"
             for block in self.blocks
+        ]
+        lines += [
+            f"{block:<{width}}  not run by itself, nor tuned: {why}"
+            for block, why in self.not_alone.items()
         ]
         lines.append(f"mean error {self.mean_error:.4f}, target {self.target}")
         return "\n".join([*lines, *([self.caveat] if self.caveat else [])])

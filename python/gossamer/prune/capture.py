@@ -17,6 +17,8 @@ from gossamer.prune.attention import (
     without_fused_attention,
 )
 from gossamer.prune.batches import Forward
+from gossamer.prune.key_caches import without_key_caches
+from gossamer.prune.routing import RoutingWatch
 from gossamer.prune.stages import Call, StageWatch, version_of
 
 __all__ = [
@@ -38,11 +40,11 @@ class _ReachedError(Exception):
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; each module's own mode comes back."""
+    """Evaluation mode without gradients and key caches; each module's own mode comes back."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with torch.no_grad(), without_fused_attention():
+        with torch.no_grad(), without_fused_attention(), without_key_caches(model):
             yield
     finally:
         for module, training in modes:
@@ -57,10 +59,23 @@ class Order:
         groups: layers in the order of their first call; those that always get the same input
             together.
         calls: how often each was called, for each batch.
+        samples: how many numbers each was given, over all batches.
+        routed: those that were given rows which a router picked.
     """
 
     groups: list[list[str]] = field(default_factory=list)
     calls: dict[str, list[int]] = field(default_factory=dict)
+    samples: dict[str, int] = field(default_factory=dict)
+    routed: set[str] = field(default_factory=set)
+
+    def now_and_then(self, name: str) -> bool:
+        """Whether what the batches hold decides if a layer sees anything, as for an expert."""
+        return name in self.routed or not all(self.calls[name])
+
+    def expected(self, name: str) -> list[int | None]:
+        """The calls of a layer in each batch; None where other weights may lead to others."""
+        calls = self.calls[name]
+        return [None] * len(calls) if self.now_and_then(name) else list(calls)
 
 
 def find_order(
@@ -75,7 +90,10 @@ def find_order(
     Layers of one shape of inputs that are called one after the other with the very same tensor, in
     every batch, form a group: their inputs are captured once.
     """
-    calls = {name: [0] * len(batches) for name in layers}
+    order = Order(
+        calls={name: [0] * len(batches) for name in layers}, samples=dict.fromkeys(layers, 0)
+    )
+    routing = RoutingWatch(model)
     sequence: list[str] = []
     together: dict[str, str] = {}
     apart: set[str] = set()
@@ -85,7 +103,10 @@ def find_order(
 
         def record(name: str, x: Tensor, index: int = index, found: list[str] = found) -> None:
             nonlocal last
-            calls[name][index] += 1
+            order.calls[name][index] += 1
+            order.samples[name] += x.numel()
+            if routing.picked(x):
+                order.routed.add(name)
             found.append(name)
             version = version_of(x)
             same = last is not None and last[1] is x and last[2] == version is not None
@@ -97,17 +118,17 @@ def find_order(
                 apart.add(name)
             last = (name, x, version)
 
-        with watch_inputs(model, layers, record), watch.batch():
+        with routing.batch(), watch_inputs(model, layers, record), watch.batch(routing.picked):
             forward(model, batch)
         _merge(sequence, found)
-    groups: list[list[str]] = []
+    groups = order.groups
     for name in sequence:
         joins = name not in apart and groups and groups[-1][-1] == together.get(name)
         if joins and isinstance(layers[groups[-1][0]], nn.Linear):
             groups[-1].append(name)
         else:
             groups.append([name])
-    return Order(groups, calls)
+    return order
 
 
 def capture_inputs(
@@ -115,7 +136,7 @@ def capture_inputs(
     layer: nn.Module,
     batch: Any,
     forward: Forward,
-    calls: int,
+    calls: int | None,
 ) -> list[Tensor]:
     """What a layer is called with during one forward pass, which ends at its last call.
 
@@ -124,7 +145,7 @@ def capture_inputs(
         layer: one of its modules.
         batch: what the model is called with.
         forward: how.
-        calls: how many calls of the layer the pass makes.
+        calls: how many calls of the layer the pass makes; None where that is not known.
     """
     seen: list[Tensor] = []
 
@@ -134,7 +155,7 @@ def capture_inputs(
         if len(seen) == calls:
             raise _ReachedError
 
-    if calls:
+    if calls != 0:
         with watch_inputs(model, {"": layer}, record), contextlib.suppress(_ReachedError):
             forward(model, batch)
     return seen

@@ -19,7 +19,7 @@ from gossamer.prune.batches import Forward, each_batch, run_batch
 from gossamer.prune.capture import evaluating, watch_inputs
 from gossamer.prune.layer import LayerForm
 from gossamer.prune.pattern import parse_pattern, pattern_with
-from gossamer.prune.targets import Config, choose, find_targets, without_output
+from gossamer.prune.targets import Config, choose, find_targets, one_shot_config
 
 __all__ = ["erk", "lamp", "owl", "uniform"]
 
@@ -33,7 +33,8 @@ def uniform(
         model: read only.
         pattern: any pattern of the grammar; `unstructured` or `fanin` with `rounding="down"`.
         config: which weights, as for `Sparsifier.prepare`, but that None leaves the layer that
-            gives logits dense, as `OneShot.prepare` does; their own patterns are not read.
+            gives logits and routers dense, as `OneShot.prepare` does; their own patterns are not
+            read.
         rounding: how many zeros a row of a linear layer or convolution gets. "nearest" rounds S·in
             as all patterns do; "down" cuts it off, as the published codes of Wanda and magnitude
             pruning by row do, so that 70 % of 144 inputs are 100 zeros and not 101. Meant for
@@ -198,7 +199,7 @@ def _outliers(
 
 
 def _chosen(model: nn.Module, config: Config) -> dict[str, Tensor]:
-    config = without_output(model) if config is None else config
+    config = one_shot_config(model) if config is None else config
     chosen = [target for target, _ in choose(find_targets(model), config)]
     for target in chosen:
         obstacle = target.obstacle()

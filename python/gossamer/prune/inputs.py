@@ -15,7 +15,7 @@ from gossamer.prune.batches import Forward
 from gossamer.prune.calibrated_layer import CalibratedLayer
 from gossamer.prune.capture import capture_call, capture_inputs
 from gossamer.prune.kept_calls import Kept
-from gossamer.prune.stages import Call, Stage, advance, replay
+from gossamer.prune.stages import Call, Stage, advance, input_of, replay
 
 __all__ = ["Inputs"]
 
@@ -62,7 +62,7 @@ class Inputs:
         return next(iter(self._layers.values())).weight.device if self._offload else None
 
     def of_layer(
-        self, layer: CalibratedLayer, index: int, calls: Sequence[int], dense: bool
+        self, layer: CalibratedLayer, index: int, calls: Sequence[int | None], dense: bool
     ) -> list[Tensor]:
         """What the layer gets from one batch, in the dense or the pruned model, as rows."""
         stage = self.stages.get(layer.fqn)
@@ -101,6 +101,12 @@ class Inputs:
                 stream.calls[index] = advance(last, stream.calls[index])
         stream.stage = stage
         return stream.calls
+
+    def paired(self, stage: Stage) -> bool:
+        """Whether a stage gets as many rows in both models, in every batch."""
+        pruned = [input_of(call).shape for call in self.of_stage(stage, False)]
+        with self.as_dense():
+            return pruned == [input_of(call).shape for call in self.of_stage(stage, True)]
 
     @contextlib.contextmanager
     def as_dense(self) -> Iterator[None]:

@@ -22,7 +22,7 @@ from gossamer.prune.pattern import CustomPattern
 from gossamer.prune.problem import LayerProblem
 from gossamer.prune.reconstruction import Reconstruction
 from gossamer.prune.sparsifier import Sparsifier
-from gossamer.prune.targets import Config, find_targets, output_layer, without_output
+from gossamer.prune.targets import Config, find_targets, kept_dense, one_shot_config
 
 __all__ = ["ALPS", "RIA", "Best", "OneShot", "SparseGPT", "Wanda"]
 
@@ -198,19 +198,20 @@ class OneShot(Sparsifier):
         return {"model": digest(self.model), "batches": digest(batches), "method": digest(method)}
 
     def prepare(self, model: nn.Module, config: Config = None) -> nn.Module:
-        """As `Sparsifier.prepare`; without a config, the layer that gives logits stays dense.
+        """As `Sparsifier.prepare`; without a config, layers for logits and routers stay dense.
 
-        That is the layer which `model.get_output_embeddings()` returns, where there is one.
+        The first is the layer which `model.get_output_embeddings()` returns, where there is one.
+        Routers are linear layers named so with an output for each expert beside them.
         """
         if config is None and self._loaded is None:
-            config = without_output(model)
+            config = one_shot_config(model)
         return super().prepare(model, config)
 
     def _left_dense(self) -> dict[str, str]:
         """Weights of layers and embeddings that are not pruned, with the reason."""
         assert self.model is not None
         pruned = {id(self.dense_weight(group)): group["tensor_fqn"] for group in self.groups}
-        head, found = output_layer(self.model), {}
+        kept, found = kept_dense(self.model), {}
         for fqn, target in find_targets(self.model).items():
             is_table = isinstance(target.module, nn.Embedding | nn.EmbeddingBag)
             unknown = target.unseen_by_calibration()
@@ -222,8 +223,8 @@ class OneShot(Sparsifier):
                 found[fqn] = "an embedding"
             elif unknown:
                 found[fqn] = unknown
-            elif fqn == head:
-                found[fqn] = "gives the logits"
+            elif fqn in kept:
+                found[fqn] = kept[fqn]
             elif len(target.places) > 1:
                 found[fqn] = "shared with other modules"
             else:

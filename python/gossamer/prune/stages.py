@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -17,6 +17,7 @@ __all__ = [
     "StageWatch",
     "advance",
     "find_stages",
+    "input_of",
     "output_of",
     "replay",
     "version_of",
@@ -46,7 +47,7 @@ def replay(stage: Stage, call: Call) -> Any:
     """Runs a stage on kept arguments, which stay as they are."""
     args, kwargs = call
     if stage.writes_input:
-        args, kwargs = _with_input(call, _input_of(call).clone())
+        args, kwargs = _with_input(call, input_of(call).clone())
     return stage.module(*args, **kwargs)
 
 
@@ -113,24 +114,33 @@ class StageWatch:
 
     Attributes:
         candidates: modules that may be stages.
+        refused: why a candidate is none, by its `id`.
     """
 
     candidates: Sequence[nn.Module]
+    refused: dict[int, str] = field(default_factory=dict)
     _stages: dict[int, Stage] = field(default_factory=dict)
-    _refused: set[int] = field(default_factory=set)
     _links: dict[int, int | None] = field(default_factory=dict)
 
     @contextlib.contextmanager
-    def batch(self) -> Iterator[None]:
-        """Watches one forward pass."""
+    def batch(self, picked: Callable[[Tensor], bool] = lambda _: False) -> Iterator[None]:
+        """Watches one forward pass.
+
+        Args:
+            picked: whether the rows of an input are such as a router picked, which has no pairs in
+                another model.
+        """
         runs: list[_Run] = []
 
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             call = (args, kwargs)
-            x = _input_of(call)
+            x = input_of(call)
             version = version_of(x) if isinstance(x, Tensor) else None
-            if not _is_plain(call) or version is None:
-                self._refused.add(id(module))
+            why = _obstacle(call)
+            if why is None and picked(x):
+                why = "a router picks the rows of its input"
+            if why or version is None:
+                self.refused.setdefault(id(module), why or "its input counts no changes")
                 return
             if runs:
                 self._link(runs[-1], module, call)
@@ -146,7 +156,7 @@ class StageWatch:
             run.output = first
             run.output_version = version_of(first) if isinstance(first, Tensor) else None
             stage = self._stages.setdefault(id(module), Stage(module))
-            stage.writes_input |= version_of(_input_of(run.call)) != run.version
+            stage.writes_input |= version_of(input_of(run.call)) != run.version
 
         handles = []
         for module in self.candidates:
@@ -159,19 +169,34 @@ class StageWatch:
                 handle.remove()
         called = [id(run.module) for run in runs]
         for module in self.candidates:
-            if called.count(id(module)) != 1:
-                self._refused.add(id(module))
+            count = called.count(id(module))
+            if count != 1:
+                self.refused.setdefault(id(module), f"a batch calls it {count} times")
 
     def stages(self) -> list[Stage]:
         """The candidates that were called exactly once in every pass, with what they follow."""
-        good = {key: stage for key, stage in self._stages.items() if key not in self._refused}
+        good = {key: stage for key, stage in self._stages.items() if key not in self.refused}
         for key, stage in good.items():
             link = self._links.get(key)
             stage.follows = good.get(link) if link is not None else None
         return list(good.values())
 
+    def not_alone(self, model: nn.Module, layers: Sequence[nn.Module]) -> dict[str, str]:
+        """The names of candidates that hold some of the layers and are no stages, with reasons."""
+        wanted = {id(layer) for layer in layers}
+        refused = {
+            id(module): self.refused[id(module)]
+            for module in self.candidates
+            if id(module) in self.refused and any(id(part) in wanted for part in module.modules())
+        }
+        return {
+            name: refused[id(module)]
+            for name, module in model.named_modules()
+            if id(module) in refused
+        }
+
     def _link(self, last: _Run, module: nn.Module, call: Call) -> None:
-        x = _input_of(call)
+        x = input_of(call)
         linked = (
             last.output is x
             and last.output_version == version_of(x)
@@ -185,7 +210,8 @@ def _first_of(output: Any) -> Any:
     return output[0] if isinstance(output, tuple | list) and output else None
 
 
-def _input_of(call: Call) -> Any:
+def input_of(call: Call) -> Any:
+    """The first argument, which is what the stage before gave; None where there is none."""
     args, kwargs = call
     return args[0] if args else next(iter(kwargs.values()), None)
 
@@ -197,13 +223,28 @@ def _with_input(call: Call, x: Tensor) -> Call:
     return args, {**kwargs, next(iter(kwargs)): x}
 
 
-def _is_plain(value: Any) -> bool:
-    """Whether a value can be passed twice: a cache that blocks append to cannot."""
-    if isinstance(value, tuple | list):
-        return all(_is_plain(item) for item in value)
-    if isinstance(value, dict):
-        return all(_is_plain(item) for item in value.values())
-    return value is None or isinstance(value, Tensor | bool | int | float | str | torch.dtype)
+def _obstacle(call: Call) -> str | None:
+    """Why a call cannot be made again with the same arguments; None where it can."""
+    args, kwargs = call
+    named = {**{f"argument {index}": value for index, value in enumerate(args)}, **kwargs}
+    for name, value in named.items():
+        odd = _odd(value)
+        if odd is not None:
+            own = name if name.startswith("argument ") else f"argument '{name}'"
+            return f"its {own} holds a {type(odd).__name__}, which cannot be passed twice"
+    x = input_of(call)
+    if not isinstance(x, Tensor):
+        return f"its input is a {type(x).__name__}, not a tensor"
+    return None
+
+
+def _odd(value: Any) -> Any:
+    """What of a value cannot be passed twice, as a cache that blocks append to; None of a plain."""
+    if isinstance(value, tuple | list | dict):
+        items = value.values() if isinstance(value, dict) else value
+        return next((odd for odd in map(_odd, items) if odd is not None), None)
+    is_plain = isinstance(value, Tensor | bool | int | float | str | torch.dtype | torch.device)
+    return None if value is None or is_plain else value
 
 
 def _same_rest(call: Call, other: Call) -> bool:

@@ -14,11 +14,12 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
+from gossamer.prune.experts import routers
 from gossamer.prune.mask import Mask, join, mask_of
 from gossamer.prune.matrix import is_conv1d
 from gossamer.weight import SparseWeight
 
-__all__ = ["Config", "Target", "choose", "find_targets", "output_layer", "without_output"]
+__all__ = ["Config", "Target", "choose", "find_targets", "kept_dense", "one_shot_config"]
 
 Config: TypeAlias = "Sequence[Mapping[str, Any]] | Mapping[str, Any] | None"
 
@@ -61,6 +62,11 @@ class Target:
         if issubclass(kind, nn.MultiheadAttention) and self.tensor_name.endswith("proj_weight"):
             return "of nn.MultiheadAttention, which has no layer for it"
         is_other = issubclass(kind, _ConvNd | nn.Bilinear | nn.RNNBase | nn.RNNCellBase)
+        if self.weight is not None and not is_other and _is_stack(self.weight):
+            return (
+                f"a stack of {len(self.weight)} matrices that no layer multiplies (experts, say): "
+                "calibration knows linear layers and 2-D convolutions"
+            )
         if self.is_layer_weight or not is_other or "weight" not in self.tensor_name:
             return None
         return f"of nn.{kind.__name__}: calibration knows linear layers and 2-D convolutions"
@@ -105,6 +111,13 @@ class Target:
         return None
 
 
+def _is_stack(weight: Tensor) -> bool:
+    """Whether a parameter is several matrices; tables of positions and scales are none."""
+    if isinstance(weight, UninitializedParameter):
+        return False
+    return weight.dim() == 3 and weight.is_floating_point() and min(weight.shape) > 1
+
+
 def find_targets(model: nn.Module) -> dict[str, Target]:
     """Every parameter of a model by its full name, in the order of `model.named_modules()`."""
     found: dict[str, Target] = {}
@@ -134,20 +147,25 @@ def _parameters_of(module: nn.Module) -> Iterable[tuple[str, Tensor | None, Mask
         yield name, (None if mask is None else chain.original), mask
 
 
-def output_layer(model: nn.Module) -> str | None:
-    """The full name of the weight that gives a language model's logits, after its own word."""
+def kept_dense(model: nn.Module) -> dict[str, str]:
+    """Weights that one-shot methods leave dense where they are not named, with the reason.
+
+    The layer that gives a language model's logits, after its own word, and routers of experts.
+    """
     getter = getattr(model, "get_output_embeddings", None)
     head = getter() if callable(getter) else None
-    for name, module in model.named_modules():
-        if module is head:
-            return f"{name}.weight"
-    return None
+    found = {
+        join(name, "weight"): "gives the logits"
+        for name, module in model.named_modules()
+        if module is head and isinstance(getattr(module, "weight", None), Tensor)
+    }
+    return found | {join(name, "weight"): "routes tokens to experts" for name in routers(model)}
 
 
-def without_output(model: nn.Module) -> Config:
-    """The default config, but for the layer that gives a language model's logits."""
-    head = output_layer(model)
-    return None if head is None else {head: None, "*": {}}
+def one_shot_config(model: nn.Module) -> Config:
+    """The default config, but for what `kept_dense` names."""
+    kept = kept_dense(model)
+    return {**dict.fromkeys(kept), "*": {}} if kept else None
 
 
 def _is_torch_pruned(module: nn.Module, name: str) -> bool:
@@ -248,6 +266,11 @@ def _by_glob(
     wishes: dict[str, Any] = {}
     defaults = _defaults(targets)
     for glob, wish in config.items():
+        if not isinstance(glob, str):
+            raise TypeError(
+                f"config: {glob!r} is no name: a dict maps full names of parameters, or globs, to "
+                'patterns, e.g. {"0.weight": "2:4"}'
+            )
         matches = [t.fqn for t in _matches(glob, targets, defaults)]
         if not matches:
             names = [*targets, *(t.module_fqn for t in defaults)]
