@@ -3,20 +3,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-__all__ = ["Journal", "description", "digest"]
+from gossamer._errors import first_line
+
+__all__ = ["Journal"]
 
 _HEADER = "calibration.json"
-_VERSION = 1
+_VERSION = 2
+_KEYS = ("left_dense", "layers", "blocks", "weights", "masks", "halves")
 
 
 class Journal:
@@ -31,7 +32,7 @@ class Journal:
             messages: model, batches, method.
 
     Raises:
-        ValueError: the folder holds the steps of another run.
+        ValueError: the folder holds the steps of another run, or a file that is none.
     """
 
     def __init__(self, folder: str | Path, run: Mapping[str, str]) -> None:
@@ -57,12 +58,22 @@ class Journal:
         self._write(header, json.dumps(ours, indent=1).encode())
 
     def load(self, step: int) -> dict[str, Any] | None:
-        """What `save` was given for a step; None where that step was never completed."""
+        """What `save` was given for a step; None where that step was never completed.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
         path = self._path(step)
         if not path.exists():
             return None
-        entry: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        return entry
+        try:
+            entry = dict(torch.load(path, map_location="cpu", weights_only=True))
+            return {key: entry[key] for key in _KEYS}
+        except Exception as error:  # A damaged file raises what its first wrong byte leads to.
+            raise ValueError(
+                f"calibrate: '{path}' is damaged ({first_line(error)}); delete that file, and its "
+                "step is made again"
+            ) from error
 
     def save(self, step: int, entry: Mapping[str, Any]) -> None:
         """Keeps a step: plain data and tensors."""
@@ -85,41 +96,3 @@ class Journal:
             file.flush()
             os.fsync(file.fileno())
         passing.replace(path)
-
-
-def description(part: Any) -> list[Any]:
-    """The name and settings of a part of a method, the same in every process."""
-    name = getattr(part, "__qualname__", type(part).__qualname__)
-    return [name, dict(getattr(part, "__dict__", {}))]
-
-
-def digest(value: Any) -> str:
-    """A fingerprint: of a module's state, of tensors in dicts and sequences, of plain values.
-
-    Objects of other classes count by their class alone.
-    """
-    state = hashlib.sha256()
-    _feed(state, value.state_dict() if isinstance(value, nn.Module) else value)
-    return state.hexdigest()
-
-
-def _feed(state: Any, value: Any) -> None:
-    if isinstance(value, Tensor):
-        state.update(f"{value.dtype}{list(value.shape)}".encode())
-        dense = value.detach().cpu().contiguous()
-        state.update(dense.flatten().view(torch.uint8).numpy())
-    elif isinstance(value, Mapping):
-        _feed_all(state, "dict", (item for pair in value.items() for item in pair))
-    elif isinstance(value, list | tuple):
-        _feed_all(state, "list", value)
-    elif value is None or isinstance(value, bool | int | float | str | bytes):
-        state.update(repr(value).encode() + b";")
-    else:
-        state.update(f"{type(value).__module__}.{type(value).__qualname__};".encode())
-
-
-def _feed_all(state: Any, kind: str, items: Iterable[Any]) -> None:
-    state.update(f"{kind}(".encode())
-    for item in items:
-        _feed(state, item)
-    state.update(b")")

@@ -14,8 +14,9 @@ from gossamer.prune.batchnorm import batchnorm_layers
 from gossamer.prune.calibrated_layer import CalibratedLayer
 from gossamer.prune.calibration import TARGETS, Calibration
 from gossamer.prune.calibration_report import CalibrationReport, LayerResult
-from gossamer.prune.groups import Group, saved_group
-from gossamer.prune.journal import Journal, description, digest
+from gossamer.prune.fingerprint import digest
+from gossamer.prune.groups import Group, hyperparameters
+from gossamer.prune.journal import Journal
 from gossamer.prune.layer import LayerForm
 from gossamer.prune.parts import Admm, ByRIA, ByWanda, LeastSquares, ObsSweep, Part
 from gossamer.prune.pattern import CustomPattern
@@ -134,9 +135,10 @@ class OneShot(Sparsifier):
             forward: another way to call it, e.g. `lambda model, batch: model(batch[0])`.
             progress: called with each layer's result, its number from 1, and how many there are.
             resume: a folder that keeps each layer and block when it is done. After a crash the same
-                call with the same model, method and batches goes on behind the last of them, with
-                the very result of a run that was never stopped (on as many threads). The folder is
-                the caller's to delete. None keeps nothing.
+                call with the same model, method, batches and forward, compared by what they hold,
+                goes on behind the last of them, with the very result of a run that was never
+                stopped (on as many threads). The folder is the caller's to delete. None keeps
+                nothing.
             offload: keeps the inputs of blocks in the memory of the CPU while others run.
             batchnorm: takes the running statistics of BatchNorm layers anew at the end; for masks
                 without corrected weights (`recalibrate_batchnorm`).
@@ -146,7 +148,8 @@ class OneShot(Sparsifier):
 
         Raises:
             RuntimeError: nothing is prepared.
-            TypeError: `batches` is a single batch, or the model does not take one.
+            TypeError: `batches` is a single batch, the model does not take one, or with `resume`
+                something has no contents to compare, such as a generator that `forward` holds.
             ValueError: no batch, a layer that no batch reaches, inputs that are not finite, a Gram
                 matrix that cannot be factored, a folder with the state of another run. The model
                 is as it was then.
@@ -166,7 +169,7 @@ class OneShot(Sparsifier):
             self.reconstruction,
             progress,
             self._left_dense(),
-            None if resume is None else Journal(resume, self._run_of(held)),
+            None if resume is None else Journal(resume, self._run_of(held, forward)),
             offload,
             batchnorm,
             self.held_out_correction,
@@ -184,18 +187,17 @@ class OneShot(Sparsifier):
             return True
         return any(getattr(part, "needs_gram", True) for part in self.parts)
 
-    def _run_of(self, batches: list[Any]) -> dict[str, str]:
+    def _run_of(self, batches: list[Any], forward: Forward) -> dict[str, str]:
         """Fingerprints of all that the result depends on."""
-        settings = [saved_group(group) for group in self.groups]
-        method = [
-            type(self).__qualname__,
-            [description(part) for part in self.parts],
-            self.target,
-            self.held_out_correction,
-            repr(self.reconstruction),
-            settings,
-        ]
-        return {"model": digest(self.model), "batches": digest(batches), "method": digest(method)}
+        passing = ("model", "groups", "report", "enable_mask_update", "_steps", "_loaded")
+        own = {key: value for key, value in vars(self).items() if key not in passing}
+        masks = [(group["tensor_fqn"], hyperparameters(group)) for group in self.groups]
+        return {
+            "model": digest(self.model, "the model"),
+            "batches": digest(batches, "batches"),
+            "forward": digest(forward, "forward"),
+            "method": digest([type(self), own, masks], "the method"),
+        }
 
     def prepare(self, model: nn.Module, config: Config = None) -> nn.Module:
         """As `Sparsifier.prepare`; without a config, layers for logits and routers stay dense.
