@@ -18,6 +18,7 @@ from gossamer.prune import (
     ByWanda,
     LayerProblem,
     LeastSquares,
+    Magnitude,
     OneShot,
     SparseGPT,
     Wanda,
@@ -294,12 +295,38 @@ def test_layers_that_calibration_does_not_know_are_reported() -> None:
 # --- Accuracies and dead inputs -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", [None, "good", torch.zeros(2)])
+@pytest.mark.parametrize("value", [None, "good", torch.zeros(2), float("nan"), "nan"])
 def test_an_accuracy_is_a_number(value: Any) -> None:
     model = net()
     before = snapshot(model)
     with pytest.raises(ValueError, match=r"evaluate returned .*a number is accepted"):
         measure_sensitivity(model, lambda _: value)
+    assert_same(model, before)
+
+
+@pytest.mark.parametrize("when", ["evaluate", "batches", "nan", "step"])
+def test_an_error_on_the_way_is_the_one_that_is_raised(when: str) -> None:
+    calls = 0
+
+    def evaluate(model: nn.Module) -> float:
+        nonlocal calls
+        calls += 1
+        if when == "evaluate" and calls == 3:
+            raise KeyError("of evaluate")
+        return float("nan") if when == "nan" and calls == 3 else 1.0
+
+    class Fails(Magnitude):
+        def score(self, weight: Tensor, group: dict[str, Any]) -> Tensor:
+            raise KeyError("of step")
+
+    model = net()
+    before = snapshot(model)
+    batches = [torch.randn(4, 5)] if when == "batches" else data()
+    what = {"evaluate": "of evaluate", "batches": "shapes", "nan": "returned nan", "step": "of st"}
+    with pytest.raises((KeyError, RuntimeError, ValueError), match=what[when]):
+        measure_sensitivity(
+            model, evaluate, method=Fails if when == "step" else Wanda, batches=batches
+        )
     assert_same(model, before)
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,10 +12,11 @@ import torch
 from torch import nn
 
 from gossamer.prune.batches import each_batch
+from gossamer.prune.mask import detach, mask_of
 from gossamer.prune.methods import Magnitude
 from gossamer.prune.one_shot import OneShot
 from gossamer.prune.sparsifier import Sparsifier
-from gossamer.prune.targets import Config, choose, find_targets
+from gossamer.prune.targets import Config, Target, choose, find_targets
 
 __all__ = ["Sensitivity", "measure_sensitivity"]
 
@@ -73,7 +75,8 @@ def measure_sensitivity(
 
     Raises:
         ValueError: a weight has a live mask, a method lacks its batches, `evaluate` returns no
-            number, or nothing is chosen. The weights are what they were then.
+            number or NaN, or nothing is chosen. Whatever is raised, by `evaluate` or a method too,
+            the weights are what they were then, without masks.
     """
     chosen = [target for target, _ in choose(find_targets(model), config)]
     for target in chosen:
@@ -90,7 +93,7 @@ def measure_sensitivity(
         accuracies, zeros = [], []
         for pattern in patterns:
             try:
-                _prune_one(model, target.fqn, method(pattern), held)
+                _prune_one(model, target, method(pattern), held)
                 pruned = getattr(target.module, target.tensor_name).detach()
                 zeros.append(1.0 - float(pruned.count_nonzero()) / max(pruned.numel(), 1))
                 accuracies.append(_number(evaluate(model)))
@@ -103,26 +106,32 @@ def measure_sensitivity(
 
 def _number(accuracy: Any) -> float:
     try:
-        return float(accuracy)
+        value = float(accuracy)
     except (TypeError, ValueError, RuntimeError):
+        value = math.nan
+    if math.isnan(value):
         raise ValueError(
             f"measure_sensitivity: evaluate returned {accuracy!r}; a number is accepted, the "
             "accuracy of the model that it is called with"
-        ) from None
+        )
+    return value
 
 
 def _prune_one(
-    model: nn.Module, fqn: str, sparsifier: Sparsifier, batches: list[Any] | None
+    model: nn.Module, target: Target, sparsifier: Sparsifier, batches: list[Any] | None
 ) -> None:
     if isinstance(sparsifier, OneShot) and batches is None:
         raise ValueError(
             f"measure_sensitivity: {type(sparsifier).__name__} is calibrated; pass batches=[...]"
         )
-    sparsifier.prepare(model, {fqn: {}})
+    sparsifier.prepare(model, {target.fqn: {}})
     try:
         if isinstance(sparsifier, OneShot):
             sparsifier.calibrate(batches or [])
         else:
             sparsifier.step()
-    finally:
         sparsifier.squash_mask()
+    except BaseException:
+        # Not squash_mask: it refuses where no mask was found, and that would hide the error.
+        detach([place for place in target.places if mask_of(*place) is not None])
+        raise
