@@ -9,7 +9,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Forward", "each_batch", "run_batch"]
+from gossamer._errors import first_line
+
+__all__ = ["Forward", "each_batch", "first_pass", "run_batch"]
 
 Forward: TypeAlias = Callable[[nn.Module, Any], Any]
 """How a model is called with a batch."""
@@ -41,6 +43,41 @@ def run_batch(model: nn.Module, batch: Any) -> Any:
         ) from error
 
 
+def first_pass(model: nn.Module, batch: Any, forward: Forward, index: int) -> None:
+    """Calls a model with a batch for the first time; where that fails, says with which one.
+
+    Raises:
+        RuntimeError: the operators refuse it, for its dtypes or shapes say.
+        IndexError: it holds numbers that a table has no row for.
+    """
+    try:
+        forward(model, batch)
+    except (RuntimeError, IndexError) as error:
+        if type(error) not in (RuntimeError, IndexError):
+            raise  # Of a kind that whoever raises it wants to see, out of memory say.
+        parameter = next(model.parameters(), None)
+        own = "" if parameter is None else f", the model {_kind_of(parameter)}"
+        raise type(error)(
+            f"calibrate: the model fails with batch {index}: {first_line(error)}. The batch is "
+            f"{_described(batch)}{own}"
+        ) from error
+
+
+def _kind_of(tensor: Tensor) -> str:
+    return f"{tensor.dtype} on {tensor.device}"
+
+
+def _described(value: Any) -> str:
+    """Types, dtypes and shapes of a batch."""
+    if isinstance(value, Tensor):
+        return f"{list(value.shape)} {_kind_of(value)}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_described(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple) and len(value) <= 8:
+        return f"[{', '.join(map(_described, value))}]"
+    return f"a {type(value).__name__}"
+
+
 def each_batch(caller: str, batches: Iterable[Any]) -> Iterator[Any]:
     """The batches one after the other.
 
@@ -53,7 +90,7 @@ def each_batch(caller: str, batches: Iterable[Any]) -> Iterator[Any]:
     Raises:
         TypeError: it is one batch, whose items would be taken for batches.
     """
-    is_one = isinstance(batches, Tensor | Mapping | str)
+    is_one = isinstance(batches, Tensor | Mapping | str) or hasattr(batches, "__array_interface__")
     # A dataset may have no __iter__, and can be iterated over all the same.
     if is_one or not (hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")):
         what = type(batches).__name__

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -33,10 +33,11 @@ def recalibrate_batchnorm(
         The model.
 
     Raises:
-        ValueError: there is no such layer, or no batch.
+        ValueError: there is no such layer, no batch, or a batch gives a layer NaN or infinity.
     """
     layers = batchnorm_layers(model)
     saved = [({name: b.clone() for name, b in m.named_buffers()}, m.momentum) for m in layers]
+    names = {id(module): name for name, module in model.named_modules()}
     seen = 0
     try:
         with evaluating(model):
@@ -46,6 +47,7 @@ def recalibrate_batchnorm(
                 layer.training = True
             for batch in each_batch("recalibrate_batchnorm", batches):
                 forward(model, batch)
+                _check_finite(layers, names, seen)
                 seen += 1
         if not seen:
             raise ValueError("recalibrate_batchnorm: there are no batches; pass at least one")
@@ -75,6 +77,17 @@ def batchnorm_layers(model: nn.Module) -> list[_BatchNorm]:
             "recalibrate_batchnorm: the model has no BatchNorm layer with running statistics"
         )
     return layers
+
+
+def _check_finite(layers: Sequence[_BatchNorm], names: Mapping[int, str], index: int) -> None:
+    for layer in layers:
+        for statistic in (layer.running_mean, layer.running_var):
+            if statistic is not None and not bool(statistic.isfinite().all()):
+                raise ValueError(
+                    f"recalibrate_batchnorm: '{names[id(layer)]}': its inputs hold NaN or infinity "
+                    f"in batch {index}, or overflow its statistics; look for the layer before it "
+                    "that overflows, or run in float32"
+                )
 
 
 def _restore(layer: nn.Module, buffers: dict[str, Tensor]) -> None:

@@ -23,6 +23,7 @@ from gossamer.prune.gathering import Gathering
 from gossamer.prune.inputs import Inputs
 from gossamer.prune.journal import Journal
 from gossamer.prune.kept_calls import Kept
+from gossamer.prune.places import Places
 from gossamer.prune.problem import LayerProblem
 from gossamer.prune.reconstruction import Reconstruction
 from gossamer.prune.selection import check_kept
@@ -129,24 +130,31 @@ class Calibration:
                     "that are finite, or leave it dense: prepare(model, {'<name>': None, '*': ...})"
                 )
         self._inputs.dense.update({fqn: weight for fqn, (weight, _) in saved.items()})
+        places = Places(self._model)
         try:
             with evaluating(self._model):
-                report = self._walk()
+                report = self._walk(places)
             if self._recalibrates:
                 recalibrate_batchnorm(self._model, self._batches, forward=self._forward)
+            places.check()
             return report
-        except BaseException:
+        except BaseException as error:
+            moved = places.refusal()
+            places.restore()
             for fqn, (weight, mask) in saved.items():
                 self._layers[fqn].weight.data = weight
                 self._layers[fqn].mask.mask.copy_(mask)
+            if moved and isinstance(error, Exception) and str(error) != moved:
+                raise ValueError(moved) from error  # What it led to.
             raise
 
-    def _walk(self) -> CalibrationReport:
+    def _walk(self, places: Places) -> CalibrationReport:
         for layer in self._layers.values():
             layer.mask.mask.fill_(True)
         modules = {fqn: layer.module for fqn, layer in self._layers.items()}
         watch = StageWatch(find_stages(self._model, list(modules.values())))
         order = find_order(self._model, modules, self._batches, self._forward, watch)
+        places.check()
         walk = _Walk(CalibrationReport(self._target, left_dense=dict(self._left_dense)), order)
         self._leave_unreached(walk)
         for stage in watch.stages():
@@ -157,6 +165,7 @@ class Calibration:
         for number, group in enumerate(order.groups):
             if not self._restore(walk):
                 self._prune_group(group, walk)
+            places.check()
             later = order.groups[number + 1 :]
             block = self._inputs.stages.get(group[0])
             is_last = not any(self._inputs.stages.get(fqn) is block for own in later for fqn in own)
@@ -165,11 +174,14 @@ class Calibration:
             inside = [fqn for fqn in inside if fqn in pruned]  # Others are to stay dense.
             if not (block and is_last and inside and self._reconstruction):
                 continue
+            if self._restore(walk):
+                continue
             if not self._inputs.paired(block):
                 why = "the pruned model gives it other rows than the dense one"
-                walk.report.not_alone[self._name_of(block)] = why
-                continue
-            if not self._restore(walk):
+                other = {self._name_of(block): why}
+                walk.report.not_alone.update(other)
+                self._keep(walk, (), not_alone=other)
+            else:
                 left = {result.fqn for result in walk.report.layers if not result.tunable}
                 result = self._reconstruct(block, inside, self._reconstruction, left)
                 walk.report.blocks.append(result)
@@ -224,7 +236,7 @@ class Calibration:
     def _keep(self, walk: _Walk, changed: Sequence[str], **found: Any) -> None:
         """Writes a step: what was found, and the weights and masks that it changed."""
         if self._journal is not None:
-            entry: dict[str, Any] = {"left_dense": found.get("left_dense", {})}
+            entry: dict[str, Any] = {key: found.get(key, {}) for key in ("left_dense", "not_alone")}
             for key in ("layers", "blocks"):
                 entry[key] = [asdict(result) for result in found.get(key, ())]
             entry["weights"] = {fqn: self._layers[fqn].weight.data for fqn in changed}
@@ -247,6 +259,7 @@ class Calibration:
         walk.report.layers += [LayerResult(**result) for result in entry["layers"]]
         walk.report.blocks += [BlockResult(**result) for result in entry["blocks"]]
         walk.report.left_dense.update(entry["left_dense"])
+        walk.report.not_alone.update(entry["not_alone"])
         walk.steps += 1
         return True
 
@@ -367,7 +380,8 @@ class Calibration:
         if problem.solution is None and problem.cross is None:
             return  # The dense values stay under the mask.
         value = layer.form.parameter(problem.kept_weight)
-        layer.weight.data = value.to(layer.weight.dtype).contiguous()
+        # Another memory than the dense weight's, which is held, but laid out as it: channels last.
+        layer.weight.data = torch.empty_like(layer.weight.data).copy_(value)
 
 
 def _sampled(problem: LayerProblem) -> int | None:

@@ -16,7 +16,7 @@ from gossamer.prune.attention import (
     outputs_of_attention,
     without_fused_attention,
 )
-from gossamer.prune.batches import Forward
+from gossamer.prune.batches import Forward, first_pass
 from gossamer.prune.key_caches import without_key_caches
 from gossamer.prune.routing import RoutingWatch
 from gossamer.prune.stages import Call, StageWatch, version_of
@@ -119,7 +119,7 @@ def find_order(
             last = (name, x, version)
 
         with routing.batch(), watch_inputs(model, layers, record), watch.batch(routing.picked):
-            forward(model, batch)
+            first_pass(model, batch, forward, index)
         _merge(sequence, found)
     groups = order.groups
     for name in sequence:
@@ -196,7 +196,13 @@ def watch_inputs(
 
     def hook_of(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            x = args[0] if args else next(iter(kwargs.values()))
+            x = args[0] if args else next(iter(kwargs.values()), None)
+            if not isinstance(x, Tensor):
+                raise TypeError(
+                    f"'{name}' is called with a {type(x).__name__}: a tensor is accepted; make "
+                    "batches of tensors (torch.as_tensor of arrays, a tokenizer's output of texts) "
+                    "or pass a forward that does"
+                )
             record(name, x)
 
         def hook_of_attention(

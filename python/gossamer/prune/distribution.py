@@ -105,10 +105,11 @@ def lamp(model: nn.Module, pattern: str, config: Config = None) -> dict[str, str
         config: as for `uniform`.
 
     Raises:
-        ValueError: as `erk`.
+        ValueError: as `erk`, or a weight holds NaN or infinity.
     """
     sparsity = _own_sparsity(pattern)
     weights = _chosen(model, config)
+    _check_finite("lamp", weights)
     scores = [
         torch.ops.gossamer.lamp_scores(w.detach().cpu().reshape(1, -1)) for w in weights.values()
     ]
@@ -145,10 +146,11 @@ def owl(
         forward: as for `OneShot.calibrate`.
 
     Raises:
-        ValueError: as `erk`; or no batch reaches a layer.
+        ValueError: as `erk`; no batch reaches a layer, or a weight or inputs hold NaN or infinity.
     """
     sparsity = _own_sparsity(pattern)
     weights = _chosen(model, config)
+    _check_finite("owl", weights)
     shares = _outliers(model, weights, batches, outlier, forward)
     names: dict[str, list[str]] = {}
     for name in weights:
@@ -177,14 +179,21 @@ def _outliers(
     layers = {name: targets[name].module for name in weights}
     forms = {name: LayerForm.of(layers[name], weights[name]) for name in weights}
     squares: dict[str, Tensor] = {}
+    index = 0
 
     def add(name: str, x: Tensor) -> None:
         rows = forms[name].rows(layers[name], x).double().square().sum(dim=1, keepdim=True)
+        if not bool(rows.isfinite().all()):
+            raise ValueError(
+                f"owl: '{name}': its inputs hold NaN or infinity in batch {index}; look for the "
+                "layer before it that overflows, or run in float32"
+            )
         squares[name] = squares[name] + rows if name in squares else rows
 
     with evaluating(model), watch_inputs(model, layers, add):
         for batch in each_batch("owl", batches):
             forward(model, batch)
+            index += 1
     missing = [name for name in weights if name not in squares]
     if missing:
         raise ValueError(
@@ -206,6 +215,15 @@ def _chosen(model: nn.Module, config: Config) -> dict[str, Tensor]:
         if obstacle:
             raise ValueError(f"'{target.fqn}' {obstacle}")
     return {target.fqn: target.weight for target in chosen if target.weight is not None}
+
+
+def _check_finite(caller: str, weights: Mapping[str, Tensor]) -> None:
+    for name, weight in weights.items():
+        if not bool(weight.detach().isfinite().all()):
+            raise ValueError(
+                f"{caller}: '{name}' holds NaN or infinity, which has no place among sizes; load "
+                "weights that are finite, or leave it out of the config"
+            )
 
 
 def _own_sparsity(pattern: str) -> float:

@@ -17,7 +17,7 @@ __all__ = ["Journal"]
 
 _HEADER = "calibration.json"
 _VERSION = 2
-_KEYS = ("left_dense", "layers", "blocks", "weights", "masks", "halves")
+_KEYS = ("left_dense", "not_alone", "layers", "blocks", "weights", "masks", "halves")
 
 
 class Journal:

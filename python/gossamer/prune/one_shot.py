@@ -18,7 +18,7 @@ from gossamer.prune.fingerprint import digest
 from gossamer.prune.groups import Group, hyperparameters
 from gossamer.prune.journal import Journal
 from gossamer.prune.layer import LayerForm
-from gossamer.prune.parts import Admm, ByRIA, ByWanda, LeastSquares, ObsSweep, Part
+from gossamer.prune.parts import Admm, ByRIA, ByWanda, LeastSquares, ObsSweep, Part, Swap
 from gossamer.prune.pattern import CustomPattern
 from gossamer.prune.problem import LayerProblem
 from gossamer.prune.reconstruction import Reconstruction
@@ -102,6 +102,8 @@ class OneShot(Sparsifier):
         for part in self.parts:
             if isinstance(part, Admm):
                 part.check(settings["scope"])
+            elif isinstance(part, Swap):
+                part.check(settings["pattern"])
 
     def solve(self, problem: LayerProblem) -> None:
         """Finds the mask, and perhaps a corrected weight, of one layer: calls the parts."""

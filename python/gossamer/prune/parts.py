@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gossamer.prune import device_solvers
 from gossamer.prune.chance import random_scores
-from gossamer.prune.pattern import column_block
+from gossamer.prune.pattern import CustomPattern, column_block, parse_pattern
 from gossamer.prune.problem import LayerProblem
 
 __all__ = [
@@ -147,14 +147,20 @@ class Swap:
 
     max_swaps: int = 0
 
+    def check(self, pattern: str | CustomPattern) -> None:
+        """Refuses a pattern that swaps would break; `OneShot` asks before anything is run."""
+        kind = parse_pattern(pattern).kind if isinstance(pattern, str) else ""
+        if kind not in ("unstructured", "nm", "fanin"):
+            raise ValueError(
+                "Swap: swaps keep unstructured, fanin and N:M patterns; "
+                f"'{pattern}' would be broken: leave Swap out"
+            )
+
     def __call__(self, problem: LayerProblem) -> None:
         """Improves the problem's mask."""
+        self.check(problem.pattern)
         mask, fields = _mask_of(problem, "Swap"), problem.fields
-        if fields is None or fields.kind not in ("unstructured", "nm", "fanin"):
-            raise ValueError(
-                f"Swap, '{problem.fqn}': swaps keep unstructured, fanin and N:M patterns; "
-                f"'{problem.pattern}' would be broken: leave Swap out"
-            )
+        assert fields is not None
         swaps = 0
         for group, own in enumerate(mask):
             better, made = torch.ops.gossamer.swap_refine(
