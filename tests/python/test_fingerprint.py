@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import subprocess
 import sys
@@ -76,6 +77,7 @@ SAME: list[Callable[[], Any]] = [
     net,
     lambda: np.array([1, "a", None], dtype=object),
     lambda: torch.eye(3).to_sparse(),
+    lambda: [..., logging.getLogger("gossamer"), lambda x: x[..., 0]],
 ]
 OTHERS: list[tuple[Callable[[], Any], Callable[[], Any]]] = [
     (lambda: np.zeros(3), lambda: np.ones(3)),
@@ -89,6 +91,7 @@ OTHERS: list[tuple[Callable[[], Any], Callable[[], Any]]] = [
     (lambda: functools.partial(F.gelu, approximate="none"), lambda: functools.partial(F.gelu)),
     (lambda: functools.partial(pow, 2), lambda: functools.partial(pow, 3)),
     (lambda: lower(1.0), lambda: lower(2.0)),
+    (lambda: lambda x: x[..., 0], lambda: lambda x: x[..., 1]),
     (lambda: lambda x: x + 1, lambda: lambda x: x + 2),
     (lambda: lambda x, k=1: x + k, lambda: lambda x, k=2: x + k),
     (lambda: EveryOther(0).select, lambda: EveryOther(1).select),

@@ -7,6 +7,7 @@ import dis
 import enum
 import functools
 import hashlib
+import logging
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
@@ -60,12 +61,14 @@ class _Feed:
 
     def value(self, value: Any, path: str) -> None:
         """Feeds anything."""
-        if value is None or isinstance(value, _PLAIN):
+        if value is None or value is ... or isinstance(value, _PLAIN):
             self.text(type(value).__qualname__, repr(value))
         elif isinstance(value, Tensor):
             self._tensor(value, path)
         elif _is_array(value):
             self._array(value, path)
+        elif isinstance(value, logging.Logger):  # a global of much code; it computes nothing
+            self.text("logger", value.name)
         elif isinstance(value, type):
             self._once(value, self._class, path)
         elif isinstance(value, FunctionType):
