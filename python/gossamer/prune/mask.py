@@ -79,6 +79,11 @@ class Mask(nn.Module):
             return straight
         return torch.where(self.mask, weight, 0)
 
+    def chosen(self) -> Tensor | None:
+        """A copy of the mask; None where nothing has selected it yet."""
+        selected = int(self.updated) > 0 or not bool(self.mask.all())
+        return self.mask.clone() if selected else None
+
     def right_inverse(self, weight: Tensor) -> Tensor:
         """What assigning to the masked weight stores: the values as they are."""
         return weight

@@ -256,9 +256,7 @@ class OneShot(Sparsifier):
             form = LayerForm.of(group["module"], weight)
         except ValueError as error:
             raise ValueError(f"calibrate: '{group['tensor_fqn']}' {error}") from None
-        live, present = self._mask(group), None
-        if int(live.updated) or not bool(live.mask.all()):
-            present = form.matrices(live.mask.clone())  # Calibration begins with dense layers.
+        present = self._mask(group).chosen()  # Calibration begins with dense layers.
 
         def problem(dense: Any, gram: Any) -> LayerProblem:
             pattern = self.pattern_of(group)
@@ -271,7 +269,7 @@ class OneShot(Sparsifier):
                 scope=group["scope"],
                 segment=form.segment,
                 damping=group["damping"],
-                present=present,
+                present=None if present is None else form.matrices(present),
                 gradient=None if weight.grad is None else form.matrices(weight.grad.float()),
             )
 
