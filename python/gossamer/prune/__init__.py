@@ -22,7 +22,8 @@ from gossamer.prune.given import ByMovement, ByTaylor, Existing
 from gossamer.prune.interop import from_torch_prune, to_torch_prune
 from gossamer.prune.mask import Mask, masked_parameters
 from gossamer.prune.methods import GradualMagnitude, Magnitude, Random, Taylor
-from gossamer.prune.one_shot import ALPS, RIA, Best, OneShot, SparseGPT, Wanda
+from gossamer.prune.named_methods import ALPS, RIA, Best, SparseGPT, Wanda
+from gossamer.prune.one_shot import OneShot
 from gossamer.prune.parts import (
     Admm,
     ByMagnitude,

@@ -11,8 +11,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from gossamer.prune.batches import Forward, each_batch, run_batch
 from gossamer.prune.capture import evaluating
+from gossamer.prune.ranks import Ranks
 
-__all__ = ["batchnorm_layers", "recalibrate_batchnorm"]
+__all__ = ["average_statistics", "batchnorm_layers", "recalibrate_batchnorm"]
 
 
 def recalibrate_batchnorm(
@@ -59,6 +60,24 @@ def recalibrate_batchnorm(
         for layer, (_, momentum) in zip(layers, saved, strict=True):
             layer.momentum = momentum
     return model
+
+
+def average_statistics(model: nn.Module, ranks: Ranks, batches: int) -> None:
+    """Makes running statistics the means over the batches of all ranks.
+
+    Args:
+        model: whose statistics are means over batches of this rank.
+        ranks: all of them.
+        batches: how many this one has.
+    """
+    whole = sum(ranks.each(batches))
+    for layer in batchnorm_layers(model):
+        for statistic in (layer.running_mean, layer.running_var):
+            if statistic is not None:
+                statistic.mul_(batches / whole)
+                ranks.add_(statistic)
+        if layer.num_batches_tracked is not None:
+            layer.num_batches_tracked.fill_(whole)
 
 
 def batchnorm_layers(model: nn.Module) -> list[_BatchNorm]:

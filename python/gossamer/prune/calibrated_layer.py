@@ -14,6 +14,7 @@ from gossamer.prune.correction import Fold, joined
 from gossamer.prune.layer import LayerForm
 from gossamer.prune.mask import Mask
 from gossamer.prune.problem import LayerProblem
+from gossamer.prune.ranks import Ranks
 
 __all__ = ["CalibratedLayer", "Norms", "Sums", "add_products"]
 
@@ -83,6 +84,13 @@ class Sums:
             add_products(self.dense_gram, layer, x0, x0)
         fold.tokens += x.shape[1]
 
+    def over(self, ranks: Ranks) -> None:
+        """Makes them the sums over all ranks."""
+        for fold in self.folds:
+            ranks.add_(fold.gram, *([] if fold.cross is None else [fold.cross]))
+            fold.tokens = sum(ranks.each(fold.tokens))
+        ranks.add_(*([] if self.dense_gram is None else [self.dense_gram]))
+
     @property
     def tokens(self) -> int:
         """How many there are."""
@@ -137,6 +145,13 @@ class Norms:
         fresh = x[:, -self.tokens % self.stride :: self.stride]
         self.sample = torch.cat([self.sample, fresh.float()], dim=1)
         self.tokens += x.shape[1]
+
+    def over(self, ranks: Ranks) -> None:
+        """Makes them the sums over all ranks; the rows stay those that rank 0 has kept."""
+        ranks.add_(self.energies)
+        self.tokens = sum(ranks.each(self.tokens))
+        if ranks.count > 1:
+            self.sample = ranks.first(self.sample.cpu()).to(self.sample.device)
 
 
 def add_products(gram: Tensor, layer: CalibratedLayer, x: Tensor, y: Tensor) -> None:

@@ -6,17 +6,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from gossamer.prune.batches import Forward
-from gossamer.prune.batchnorm import recalibrate_batchnorm
+from gossamer.prune.batchnorm import average_statistics, recalibrate_batchnorm
 from gossamer.prune.calibrated_layer import CalibratedLayer, Norms, Sums
 from gossamer.prune.calibration_report import BlockResult, CalibrationReport, LayerResult
-from gossamer.prune.capture import Order, evaluating, find_order
+from gossamer.prune.capture import common_order, evaluating, find_order
 from gossamer.prune.correction import held_out_damping, joined
 from gossamer.prune.experts import unreached_members
 from gossamer.prune.gathering import Gathering
@@ -25,22 +24,15 @@ from gossamer.prune.journal import Journal
 from gossamer.prune.kept_calls import Kept
 from gossamer.prune.places import Places
 from gossamer.prune.problem import LayerProblem
+from gossamer.prune.ranks import ALONE, Ranks
 from gossamer.prune.reconstruction import Reconstruction
 from gossamer.prune.selection import check_kept
 from gossamer.prune.stages import Stage, StageWatch, find_stages, output_of
+from gossamer.prune.walk import Walk
 
 __all__ = ["Calibration"]
 
 TARGETS = ("sparse-inputs", "dense-inputs", "dense-target")
-
-
-@dataclass
-class _Walk:
-    """The report so far, in which order layers are called, and how many steps are behind."""
-
-    report: CalibrationReport
-    order: Order
-    steps: int = 0
 
 
 class Calibration:
@@ -63,6 +55,7 @@ class Calibration:
         held_out: finds the damping of corrections on batches that are held out.
         needs_gram: whether parts read Gram matrices. Where none does, and nothing else, wide layers
             have none: their error is that of some inputs.
+        ranks: processes that calibrate together, each with other batches.
     """
 
     def __init__(
@@ -80,10 +73,11 @@ class Calibration:
         recalibrates: bool = False,
         held_out: bool = False,
         needs_gram: bool = True,
+        ranks: Ranks = ALONE,
     ) -> None:
+        self._ranks = ranks
         self._held_out = held_out
         self._tunes_half = reconstruction is not None and reconstruction.held_out
-        self._half: dict[str, Tensor] = {}  # Weights fitted to the first fold alone.
         self._left_dense = left_dense or {}
         self._journal = journal
         self._recalibrates = recalibrates
@@ -100,6 +94,7 @@ class Calibration:
             needs_gram or target == "dense-target" or reconstruction is not None,
             held_out,
             self._tunes_half,
+            ranks,
         )
         self._reconstruction = reconstruction
         self._progress = progress
@@ -114,29 +109,24 @@ class Calibration:
             return self._run()
 
     def _run(self) -> CalibrationReport:
-        if not self._batches:
-            raise ValueError(
-                "calibrate: there are no batches; pass at least one, for instance a list of 8 "
-                "tensors of 64 samples"
-            )
+        with self._ranks.together():
+            self._check_start()
+        self._ranks.check_equal({fqn: layer.weight for fqn, layer in self._layers.items()})
         saved = {
             fqn: (layer.weight.data.clone(), layer.mask.mask.clone())
             for fqn, layer in self._layers.items()
         }
-        for fqn, (weight, _) in saved.items():
-            if not bool(weight.isfinite().all()):
-                raise ValueError(
-                    f"'{fqn}' holds NaN or infinity, which no calibration can keep; load weights "
-                    "that are finite, or leave it dense: prepare(model, {'<name>': None, '*': ...})"
-                )
         self._inputs.dense.update({fqn: weight for fqn, (weight, _) in saved.items()})
         places = Places(self._model)
         try:
             with evaluating(self._model):
                 report = self._walk(places)
             if self._recalibrates:
-                recalibrate_batchnorm(self._model, self._batches, forward=self._forward)
-            places.check()
+                with self._ranks.together():
+                    recalibrate_batchnorm(self._model, self._batches, forward=self._forward)
+                average_statistics(self._model, self._ranks, len(self._batches))
+            with self._ranks.together():
+                places.check()
             return report
         except BaseException as error:
             moved = places.refusal()
@@ -148,14 +138,32 @@ class Calibration:
                 raise ValueError(moved) from error  # What it led to.
             raise
 
+    def _check_start(self) -> None:
+        if not self._batches:
+            raise ValueError(
+                "calibrate: there are no batches; pass at least one, for instance a list of 8 "
+                "tensors of 64 samples"
+            )
+        for fqn, layer in self._layers.items():
+            if not bool(layer.weight.isfinite().all()):
+                raise ValueError(
+                    f"'{fqn}' holds NaN or infinity, which no calibration can keep; load weights "
+                    "that are finite, or leave it dense: prepare(model, {'<name>': None, '*': ...})"
+                )
+
     def _walk(self, places: Places) -> CalibrationReport:
         for layer in self._layers.values():
             layer.mask.mask.fill_(True)
         modules = {fqn: layer.module for fqn, layer in self._layers.items()}
         watch = StageWatch(find_stages(self._model, list(modules.values())))
-        order = find_order(self._model, modules, self._batches, self._forward, watch)
-        places.check()
-        walk = _Walk(CalibrationReport(self._target, left_dense=dict(self._left_dense)), order)
+        ranks = self._ranks
+        with ranks.together():
+            order = find_order(self._model, modules, self._batches, self._forward, watch)
+            places.check()
+        order = common_order(ranks.each(order), ranks.own)
+        watch.refuse(ranks.each(watch.refusals()))
+        report = CalibrationReport(self._target, left_dense=dict(self._left_dense))
+        walk = Walk(report, order, self._layers, self._journal, ranks)
         self._leave_unreached(walk)
         for stage in watch.stages():
             parts = {id(part) for part in stage.module.modules()}
@@ -163,9 +171,8 @@ class Calibration:
             self._inputs.stages.update(own)
         walk.report.not_alone.update(watch.not_alone(self._model, list(modules.values())))
         for number, group in enumerate(order.groups):
-            if not self._restore(walk):
-                self._prune_group(group, walk)
-            places.check()
+            if not walk.restore():
+                self._prune_group(group, walk, places)
             later = order.groups[number + 1 :]
             block = self._inputs.stages.get(group[0])
             is_last = not any(self._inputs.stages.get(fqn) is block for own in later for fqn in own)
@@ -174,27 +181,27 @@ class Calibration:
             inside = [fqn for fqn in inside if fqn in pruned]  # Others are to stay dense.
             if not (block and is_last and inside and self._reconstruction):
                 continue
-            if self._restore(walk):
+            if walk.restore():
                 continue
-            if not self._inputs.paired(block):
+            if not self._paired(block):
                 why = "the pruned model gives it other rows than the dense one"
                 other = {self._name_of(block): why}
                 walk.report.not_alone.update(other)
-                self._keep(walk, (), not_alone=other)
+                walk.keep((), not_alone=other)
             else:
                 left = {result.fqn for result in walk.report.layers if not result.tunable}
-                result = self._reconstruct(block, inside, self._reconstruction, left)
+                result = self._reconstruct(block, inside, self._reconstruction, left, walk.halves)
                 walk.report.blocks.append(result)
-                self._keep(walk, inside, blocks=[result])
+                walk.keep(inside, blocks=[result])
         return walk.report
 
-    def _leave_unreached(self, walk: _Walk) -> None:
+    def _leave_unreached(self, walk: Walk) -> None:
         """Leaves experts dense that no batch reaches; refuses other layers that none does."""
         order, modules = walk.order, {fqn: layer.module for fqn, layer in self._layers.items()}
         reached = {fqn for fqn, samples in order.samples.items() if samples}
         left = unreached_members(self._model, modules, reached)
-        uncalled = [fqn for fqn, calls in order.calls.items() if not sum(calls)]
-        uncalled = [fqn for fqn in uncalled if fqn not in left]
+        called = {fqn for group in order.groups for fqn in group}
+        uncalled = [fqn for fqn in modules if fqn not in called and fqn not in left]
         if uncalled:
             raise ValueError(
                 f"calibrate: no batch reaches {', '.join(map(repr, uncalled))}; pass batches that "
@@ -205,7 +212,7 @@ class Calibration:
         groups = ([fqn for fqn in group if fqn not in left] for group in order.groups)
         order.groups = [group for group in groups if group]
 
-    def _prune_group(self, group: Sequence[str], walk: _Walk) -> None:
+    def _prune_group(self, group: Sequence[str], walk: Walk, places: Places) -> None:
         """Prunes layers that always get the same input."""
         layers, order = [self._layers[fqn] for fqn in group], walk.order
         routed = not order.routed.isdisjoint(group)
@@ -217,51 +224,24 @@ class Calibration:
             why = f"{some}, and it saw {sums.tokens} inputs of {inputs}"
             left = dict.fromkeys(group, why)
             walk.report.left_dense.update(left)
-            self._keep(walk, (), left_dense=left)
+            walk.keep((), left_dense=left)
             return
         results = []
         for layer in layers:
             start = time.perf_counter()
-            result = self._solve(layer, sums)
+            with self._ranks.together():
+                places.check()
+                result = self._solve(layer, sums, walk.halves)
+            self._ranks.take_first_(layer.weight.data, layer.mask.mask)
+            self._ranks.take_first_(*(walk.halves[fqn] for fqn in group if fqn in walk.halves))
             result.remarks[:0] = remarks
             result.seconds = time.perf_counter() - start
             results.append(result)
             walk.report.layers.append(result)
-            if self._progress is not None:
-                self._progress(result, len(walk.report.layers), len(self._layers))
-        self._keep(walk, group, layers=results)
-
-    # --- Steps on disk ----------------------------------------------------------------------------
-
-    def _keep(self, walk: _Walk, changed: Sequence[str], **found: Any) -> None:
-        """Writes a step: what was found, and the weights and masks that it changed."""
-        if self._journal is not None:
-            entry: dict[str, Any] = {key: found.get(key, {}) for key in ("left_dense", "not_alone")}
-            for key in ("layers", "blocks"):
-                entry[key] = [asdict(result) for result in found.get(key, ())]
-            entry["weights"] = {fqn: self._layers[fqn].weight.data for fqn in changed}
-            entry["masks"] = {fqn: self._layers[fqn].mask.mask for fqn in changed}
-            entry["halves"] = {fqn: self._half[fqn] for fqn in changed if fqn in self._half}
-            self._journal.save(walk.steps, entry)
-        walk.steps += 1
-
-    def _restore(self, walk: _Walk) -> bool:
-        """Takes the next step over from the journal; False where it was never completed."""
-        entry = None if self._journal is None else self._journal.load(walk.steps)
-        if entry is None:
-            return False
-        for fqn, weight in entry["weights"].items():
-            layer = self._layers[fqn]
-            layer.weight.data = weight.to(layer.weight.device)
-            layer.mask.mask.copy_(entry["masks"][fqn])
-            if fqn in entry["halves"]:
-                self._half[fqn] = entry["halves"][fqn].to(layer.weight.device)
-        walk.report.layers += [LayerResult(**result) for result in entry["layers"]]
-        walk.report.blocks += [BlockResult(**result) for result in entry["blocks"]]
-        walk.report.left_dense.update(entry["left_dense"])
-        walk.report.not_alone.update(entry["not_alone"])
-        walk.steps += 1
-        return True
+            with self._ranks.together():
+                if self._progress is not None:
+                    self._progress(result, len(walk.report.layers), len(self._layers))
+        walk.keep(group, layers=results)
 
     # --- One layer, one block ---------------------------------------------------------------------
 
@@ -271,12 +251,13 @@ class Calibration:
         names: Sequence[str],
         reconstruction: Reconstruction,
         left: Collection[str],
+        halves: dict[str, Tensor],
     ) -> BlockResult:
         """Tunes the weights of a block, but for those that are left as they are."""
         begin = time.perf_counter()
         inside = [self._layers[fqn] for fqn in names]
         wanted: Kept[Tensor] = Kept(self._inputs.memory())
-        with self._inputs.as_dense():
+        with self._ranks.together(), self._inputs.as_dense():
             for call in self._inputs.of_stage(stage, True):
                 wanted.append(output_of(stage, call))
         for layer in inside:
@@ -286,11 +267,17 @@ class Calibration:
         weights = [cast(nn.Parameter, layer.weight) for layer in inside]
         half = None
         if self._tunes_half:
-            half = [self._half.pop(layer.fqn, layer.weight.data) for layer in inside]
+            half = [halves.pop(layer.fqn, layer.weight.data) for layer in inside]
         calls = self._inputs.of_stage(stage, False)
-        tuned = reconstruction.run(stage, weights, calls, wanted, half)
+        tuned = reconstruction.run(stage, weights, calls, wanted, half, self._ranks)
+        self._ranks.take_first_(*(weight.data for weight in weights))
         name, seconds = self._name_of(stage), time.perf_counter() - begin
         return BlockResult(name, tuned.before, tuned.after, seconds, tuned.part)
+
+    def _paired(self, stage: Stage) -> bool:
+        with self._ranks.together():
+            found = self._inputs.paired(stage)
+        return all(self._ranks.each(found))
 
     def _name_of(self, stage: Stage) -> str:
         return next(name for name, own in self._model.named_modules() if own is stage.module)
@@ -308,7 +295,9 @@ class Calibration:
         problem.tokens = sums.tokens
         return problem
 
-    def _solve(self, layer: CalibratedLayer, sums: Sums | Norms) -> LayerResult:
+    def _solve(
+        self, layer: CalibratedLayer, sums: Sums | Norms, halves: dict[str, Tensor]
+    ) -> LayerResult:
         tokens = max(sums.tokens, 1)
         problem = self._problem(layer, sums)
         folds = [] if isinstance(sums, Norms) else sums.folds
@@ -353,7 +342,7 @@ class Calibration:
             remarks.append("not tuned: one half of the batches never reaches it")
         if len(folds) > 1 and tunes and tunable and problem.solution is not None:
             half = problem.fitted_to(joined(folds[::2]))
-            self._half[layer.fqn] = layer.form.parameter(half).to(layer.weight.dtype)
+            halves[layer.fqn] = layer.form.parameter(half).to(layer.weight.dtype)
         target_error = None
         if isinstance(sums, Sums) and sums.dense_gram is not None:
             target_error = problem.target_error(sums.dense_gram / tokens)

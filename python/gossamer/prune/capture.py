@@ -23,8 +23,10 @@ from gossamer.prune.stages import Call, StageWatch, version_of
 
 __all__ = [
     "Layers",
+    "Order",
     "capture_call",
     "capture_inputs",
+    "common_order",
     "evaluating",
     "find_order",
     "watch_inputs",
@@ -61,21 +63,51 @@ class Order:
         calls: how often each was called, for each batch.
         samples: how many numbers each was given, over all batches.
         routed: those that were given rows which a router picked.
+        rare: those that some batch never calls.
     """
 
     groups: list[list[str]] = field(default_factory=list)
     calls: dict[str, list[int]] = field(default_factory=dict)
     samples: dict[str, int] = field(default_factory=dict)
     routed: set[str] = field(default_factory=set)
+    rare: set[str] = field(default_factory=set)
 
     def now_and_then(self, name: str) -> bool:
         """Whether what the batches hold decides if a layer sees anything, as for an expert."""
-        return name in self.routed or not all(self.calls[name])
+        return name in self.routed or name in self.rare
 
     def expected(self, name: str) -> list[int | None]:
         """The calls of a layer in each batch; None where other weights may lead to others."""
         calls = self.calls[name]
         return [None] * len(calls) if self.now_and_then(name) else list(calls)
+
+
+def common_order(orders: Sequence[Order], own: int) -> Order:
+    """One order of what several processes saw, each in batches of its own.
+
+    Layers that any of them groups otherwise are apart.
+
+    Args:
+        orders: of all processes.
+        own: which is this one's, whose calls stay those of its batches.
+    """
+    sequence: list[str] = []
+    firsts: list[dict[str, str]] = []
+    merged = Order(calls=orders[own].calls, samples=dict.fromkeys(orders[own].samples, 0))
+    for order in orders:
+        _merge(sequence, [name for group in order.groups for name in group])
+        firsts.append({name: group[0] for group in order.groups for name in group})
+        merged.routed |= order.routed
+        merged.rare |= order.rare
+        for name, count in order.samples.items():
+            merged.samples[name] += count
+    for name in sequence:
+        last = merged.groups[-1][0] if merged.groups else name
+        if name != last and all(first.get(name) == first.get(last) for first in firsts):
+            merged.groups[-1].append(name)
+        else:
+            merged.groups.append([name])
+    return merged
 
 
 def find_order(
@@ -121,6 +153,7 @@ def find_order(
         with routing.batch(), watch_inputs(model, layers, record), watch.batch(routing.picked):
             first_pass(model, batch, forward, index)
         _merge(sequence, found)
+    order.rare = {name for name, calls in order.calls.items() if not all(calls)}
     groups = order.groups
     for name in sequence:
         joins = name not in apart and groups and groups[-1][-1] == together.get(name)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from gossamer.prune.calibrated_layer import CalibratedLayer, Norms, Sums
 from gossamer.prune.correction import FOLDS
 from gossamer.prune.inputs import Inputs
+from gossamer.prune.ranks import Ranks
 
 __all__ = ["WIDE", "Gathering"]
 
@@ -33,6 +35,7 @@ class Gathering:
         needs_gram: whether wide layers have a Gram matrix too.
         judges_correction: whether the correction to the dense target is judged on folds.
         judges_tuning: whether the tuning of blocks is.
+        ranks: whose batches count.
     """
 
     inputs: Inputs
@@ -41,6 +44,7 @@ class Gathering:
     needs_gram: bool
     judges_correction: bool
     judges_tuning: bool
+    ranks: Ranks
 
     def sums(
         self, layer: CalibratedLayer, calls: Sequence[int | None], *, routed: bool
@@ -60,17 +64,18 @@ class Gathering:
         """
         size = layer.form.matrices(self.inputs.dense[layer.fqn]).shape[-1]
         if not self.needs_gram and size > WIDE:
-            return self._norms(layer, calls, size), []
-        corrects = self.target == "dense-target"
-        if corrects and not routed:
-            try:
-                return self._sums(layer, calls, size, corrects=True), []
-            except _UnpairedError:
-                pass
-        remarks = []
-        if corrects:
+            with self.ranks.together():
+                norms = self._norms(layer, calls, size)
+            norms.over(self.ranks)
+            return norms, []
+        corrects, remarks = self.target == "dense-target", []
+        sums = self._sums(layer, calls, size, corrects=corrects and not routed)
+        if sums is None or (corrects and routed):
             remarks.append("sparse-inputs: the two models route other tokens to it")
-        return self._sums(layer, calls, size, corrects=False), remarks
+        if sums is None:
+            sums = self._sums(layer, calls, size, corrects=False)
+        assert sums is not None
+        return sums, remarks
 
     def _norms(self, layer: CalibratedLayer, calls: Sequence[int | None], size: int) -> Norms:
         norms = Norms.zeros(layer, size)
@@ -82,9 +87,28 @@ class Gathering:
 
     def _sums(
         self, layer: CalibratedLayer, calls: Sequence[int | None], size: int, *, corrects: bool
+    ) -> Sums | None:
+        """Of all ranks; None where one of them finds no pairs."""
+        found: Sums | None = None
+        most = max(self.ranks.each(self.batches))
+        with self.ranks.together(), contextlib.suppress(_UnpairedError):
+            found = self._own_sums(layer, calls, size, corrects=corrects, most=most)
+        if not all(self.ranks.each(found is not None)) or found is None:
+            return None
+        found.over(self.ranks)
+        return found
+
+    def _own_sums(
+        self,
+        layer: CalibratedLayer,
+        calls: Sequence[int | None],
+        size: int,
+        *,
+        corrects: bool,
+        most: int,
     ) -> Sums:
         judged = (self.judges_correction and corrects) or self.judges_tuning
-        folds = min(FOLDS, self.batches) if judged else 1
+        folds = min(FOLDS, most) if judged else 1
         sums = Sums.zeros(layer, size, corrects=corrects, folds=folds)
         for index in range(self.batches):
             inputs = self.inputs.of_layer(layer, index, calls, self.target == "dense-inputs")

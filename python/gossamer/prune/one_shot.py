@@ -18,16 +18,15 @@ from gossamer.prune.fingerprint import digest
 from gossamer.prune.groups import Group, hyperparameters
 from gossamer.prune.journal import Journal
 from gossamer.prune.layer import LayerForm
-from gossamer.prune.parts import Admm, ByRIA, ByWanda, LeastSquares, ObsSweep, Part, Swap
+from gossamer.prune.parts import Admm, Part, Swap
 from gossamer.prune.pattern import CustomPattern
 from gossamer.prune.problem import LayerProblem
+from gossamer.prune.ranks import ALONE, Ranks
 from gossamer.prune.reconstruction import Reconstruction
 from gossamer.prune.sparsifier import Sparsifier
 from gossamer.prune.targets import Config, find_targets, kept_dense, one_shot_config
 
-__all__ = ["ALPS", "RIA", "Best", "OneShot", "SparseGPT", "Wanda"]
-
-_DEFAULT_RECONSTRUCTION = Reconstruction()
+__all__ = ["OneShot"]
 
 
 class OneShot(Sparsifier):
@@ -124,6 +123,7 @@ class OneShot(Sparsifier):
         resume: str | Path | None = None,
         offload: bool = False,
         batchnorm: bool = False,
+        alone: bool = False,
     ) -> CalibrationReport:
         """Prunes all prepared weights with the inputs that they see, and counts a step.
 
@@ -144,12 +144,16 @@ class OneShot(Sparsifier):
             offload: keeps the inputs of blocks in the memory of the CPU while others run.
             batchnorm: takes the running statistics of BatchNorm layers anew at the end; for masks
                 without corrected weights (`recalibrate_batchnorm`).
+            alone: whether this process calibrates by itself where torch.distributed is initialised.
+                Else all ranks call this together, each with batches of its own, which count as
+                those of one run, and have the same masks and weights afterwards, bit by bit.
+                `resume` keeps a folder a rank.
 
         Returns:
             What became of each layer; also kept as `report`.
 
         Raises:
-            RuntimeError: nothing is prepared.
+            RuntimeError: nothing is prepared, the model fails with a batch, or another rank failed.
             TypeError: `batches` is a single batch, the model does not take one, or with `resume`
                 something has no contents to compare, such as a generator that `forward` holds.
             ValueError: no batch, a layer that no batch reaches, inputs that are not finite, a Gram
@@ -161,7 +165,10 @@ class OneShot(Sparsifier):
         layers = [self._layer(group) for group in self.groups]
         if batchnorm:
             batchnorm_layers(self.model)
-        held = list(each_batch("calibrate", batches))
+        ranks = ALONE if alone else Ranks.current()
+        with ranks.together():
+            held = list(each_batch("calibrate", batches))
+            journal = None if resume is None else self._journal(resume, held, forward, ranks)
         walk = Calibration(
             self.model,
             layers,
@@ -171,11 +178,12 @@ class OneShot(Sparsifier):
             self.reconstruction,
             progress,
             self._left_dense(),
-            None if resume is None else Journal(resume, self._run_of(held, forward)),
+            journal,
             offload,
             batchnorm,
             self.held_out_correction,
             self._needs_gram(),
+            ranks,
         )
         self.report = walk.run()
         self._set_steps(self.step_count + 1)
@@ -189,17 +197,21 @@ class OneShot(Sparsifier):
             return True
         return any(getattr(part, "needs_gram", True) for part in self.parts)
 
-    def _run_of(self, batches: list[Any], forward: Forward) -> dict[str, str]:
-        """Fingerprints of all that the result depends on."""
+    def _journal(
+        self, folder: str | Path, batches: list[Any], forward: Forward, ranks: Ranks
+    ) -> Journal:
+        """The steps that a folder holds of this very run: of all that the result depends on."""
         passing = ("model", "groups", "report", "enable_mask_update", "_steps", "_loaded")
         own = {key: value for key, value in vars(self).items() if key not in passing}
         masks = [(group["tensor_fqn"], hyperparameters(group)) for group in self.groups]
-        return {
+        run = {
             "model": digest(self.model, "the model"),
             "batches": digest(batches, "batches"),
             "forward": digest(forward, "forward"),
             "method": digest([type(self), own, masks], "the method"),
+            "number of ranks": str(ranks.count),
         }
+        return Journal(Path(folder) / f"rank-{ranks.own}" if ranks.count > 1 else folder, run)
 
     def prepare(self, model: nn.Module, config: Config = None) -> nn.Module:
         """As `Sparsifier.prepare`; without a config, layers for logits and routers stay dense.
@@ -287,116 +299,3 @@ class OneShot(Sparsifier):
         self.solve(problem)
         ours = all(type(part).__module__.startswith("gossamer.") for part in self.parts)
         problem.check(verify=not ours or type(self).solve is not OneShot.solve)
-
-
-class Wanda(OneShot):
-    """Weights times norms of inputs, by row; no weight changes (arXiv:2306.11695).
-
-    Args:
-        pattern: as for `Sparsifier`.
-        scope: "row" as in the paper; "tensor" is better for convolutions.
-        target: as for `OneShot`.
-    """
-
-    def __init__(
-        self,
-        pattern: str | CustomPattern,
-        scope: str = "row",
-        target: str = "sparse-inputs",
-    ) -> None:
-        super().__init__(pattern, ByWanda(), scope=scope, target=target)
-
-
-class RIA(OneShot):
-    """Relative importance times norms of inputs; no weight changes (Zhang et al. 2024, ICLR).
-
-    Args:
-        pattern: as for `Sparsifier`.
-        power: how much the norms count.
-        scope: as for `OneShot`.
-        target: as for `OneShot`.
-    """
-
-    def __init__(
-        self,
-        pattern: str | CustomPattern,
-        power: float = 0.5,
-        scope: str = "row",
-        target: str = "sparse-inputs",
-    ) -> None:
-        super().__init__(pattern, ByRIA(power), scope=scope, target=target)
-
-
-class SparseGPT(OneShot):
-    """Masks and corrections in one sweep over the columns (arXiv:2301.00774).
-
-    Args:
-        pattern: as for `Sparsifier`.
-        block: columns that are selected together.
-        scope: "tensor": weights of a block of columns compete over all rows, as in the paper;
-            "row": in each row.
-        target: as for `OneShot`.
-        damping: as for `OneShot`.
-    """
-
-    def __init__(
-        self,
-        pattern: str | CustomPattern,
-        block: int = 128,
-        scope: str = "tensor",
-        target: str = "sparse-inputs",
-        damping: float = 0.01,
-    ) -> None:
-        super().__init__(pattern, ObsSweep(block), scope=scope, target=target, damping=damping)
-
-
-class ALPS(OneShot):
-    """ADMM for the mask, then least squares on it (arXiv:2406.07831).
-
-    Args:
-        pattern: as for `OneShot`.
-        iterations: of ADMM, at most.
-        scope: as for `OneShot`.
-        target: as for `OneShot`.
-        damping: as for `OneShot`.
-    """
-
-    def __init__(
-        self,
-        pattern: str | CustomPattern,
-        iterations: int = 300,
-        scope: str = "tensor",
-        target: str = "sparse-inputs",
-        damping: float = 0.01,
-    ) -> None:
-        parts = (Admm(iterations), LeastSquares())
-        super().__init__(pattern, *parts, scope=scope, target=target, damping=damping)
-
-
-class Best(OneShot):
-    """What measures best: ALPS that reproduces the dense model's outputs, then each block tuned.
-
-    Args:
-        pattern: as for `OneShot`.
-        scope: as for `OneShot`.
-        damping: as for `OneShot`.
-        reconstruction: as for `OneShot`.
-    """
-
-    def __init__(
-        self,
-        pattern: str | CustomPattern,
-        scope: str = "tensor",
-        damping: float = 0.01,
-        reconstruction: Reconstruction | None = _DEFAULT_RECONSTRUCTION,
-    ) -> None:
-        super().__init__(
-            pattern,
-            Admm(),
-            LeastSquares(),
-            scope=scope,
-            target="dense-target",
-            damping=damping,
-            held_out_correction=True,
-            reconstruction=reconstruction,
-        )

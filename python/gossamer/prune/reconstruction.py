@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from gossamer.prune.ranks import ALONE, Ranks
 from gossamer.prune.stages import Call, Stage, output_of
 
 __all__ = ["Reconstruction", "Tuned"]
@@ -60,6 +61,7 @@ class Reconstruction:
         calls: Sequence[Call],
         wanted: Sequence[Tensor],
         half: Sequence[Tensor] | None = None,
+        ranks: Ranks = ALONE,
     ) -> Tuned:
         """Changes the weights in place.
 
@@ -69,18 +71,20 @@ class Reconstruction:
             calls: the block's arguments for each batch.
             wanted: what it is to give for each.
             half: the weights as fitted to the batches 0, 2, 4, … alone; None takes the best epoch.
+            ranks: each descends on the mean of all gradients, as many batches as the rank with the
+                fewest has.
         """
         frozen = [weight for weight in weights if not weight.requires_grad]
         for weight in frozen:
             weight.requires_grad_(True)
         try:
-            return self._tune(_Block(stage, weights, calls, wanted), half)
+            return self._tune(_Block(stage, weights, calls, wanted, ranks), half)
         finally:
             for weight in frozen:
                 weight.requires_grad_(False)
 
     def _tune(self, block: _Block, half: Sequence[Tensor] | None) -> Tuned:
-        everything = range(len(block.calls))
+        everything = block.batches()
         before = block.loss(everything)
         if not block.weights:
             return Tuned(before, before, 0.0)
@@ -98,7 +102,7 @@ class Reconstruction:
         return Tuned(before, block.loss(everything), part)
 
     def _best_epoch(self, block: _Block, before: float) -> Tuned:
-        everything, best, after = range(len(block.calls)), block.values(), before
+        everything, best, after = block.batches(), block.values(), before
         for _ in self._epochs(block, everything):
             now = block.loss(everything)
             if now < after:
@@ -155,6 +159,11 @@ class _Block:
     weights: Sequence[nn.Parameter]
     calls: Sequence[Call]
     goals: Sequence[Tensor]
+    ranks: Ranks
+
+    def batches(self) -> range:
+        """Those that every rank has."""
+        return range(min(self.ranks.each(len(self.calls))))
 
     def values(self) -> list[Tensor]:
         return [weight.detach().clone() for weight in self.weights]
@@ -170,7 +179,9 @@ class _Block:
             missed = output_of(self.stage, call).float() - wanted.float()
             loss = missed.square().sum() / wanted.float().square().sum().clamp(min=_SMALL)
         # A batch may pass by some of the weights, or all: an expert, say.
-        return _gradients(loss, self.weights)
+        found = _gradients(loss, self.weights)
+        self.ranks.add_(*found)
+        return [grad / self.ranks.count for grad in found] if self.ranks.count > 1 else found
 
     def loss(self, judges: Iterable[int]) -> float:
         missed = whole = 0.0
@@ -179,6 +190,8 @@ class _Block:
             given = output_of(self.stage, self.calls[index]).double()
             missed += float((given - wanted).square().sum())
             whole += float(wanted.square().sum())
+        every = self.ranks.each((missed, whole))
+        missed, whole = (sum(part) for part in zip(*every, strict=True))
         return missed / max(whole, _SMALL)
 
 

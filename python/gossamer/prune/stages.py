@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -172,6 +172,17 @@ class StageWatch:
             count = called.count(id(module))
             if count != 1:
                 self.refused.setdefault(id(module), f"a batch calls it {count} times")
+
+    def refuse(self, refused: Iterable[Mapping[int, str]]) -> None:
+        """Takes over what other processes refused, by the candidates' places in the list."""
+        for reasons in refused:
+            for index, why in reasons.items():
+                self.refused.setdefault(id(self.candidates[index]), why)
+
+    def refusals(self) -> dict[int, str]:
+        """What was refused, by the candidates' places in the list."""
+        found = ((index, id(module)) for index, module in enumerate(self.candidates))
+        return {index: self.refused[key] for index, key in found if key in self.refused}
 
     def stages(self) -> list[Stage]:
         """The candidates that were called exactly once in every pass, with what they follow."""
