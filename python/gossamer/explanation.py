@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import math
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gossamer import _ops, _plan_cuda
+from gossamer._bound import Work, bound_of, bound_text
 from gossamer._layers import Layer, find_layers
 from gossamer._weight_description import shortened
 from gossamer._weight_facts import count_nonzeros
@@ -38,6 +39,11 @@ class BucketPlan:
         ms: of the kernel at that count, milliseconds; 0 where unknown.
         dense_ms: of torch's dense layer; 0 where unknown.
         reason: one sentence.
+        bound_ms: the least that a call of this kernel can take, milliseconds: the longer of the
+            bytes of weight, x and y at the rate at which torch reads as many bytes, and of the
+            arithmetic at the rate of torch's dense product (a roofline). Both rates are measured
+            here and now, at least those of the cost model. 0 where unknown, as on a GPU.
+        bound_by: which of the two it is, `bytes` or `arithmetic`; empty where unknown.
     """
 
     tokens: str
@@ -46,6 +52,8 @@ class BucketPlan:
     ms: float
     dense_ms: float
     reason: str
+    bound_ms: float = 0.0
+    bound_by: str = ""
 
     @property
     def speedup(self) -> float | None:
@@ -123,6 +131,7 @@ class Explanation:
         for layer, row in zip(self.layers, rows[1:], strict=True):
             lines.append(_line(row, widths))
             lines += _wrapped(layer.reason)
+            lines += _wrapped(_bound_text(layer))
         lines += _wrapped(self._summary(), indent="")
         return "\n".join(lines)
 
@@ -145,7 +154,8 @@ class Explanation:
         for heading in (*_HEADINGS, "reason"):
             table.add_column(heading)
         for layer in self.layers:
-            table.add_row(*_cells(layer), layer.reason, style="" if layer.packed else "dim")
+            reason = "\n".join(filter(None, (layer.reason, _bound_text(layer))))
+            table.add_row(*_cells(layer), reason, style="" if layer.packed else "dim")
         return table
 
 
@@ -196,6 +206,10 @@ def _wrapped(text: str, indent: str = "    ") -> list[str]:
     return textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=indent)
 
 
+def _bound_text(layer: LayerReport) -> str:
+    return bound_text(layer.plan, "pixel" if "Conv" in layer.type else "token")
+
+
 def _size(count: float) -> str:
     for unit in ("B", "KB", "MB"):
         if count < 1000:
@@ -206,6 +220,9 @@ def _size(count: float) -> str:
 
 def explain(model: nn.Module) -> Explanation:
     """Says of every weight of two dimensions or more whether it is packed, how, and why.
+
+    Beside the time of each planned kernel stands the least that its bytes and its arithmetic allow.
+    The first call of a process measures for that, some tens of milliseconds.
 
     Args:
         model: sparsified or not; it is not changed.
@@ -237,7 +254,7 @@ def _report(layer: Layer) -> LayerReport:
             "plan": [],
             "reason": "its weight was replaced by a plain one",
         }
-    plan = _plan(kept)
+    plan = () if weight is None else _bounded(_plan(kept), weight, Work.of_plain)
     return LayerReport(
         name=layer.name,
         type=layer.type_name,
@@ -267,6 +284,7 @@ def _packed_report(layer: Layer, weight: SparseWeight, kept: dict[str, Any]) -> 
         reason = "it was packed without sparsify_"
     if kept["trainable"]:
         reason += "; frozen"
+    plan = _bounded(plan, weight, lambda _: Work.of_packed(info))
     kernels = [bucket.kernel for bucket in plan] or [name for name in info["plan"] if name]
     copy_bytes = 0 if weight.dense is None else weight.dense.numel() * weight.dense.element_size()
     return LayerReport(
@@ -334,6 +352,20 @@ def _replanned(info: dict[str, Any]) -> str:
 
 def _plan(kept: dict[str, Any]) -> tuple[BucketPlan, ...]:
     return tuple(BucketPlan(**bucket) for bucket in kept["plan"])
+
+
+def _bounded(
+    plan: tuple[BucketPlan, ...], weight: Tensor, work_of: Callable[[Tensor], Work]
+) -> tuple[BucketPlan, ...]:
+    """With the bound of each bucket, where the ceilings of this machine are its."""
+    if not plan or weight.device.type != "cpu":
+        return plan
+    work = work_of(weight)
+    bounds = [bound_of(work, bucket.kernel, bucket.timed_at) for bucket in plan]
+    return tuple(
+        replace(bucket, bound_ms=bound.ms, bound_by=bound.by)
+        for bucket, bound in zip(plan, bounds, strict=True)
+    )
 
 
 def _mean_speedup(plan: tuple[BucketPlan, ...]) -> float | None:

@@ -15,16 +15,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-__all__ = ["Roofline", "measure_roofline"]
+__all__ = ["Roofline", "measure_product", "measure_reading", "measure_roofline"]
 
 _COMPUTE_SIDE = 1024
 _ROUNDS = 7
 _CACHES = 4
 """What is read is so many times larger than the last-level cache."""
 _ROW = 4096
+_PLAIN: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+"""Whatever torch's defaults are."""
 
 
 @dataclass(frozen=True)
@@ -78,17 +81,33 @@ def measure_roofline(cache_bytes: int) -> Roofline:
     Args:
         cache_bytes: of the last-level cache.
     """
-    side = _COMPUTE_SIDE
-    a, b = torch.randn(side, side), torch.randn(side, side)
-    read = torch.ones(max(_CACHES * cache_bytes, 1 << 26) // 4)
+    return Roofline(
+        measure_product(_COMPUTE_SIDE, _ROUNDS),
+        measure_reading(max(_CACHES * cache_bytes, 1 << 26), _ROUNDS),
+    )
+
+
+def measure_product(side: int, rounds: int) -> float:
+    """Float32 operations a second of torch's product of two [side, side] matrices, the quickest.
+
+    Torch's random numbers stay as they were.
+    """
+    numbers = torch.Generator().manual_seed(0)
+    a, b = (torch.rand(side, side, generator=numbers, **_PLAIN) for _ in range(2))
+    return 2.0 * side**3 / min(_seconds(lambda: torch.mm(a, b)) for _ in range(rounds))
+
+
+def measure_reading(size: int, rounds: int) -> float:
+    """Bytes a second at which torch reads `size` bytes over and over, the quickest way and time.
+
+    A size that a cache holds is read from there.
+    """
+    read = torch.ones(max(size // 4, 1), **_PLAIN)
     rows = read.reshape(-1, _ROW) if read.numel() % _ROW == 0 else read.reshape(1, -1)
-    ones = torch.ones(rows.shape[1])
-    product, total = float("inf"), float("inf")
-    for _ in range(_ROUNDS):
-        product = min(product, _seconds(lambda: torch.mm(a, b)))
-        # Whichever reads faster: a kernel can come close to what the machine reads, not beyond it.
-        total = min(total, _seconds(read.sum), _seconds(lambda: torch.mv(rows, ones)))
-    return Roofline(2.0 * side**3 / product, 4.0 * read.numel() / total)
+    ones = torch.ones(rows.shape[1], **_PLAIN)
+    # Whichever reads faster: a kernel can come close to what the machine reads, not beyond it.
+    calls = (read.sum, lambda: torch.mv(rows, ones))
+    return 4.0 * read.numel() / min(_seconds(call) for _ in range(rounds) for call in calls)
 
 
 def _seconds(call: Callable[[], object]) -> float:
