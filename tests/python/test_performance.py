@@ -62,15 +62,40 @@ def test_a_page_holds_target_reached_rate_and_plot(tmp_path: Path) -> None:
     other = {"pattern": "unstructured:0.8", "sparsity": 0.8}
     made = performance.documents(written(tmp_path, rate, more, other))
     page = made["performance.md"]
-    row = "| decode | float32 | unstructured | 2 | 1.5 / 2.00 | 2.2 / 3.00 | 2.7 / 2.00 |"
+    row = "| decode, 1 token, 8x16 | float32 | unstructured | 2 | 1.5 / 2.00 | 2.2 / 3.00 |"
     assert row in page
     assert "| layer | tokens | 0.5 | 0.7 | 0.8 |" in page
     assert "| 8x16 | 1 | 2.00, 50% | 2.00, 31% | 2.00 |" in page
-    assert "3 cases, 0 below 0.97 of the peer that they replace." in page
+    assert "3 cases, 0 below 0.97 of the dense layer that they replace." in page
     assert "2026-01-02" in page
     drawing = made["performance/m-cpu-decode-float32-2.svg"]
     assert drawing.startswith("<svg xmlns=")
     assert drawing.count("<circle") == 2
+
+
+def test_decoding_has_a_row_for_each_layer_and_token_count(tmp_path: Path) -> None:
+    lines = [
+        {"tokens": 1, "layer": "a", "speedup": 2.0},
+        {"tokens": 8, "layer": "a", "speedup": 4.0},
+        {"tokens": 1, "layer": "b", "speedup": 8.0},
+    ]
+    page = performance.documents(written(tmp_path, *lines))["performance.md"]
+    for what, reached in (("1 token, a", 2), ("8 tokens, a", 4), ("1 token, b", 8)):
+        assert f"| decode, {what} | float32 | unstructured | 2 | 1.5 / {reached}.00 |" in page
+
+
+def test_decoding_in_bfloat16_is_judged_by_what_the_machine_has(tmp_path: Path) -> None:
+    line = {"dtype": "bfloat16", "pattern": "unstructured:0.7", "sparsity": 0.7, "layer": "a"}
+    machines = ("x-amx", "x-avx512")
+    lines = [{**line, "machine": machine} for machine in machines]
+    lines.append({**line, "machine": "x-amx", "layer": "b, ONEDNN_MAX_CPU_ISA=AVX512"})
+    page = performance.documents(written(tmp_path, *lines))["performance.md"]
+    amx, plain = page[page.index("## x-amx") :].split("## x-avx512", 1)
+    assert "| decode, AMX, 1 token, a | bfloat16 | unstructured | 2 | 1.5 / - | 2 / 2.00 |" in amx
+    assert "| decode, no AMX, 1 token, b, ONEDNN_MAX_CPU_ISA=AVX512 | bfloat16 |" in amx
+    row = "| decode, no AMX, 1 token, a | bfloat16 | unstructured | 2 | 1.5 / - | 2.1 / 2.00 |"
+    assert row in plain
+    assert "decode, AMX" not in plain
 
 
 def test_tables_name_what_is_below_the_promise(tmp_path: Path) -> None:
@@ -79,7 +104,9 @@ def test_tables_name_what_is_below_the_promise(tmp_path: Path) -> None:
     noise = {**slow, "layer": "b", "ms": 2.064}
     page = performance.documents(written(tmp_path, slow, noise))["performance.md"]
     assert "| a | 1 | 0.40 (0.80) |" in page
-    assert "2 cases, 1 below 0.97 of the peer that they replace: a unstructured:0.5" in page
+    assert "2 cases, 1 below 0.97 of the dense layer that they replace: a unstructured:0.5" in page
+    assert "2 below 0.97 of the quickest dense peer: a unstructured:0.5 float32, 1 tokens" in page
+    assert "2 threads: 0.40x; b unstructured:0.5" in page
     gpu = {"suite": "gpu-24", "layer": "a", "peers": {"cublas": 2.0, "cusparselt": 1.5}}
     page = performance.documents(written(tmp_path, gpu, {**gpu, "tokens": 64}))["performance.md"]
     assert "| layer | 1 | 64 |" in page
@@ -147,11 +174,12 @@ def test_times_of_graphs_are_forgiven_no_call_and_named_each(tmp_path: Path) -> 
     right = {**slow[0], "tokens": 8, "ms": 0.0206}
     forced = {**slow[0], "suite": "gpu-24-forced"}
     page = performance.documents(written(tmp_path, *slow, right, forced))["performance.md"]
-    assert "8 cases, 7 below 0.97 of the peer that they replace: " in page
+    assert "8 cases, 7 below 0.97 of the dense layer that they replace: " in page
     for tokens in range(1, 8):
         assert f"4096x4096 2:4 bfloat16, {tokens} tokens: 0.962x" in page
     # Rows that no plan takes promise nothing.
-    assert page.count("below 0.97 of the peer") == 1
+    assert page.count("below 0.97 of the dense layer") == 1
+    assert "quickest dense peer:" not in page, "on a GPU it is the layer that is replaced"
 
 
 def test_lines_of_a_gpu_are_one_table_whatever_the_threads(tmp_path: Path) -> None:
