@@ -237,10 +237,8 @@ class OneShot(Sparsifier):
                 found[fqn] = f"the same parameter as '{pruned[id(target.weight)]}', pruned there"
             elif is_table:
                 found[fqn] = "an embedding"
-            elif unknown:
-                found[fqn] = unknown
-            elif fqn in kept:
-                found[fqn] = kept[fqn]
+            elif unknown or fqn in kept:
+                found[fqn] = unknown or kept[fqn]
             elif len(target.places) > 1:
                 found[fqn] = "shared with other modules"
             else:
