@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import gossamer as gs
@@ -191,6 +192,24 @@ def test_what_is_pruned_passes_nan_and_infinity_by(kind: str, value: float) -> N
         close(y[:, :12], _first_rows(dense, 12), clean, kind)
         assert bool((~y[:, 12:].isfinite()).all())
         assert bool(want.isfinite().all())
+
+
+def test_a_dense_copy_computes_as_dense_layers_do() -> None:
+    """The one exception: where `memory="speed"` runs the copy, zero times NaN is NaN."""
+    dense = linear(24, 40, "float32")
+    with torch.no_grad():
+        dense.weight[:12, 5] = 0.0
+    packed = packed_like(dense, "float32").weight.packed
+    names = json.dumps(["dense", *[None] * 7])
+    planned = torch.ops.gossamer.with_plan(packed, names)
+    with_copy = gs.SparseWeight.from_packed(planned, dense=dense.weight.detach().clone())
+    x = torch.randn(40, 40)
+    x[:, 5] = float("nan")
+    one, many = (F.linear(rows, with_copy, dense.bias) for rows in (x[:1], x))
+    assert bool(one[:, :12].isnan().all()), "one token runs the copy"
+    assert bool(many[:, :12].isfinite().all()), "forty run packed"
+    without = gs.SparseWeight.from_packed(packed)
+    assert bool(F.linear(x[:1], without, dense.bias)[:, :12].isfinite().all())
 
 
 def _first_rows(dense: nn.Linear, count: int) -> nn.Linear:
