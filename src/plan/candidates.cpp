@@ -92,6 +92,7 @@ Evidence model_rows(const std::vector<ModelledRow>& rows, const PackedView& weig
     Candidate candidate{.name = row.row->name,
                         .layout = row.row->layout,
                         .small = sizes.is_small(row.row->layout),
+                        .bytes = sizes.bytes(row.row->layout),
                         .at = {},
                         .model = row.seconds};
     for (std::size_t p = 0; p < kProbeCount; ++p) {

@@ -97,6 +97,7 @@ class ConvMeasurer {
           {.name = row->name,
            .layout = row->layout,
            .small = sizes.is_small(views_.at(row->layout).layout_bytes()),
+           .bytes = views_.at(row->layout).layout_bytes(),
            .at = {},
            .model = {}});
     }

@@ -130,6 +130,7 @@ Plan modelled_plan(const std::vector<const Conv2dKernel*>& rows, const PackedVie
     plan::Candidate candidate{.name = row->name,
                               .layout = row->layout,
                               .small = sizes.is_small(row->layout),
+                              .bytes = sizes.bytes(row->layout),
                               .at = {},
                               .model = {}};
     for (std::size_t p = 0; p < plan::kConvProbes.size(); ++p) {

@@ -24,7 +24,7 @@ class Decider {
 
   Verdict verdict() const {
     const LayoutScore single = scorer_.best_single();
-    const std::optional<LayoutScore> pair = scorer_.best_pair();
+    const std::optional<LayoutScore> pair = scorer_.best_pair(single);
     const LayoutScore& best = pair && scorer_.pays(*pair, single) ? *pair : single;
     Verdict result;
     result.plan.layout = best.layout;

@@ -45,7 +45,9 @@ struct Timing {
 struct Candidate {
   std::string_view name;
   Layout layout = Layout::kBitmask;
-  bool small = true;  ///< its layout may be one of two: hardly larger than the format
+  bool small = true;       ///< its layout may be one of two: hardly larger than the format.
+                           ///< Of account with times alone, and so once the layout is made
+  std::int64_t bytes = 0;  ///< of the weight in its layout; 0 where unknown
   std::array<Timing, kProbeCount> at{};
   std::array<double, kProbeCount> model{};  ///< predicted seconds; 0 where no model is at hand
 };

@@ -42,11 +42,8 @@ class Measurer {
     evidence_.dense_modelled = !dense.run;
     for (const Entrant& entrant : entrants_) {
       const LinearKernel& row = *entrant.model.row;
-      evidence_.candidates.push_back({.name = row.name,
-                                      .layout = row.layout,
-                                      .small = false,  // until its layout is made
-                                      .at = {},
-                                      .model = entrant.model.seconds});
+      evidence_.candidates.push_back(
+          {.name = row.name, .layout = row.layout, .at = {}, .model = entrant.model.seconds});
     }
   }
 
@@ -108,11 +105,12 @@ class Measurer {
   void measure_group() {
     racing_.clear();
     for (std::size_t e = 0; e < entrants_.size(); ++e) {
-      const Layout layout = entrants_[e].model.row->layout;
-      if (layouts_.group(layout) != group_) continue;
+      Candidate& candidate = evidence_.candidates[e];
+      if (layouts_.group(candidate.layout) != group_) continue;
       try {
-        evidence_.candidates[e].small = sizes_.is_small(layouts_.view(layout).layout_bytes());
-        racing_.insert(layout);
+        candidate.bytes = layouts_.view(candidate.layout).layout_bytes();
+        candidate.small = sizes_.is_small(candidate.bytes);
+        racing_.insert(candidate.layout);
       } catch (const Error&) {
         continue;  // of another pattern: without a time it cannot be chosen
       }

@@ -18,17 +18,22 @@ bool LayoutSizes::is_small(std::int64_t bytes) const {
 }
 
 bool LayoutSizes::is_small(Layout layout) {
+  const std::int64_t size = bytes(layout);
+  return size > 0 && is_small(size);
+}
+
+std::int64_t LayoutSizes::bytes(Layout layout) {
   if (const auto known = known_.find(layout); known != known_.end()) return known->second;
-  const auto measured = [&] {
+  const auto counted = [&]() -> std::int64_t {
     try {
-      return is_small(layout_bytes(weight_, layout)) ||
-             (detail::row_pairs_block(layout) != 0 &&
-              is_small(converted_size_bytes(weight_, layout)));
+      const std::int64_t most = layout_bytes(weight_, layout);
+      if (is_small(most) || detail::row_pairs_block(layout) == 0) return most;
+      return converted_size_bytes(weight_, layout);
     } catch (const Error&) {
-      return false;  // it holds other patterns
+      return 0;
     }
   };
-  return known_[layout] = measured();
+  return known_[layout] = counted();
 }
 
 std::int64_t trial_bytes(const PackedView& weight, bool quantized) {

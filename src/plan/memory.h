@@ -21,12 +21,14 @@ class LayoutSizes {
 
   /// Counted exactly where an upper bound does not say it, once a layout.
   bool is_small(Layout layout);
-  /// The same of a layout that takes so many bytes.
+  /// What the weight takes in a layout, at most; 0 where the layout holds other patterns.
+  std::int64_t bytes(Layout layout);
+  /// is_small of a layout that takes so many bytes.
   bool is_small(std::int64_t bytes) const;
 
  private:
   PackedView weight_;
-  std::map<Layout, bool> known_;
+  std::map<Layout, std::int64_t> known_;
 };
 
 /// The least size at which layouts are left out for the memory that trying them takes; smaller

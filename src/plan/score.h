@@ -49,8 +49,9 @@ class Scorer {
   /// The best single layout. Throws Error(kUnsupported) where none has a kernel for every bucket.
   LayoutScore best_single() const;
   /// The best two; nothing where memory has room for one, or no two are small and speed is not all
-  /// that counts.
-  std::optional<LayoutScore> best_pair() const;
+  /// that counts. A larger layout takes a small one with it where `single`, the best alone, packs
+  /// the layer in it anyway and both take at most 1.5 times as much.
+  std::optional<LayoutScore> best_pair(const LayoutScore& single) const;
   /// Whether two layouts are worth their memory beside the best single one.
   bool pays(const LayoutScore& pair, const LayoutScore& single) const;
   /// The bucket in which `pair` gains most over `single`.
@@ -68,6 +69,8 @@ class Scorer {
   double growth(std::size_t candidate, std::size_t timed, std::size_t probe) const;
   std::optional<BucketScore> score(std::size_t candidate, int bucket) const;
   bool bucket_probed(int bucket) const;
+  bool pairs(Layout first, Layout second, const LayoutScore& single) const;
+  const Candidate& row_of(Layout layout) const;
   int rank(const LayoutScore& s) const { return !admissible(s) ? 0 : s.wins ? 2 : 1; }
   bool is_better(const LayoutScore& a, const LayoutScore& b) const;
 

@@ -258,6 +258,37 @@ TEST(Decide, LayoutsThatAreLargerThanTheFormatAreNotHeldTwice) {
   EXPECT_EQ(fastest.second, Layout::kKcsr64);
 }
 
+TEST(Decide, ALargerLayoutThatIsHeldAnywayTakesASmallOneWithIt) {
+  const auto with = [](std::int64_t small_bytes, double first, MemoryMode memory) {
+    auto bitmask = row_with("fake_bitmask", [](int b) { return b == 0 ? 4.0 : 1.1; });
+    auto kcsr = row_with("fake_kcsr64_fast", [=](int b) { return b == 0 ? first : 3.0; });
+    bitmask.bytes = small_bytes;
+    kcsr.bytes = 200;
+    kcsr.small = false;
+    return verdict_of(evidence_of({bitmask, kcsr}), memory);
+  };
+  const Plan pair = with(100, 2.0, MemoryMode::kDefault);
+  EXPECT_EQ(pair.layout, Layout::kBitmask);
+  EXPECT_EQ(pair.second, Layout::kKcsr64);
+  EXPECT_EQ(pair.choices[0].kernel, "fake_bitmask");
+  EXPECT_EQ(pair.choices[5].kernel, "fake_kcsr64_fast");
+  EXPECT_FALSE(with(101, 2.0, MemoryMode::kDefault).second.has_value()) << "1.505 times 200 bytes";
+  EXPECT_FALSE(with(0, 2.0, MemoryMode::kDefault).second.has_value()) << "bytes are not known";
+  EXPECT_FALSE(with(100, 2.0, MemoryMode::kLow).second.has_value());
+  const Plan alone = with(100, 0.5, MemoryMode::kDefault);
+  EXPECT_EQ(alone.layout, Layout::kBitmask) << "the larger one loses at one token";
+  EXPECT_FALSE(alone.second.has_value()) << "so nothing larger is held anyway";
+}
+
+TEST(Decide, OfTwoLargerLayoutsNoneTakesTheOtherWithIt) {
+  auto first = row_with("fake_bitmask", [](int b) { return b == 0 ? 4.0 : 1.1; });
+  auto second = row_with("fake_kcsr64_fast", [](int b) { return b == 0 ? 2.0 : 3.0; });
+  first.small = second.small = false;
+  first.bytes = 10;
+  second.bytes = 200;
+  EXPECT_FALSE(verdict_of(evidence_of({first, second})).second.has_value());
+}
+
 TEST(Decide, TwoLayoutsThatAreSlowerOnTheWholeGiveWayToALargerOne) {
   const auto bitmask = row_with("fake_bitmask", [](int b) { return b == 0 ? 2.4 : 1.1; });
   const auto kcsr = row_with("fake_kcsr64_fast", [](int b) { return b == 0 ? 1.0 : 1.3; });
