@@ -58,11 +58,13 @@ def sparsify_(
         plan: "measure" times the best candidates against dense (results are cached between
             processes), "model" asks the cost model alone and is deterministic.
         memory: "default" keeps the fastest layout, or two where few and many tokens want different
-            ones. "speed" may keep a dense copy too, which runs at token counts where it is faster,
-            and holds two layouts whatever their size.
+            ones; that may take more than the saved format, and at 50 % zeros in float32 more than
+            dense (1.13 times). "speed" may keep a dense copy too, which runs at token counts where
+            it is faster, and holds two layouts whatever their size.
             "low" keeps one layout, of those that take at most 1.15 times the bytes of the saved
             format. On a GPU, where few layers win at every token count, "default" keeps the copy as
-            "speed" does, and only "low" does without.
+            "speed" does, and only "low" does without. Where a copy runs, NaN and infinity in x at
+            a pruned column give NaN, as in any dense layer; packed, a pruned weight adds nothing.
         layout: packs in this layout without asking whether it is faster; "format" is the one that
             is saved.
 
