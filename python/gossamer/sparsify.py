@@ -64,7 +64,8 @@ def sparsify_(
             "low" keeps one layout, of those that take at most 1.15 times the bytes of the saved
             format. On a GPU, where few layers win at every token count, "default" keeps the copy as
             "speed" does, and only "low" does without. Where a copy runs, NaN and infinity in x at
-            a pruned column give NaN, as in any dense layer; packed, a pruned weight adds nothing.
+            a pruned column give NaN, as in any dense layer; in a packed float layer a pruned weight
+            adds nothing.
         layout: packs in this layout without asking whether it is faster; "format" is the one that
             is saved.
 
