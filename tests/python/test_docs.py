@@ -96,14 +96,14 @@ def test_the_table_of_parts_and_patterns_is_what_parts_do() -> None:
             for pattern, parts in itertools.product(patterns, TABLE_PARTS[part]):
                 model = torch.nn.Sequential(torch.nn.Linear(16, 16))
                 own = parts if isinstance(parts, tuple) else (parts,)
+                if cell == "refused":
+                    with pytest.raises(ValueError, match=f"'{pattern}' would be broken"):
+                        P.OneShot(pattern, *own)
+                    continue
+                assert cell in ("yes", "mask first"), (part, name)
                 method = P.OneShot(pattern, *own)
                 method.prepare(model)
                 inputs = [torch.randn(64, 16)]
-                if cell == "refused":
-                    with pytest.raises(ValueError, match=r"'0.weight'.*would be broken"):
-                        method.calibrate(inputs)
-                    continue
-                assert cell in ("yes", "mask first"), (part, name)
                 assert method.calibrate(inputs).layers[0].zeros == pytest.approx(0.5)
                 if cell == "mask first" and len(own) == 1:
                     problem = P.LayerProblem(
