@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from gossamer.prune import Best, OneShot, SparseGPT, Wanda
 from gossamer.prune.capture import find_order
@@ -177,6 +180,73 @@ def test_a_watch_forgets_what_is_gone() -> None:
         assert watch.picked(y.sort(dim=0).values)
         assert not watch.picked(y.sort(dim=1).values)
     assert not watch.picked(rows)
+
+
+class Conditional(nn.Module):
+    """Has an operator of higher order, or one that refuses to be watched."""
+
+    def __init__(self, refuses: bool) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(SIZE, SIZE) for _ in range(2))
+        self.refuses = refuses
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.blocks[0](x)
+        if not self.refuses:
+            y = torch.cond(y.sum() > 0, lambda t: t + 1, lambda t: t - 1, (y,))
+        elif _get_current_dispatch_mode() is not None:
+            raise RuntimeError("not under a mode")
+        return self.blocks[1](y)
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_operators_that_compile_themselves_or_refuse_to_be_watched(refuses: bool) -> None:
+    torch.manual_seed(0)
+    method = Best("2:4")
+    method.prepare(Conditional(refuses))
+    report = method.calibrate(data())
+    assert [layer.tokens for layer in report.layers] == [256, 256]
+    assert all(layer.target_error is not None for layer in report.layers)
+    assert [block.name for block in report.blocks] == ["blocks.0", "blocks.1"]
+    assert bool(report.remarks) == refuses
+    for remark in report.remarks:
+        assert remark.startswith("routers could not be watched, so that experts")
+        assert "not under a mode" in remark
+        assert remark in str(report)
+
+
+def test_what_is_compiled_stays_compiled() -> None:
+    frames = 0
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        nonlocal frames
+        frames += 1
+        return graph.forward
+
+    model = nn.Sequential(nn.Linear(SIZE, SIZE), nn.ReLU(), nn.Linear(SIZE, SIZE))
+    compiled = torch.compile(model, backend=backend)
+    method = Wanda("2:4")
+    method.prepare(compiled)
+    method.calibrate(data())
+    with torch.no_grad():
+        compiled(data()[0])
+    assert frames  # What runs after the pass that is watched is compiled as ever.
+
+
+def test_scripted_parts_and_tables_picked_by_numbers() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        scripted = torch.jit.script(nn.ReLU())
+    model = nn.Sequential(nn.Linear(SIZE, SIZE), scripted, nn.Linear(SIZE, 4))
+    method = Best("2:4")
+    method.prepare(model)
+    assert method.calibrate(data()).remarks == []
+    watch = RoutingWatch(model[0])
+    with watch.batch(), torch.no_grad():
+        y = model[0](torch.randn(4, SIZE)).flatten()
+        rows = y[y > -10]
+        first = torch.ops.aten.index(rows, [rows.argmax()])  # A single number has no rows.
+        assert first.dim() == 0
 
 
 # --- What stays dense -----------------------------------------------------------------------------

@@ -163,6 +163,11 @@ class Calibration:
         order = common_order(ranks.each(order), ranks.own)
         watch.refuse(ranks.each(watch.refusals()))
         report = CalibrationReport(self._target, left_dense=dict(self._left_dense))
+        if order.unwatched is not None:
+            report.remarks.append(
+                "routers could not be watched, so that experts are known by the numbers of their "
+                f"rows alone: {order.unwatched}"
+            )
         walk = Walk(report, order, self._layers, self._journal, ranks)
         self._leave_unreached(walk)
         for stage in watch.stages():

@@ -96,6 +96,7 @@ class CalibrationReport:
         left_dense: layers that calibration left dense, with the reason.
         not_alone: blocks that could not be run by themselves, with the reason: what they hold took
             whole forward passes, and no reconstruction tuned them.
+        remarks: what else could not be done, and what that means.
     """
 
     target: str = "sparse-inputs"
@@ -103,6 +104,7 @@ class CalibrationReport:
     blocks: list[BlockResult] = field(default_factory=list)
     left_dense: dict[str, str] = field(default_factory=dict)
     not_alone: dict[str, str] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
 
     @property
     def mean_error(self) -> float:
@@ -147,4 +149,4 @@ class CalibrationReport:
             for block, why in self.not_alone.items()
         ]
         lines.append(f"mean error {self.mean_error:.4f}, target {self.target}")
-        return "\n".join([*lines, *([self.caveat] if self.caveat else [])])
+        return "\n".join([*lines, *self.remarks, *([self.caveat] if self.caveat else [])])

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from gossamer._errors import first_line
 from gossamer.prune.attention import (
     inputs_of_output,
     outputs_of_attention,
@@ -64,6 +65,7 @@ class Order:
         samples: how many numbers each was given, over all batches.
         routed: those that were given rows which a router picked.
         rare: those that some batch never calls.
+        unwatched: why routers could not be watched; None where they were.
     """
 
     groups: list[list[str]] = field(default_factory=list)
@@ -71,6 +73,7 @@ class Order:
     samples: dict[str, int] = field(default_factory=dict)
     routed: set[str] = field(default_factory=set)
     rare: set[str] = field(default_factory=set)
+    unwatched: str | None = None
 
     def now_and_then(self, name: str) -> bool:
         """Whether what the batches hold decides if a layer sees anything, as for an expert."""
@@ -80,6 +83,23 @@ class Order:
         """The calls of a layer in each batch; None where other weights may lead to others."""
         calls = self.calls[name]
         return [None] * len(calls) if self.now_and_then(name) else list(calls)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """One call of a layer.
+
+    Attributes:
+        name: the layer's.
+        samples: how many numbers it was given.
+        picked: whether a router picked its rows.
+        before: the layer that was called with the very same input just before; None for none.
+    """
+
+    name: str
+    samples: int
+    picked: bool
+    before: str | None
 
 
 def common_order(orders: Sequence[Order], own: int) -> Order:
@@ -99,6 +119,7 @@ def common_order(orders: Sequence[Order], own: int) -> Order:
         firsts.append({name: group[0] for group in order.groups for name in group})
         merged.routed |= order.routed
         merged.rare |= order.rare
+        merged.unwatched = merged.unwatched or order.unwatched
         for name, count in order.samples.items():
             merged.samples[name] += count
     for name in sequence:
@@ -129,30 +150,46 @@ def find_order(
     sequence: list[str] = []
     together: dict[str, str] = {}
     apart: set[str] = set()
-    for index, batch in enumerate(batches):
-        last: tuple[str, Tensor, int | None] | None = None
-        found: list[str] = []
 
-        def record(name: str, x: Tensor, index: int = index, found: list[str] = found) -> None:
+    def run(index: int, *, watched: bool) -> list[_Seen]:
+        seen: list[_Seen] = []
+        last: tuple[str, Tensor, int | None] | None = None
+
+        def record(name: str, x: Tensor) -> None:
             nonlocal last
-            order.calls[name][index] += 1
-            order.samples[name] += x.numel()
-            if routing.picked(x):
-                order.routed.add(name)
-            found.append(name)
             version = version_of(x)
             same = last is not None and last[1] is x and last[2] == version is not None
-            if same and last is not None and isinstance(layers[name], nn.Linear):
-                first = together.setdefault(name, last[0])
-                if first != last[0]:
-                    apart.add(name)
-            else:
-                apart.add(name)
+            before = last[0] if last is not None and same else None
+            seen.append(_Seen(name, x.numel(), routing.picked(x), before))
             last = (name, x, version)
 
-        with routing.batch(), watch_inputs(model, layers, record), watch.batch(routing.picked):
-            first_pass(model, batch, forward, index)
-        _merge(sequence, found)
+        with contextlib.ExitStack() as stack:
+            if watched:
+                stack.enter_context(routing.batch())
+            stack.enter_context(watch_inputs(model, layers, record))
+            stack.enter_context(watch.batch(routing.picked))
+            first_pass(model, batches[index], forward, index)
+        return seen
+
+    for index in range(len(batches)):
+        try:
+            seen = run(index, watched=order.unwatched is None)
+        except Exception as error:
+            if order.unwatched is not None:
+                raise
+            # Some operators refuse to be watched, those that compile themselves for one.
+            seen = run(index, watched=False)
+            order.unwatched = first_line(error)
+        for own in seen:
+            order.calls[own.name][index] += 1
+            order.samples[own.name] += own.samples
+            if own.picked:
+                order.routed.add(own.name)
+            is_linear = isinstance(layers[own.name], nn.Linear)
+            before = own.before if is_linear else None
+            if before is None or together.setdefault(own.name, before) != before:
+                apart.add(own.name)
+        _merge(sequence, [own.name for own in seen])
     order.rare = {name for name, calls in order.calls.items() if not all(calls)}
     groups = order.groups
     for name in sequence:

@@ -24,7 +24,9 @@ class _Place:
     data: Tensor
 
     def now(self) -> Tensor | None:
-        return self.module._parameters.get(self.name, self.module._buffers.get(self.name))
+        # Those of a compiled ScriptModule are no dicts.
+        own = {**dict(self.module._parameters.items()), **dict(self.module._buffers.items())}
+        return own.get(self.name)
 
 
 class Places:

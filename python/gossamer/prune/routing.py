@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -71,6 +72,9 @@ class RoutingWatch(TorchDispatchMode):
         model: whose parameters make values those of this model.
     """
 
+    supports_higher_order_operators = True
+    """flex_attention, torch.cond and their like come as one operator."""
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self._model = model
@@ -85,7 +89,8 @@ class RoutingWatch(TorchDispatchMode):
             self._note(parameter, learned=True, picked=False)
         self._parameters = set(self._marks)
         try:
-            with self:
+            # What torch compiles under a mode, or refuses to, it would remember afterwards.
+            with torch.compiler.set_stance("force_eager"), self:
                 yield
         finally:
             self._marks.clear()
@@ -105,7 +110,8 @@ class RoutingWatch(TorchDispatchMode):
         """Runs an operator and marks what it gives."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        name = func._schema.name.rpartition("::")[2]
+        schema = getattr(func, "_schema", None)  # Operators of higher order have none.
+        name = "" if schema is None else schema.name.rpartition("::")[2]
         if name.endswith("_like") or name.startswith("new_"):
             return result  # Takes a shape, no values.
         marks = [mark for mark in map(self._mark, _tensors((args, kwargs))) if mark is not None]
@@ -135,7 +141,7 @@ class RoutingWatch(TorchDispatchMode):
             )
             if chooses and not self._is_parameter(args[0]):
                 # As many rows again out of picked ones are the whole put back in its order.
-                return not (self.picked(args[0]) and len(result) == len(args[0]))
+                return not (self.picked(args[0]) and result.shape[:1] == args[0].shape[:1])
         if name in _ORDERS and isinstance(args[0], Tensor) and args[0].dim() > 1:
             position = _ORDERS[name]
             along = kwargs.get("dim", args[position] if len(args) > position else -1)

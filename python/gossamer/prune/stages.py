@@ -89,7 +89,7 @@ def find_stages(model: nn.Module, layers: Sequence[nn.Module]) -> list[nn.Module
         for member in members:
             if isinstance(member, nn.Sequential | nn.ModuleList):
                 visit(member, inside=True)
-            else:
+            elif not isinstance(member, torch.jit.ScriptModule):  # Those take no hooks.
                 found.append(member)
 
     visit(model, inside=False)
