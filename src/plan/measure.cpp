@@ -21,8 +21,6 @@
 namespace gossamer::plan {
 namespace {
 
-constexpr std::int64_t kMaxInputBytes = std::int64_t{1} << 30;
-
 class Measurer {
  public:
   Measurer(const std::vector<ModelledRow>& rows, const PackedView& weight, const LinearDesc& desc,
@@ -35,6 +33,7 @@ class Measurer {
         inputs_(desc, options.parallel),
         entrants_(promising(rows)),
         sizes_(weight),
+        layer_bytes_(dense_bytes(weight, desc.epilogue.quantized)),
         layouts_(weight, trial_bytes(weight, desc.epilogue.quantized)) {
     choose_layouts(weight);
     series_.resize(entrants_.size());
@@ -184,7 +183,7 @@ class Measurer {
   // Why probe p is not measured; empty where it is.
   std::string too_long(std::size_t p) const {
     const std::int64_t tokens = kProbes[p].tokens;
-    if (inputs_.bytes(tokens) > kMaxInputBytes) {
+    if (inputs_.bytes(tokens) > input_bytes(layer_bytes_)) {
       return fmt::format("{} tokens and more were not timed: inputs and result would take {} MB",
                          tokens, inputs_.bytes(tokens) >> 20);
     }
@@ -380,6 +379,7 @@ class Measurer {
   std::vector<Entrant> entrants_;
   std::vector<std::array<Series, kProbeCount>> series_;  ///< of each entrant
   LayoutSizes sizes_;
+  std::int64_t layer_bytes_;
   TrialLayouts layouts_;
   std::size_t group_ = 0;
   std::array<double, kProbeCount> dense_seconds_{};

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "plan/memory.h"
 
+#include <algorithm>
+
 #include "core/layouts.h"
 #include "gossamer/error.h"
 
@@ -36,10 +38,20 @@ std::int64_t LayoutSizes::bytes(Layout layout) {
   return known_[layout] = counted();
 }
 
-std::int64_t trial_bytes(const PackedView& weight, bool quantized) {
-  constexpr double kPeak = 2.25;  // inputs, results and the allocator's corners take the rest
+std::int64_t dense_bytes(const PackedView& weight, bool quantized) {
   const std::int64_t element = quantized ? 4 : dtype_bytes(weight.dtype());
-  const std::int64_t layer = weight.batch() * weight.out() * weight.in() * element;
+  return weight.batch() * weight.out() * weight.in() * element;
+}
+
+std::int64_t input_bytes(std::int64_t layer_bytes) {
+  constexpr double kOfLayer = 0.3;
+  return std::max(4 * kLargeLayerBytes,
+                  static_cast<std::int64_t>(kOfLayer * static_cast<double>(layer_bytes)));
+}
+
+std::int64_t trial_bytes(const PackedView& weight, bool quantized) {
+  constexpr double kPeak = 2.2;  // inputs, results and the allocator's corners take the rest
+  const std::int64_t layer = dense_bytes(weight, quantized);
   if (layer < kLargeLayerBytes) return kLargeLayerBytes * 4;
   return static_cast<std::int64_t>((kPeak - 1.0) * static_cast<double>(layer)) -
          weight.size_bytes();

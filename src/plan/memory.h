@@ -35,9 +35,15 @@ class LayoutSizes {
 /// layers are nothing beside a process.
 inline constexpr std::int64_t kLargeLayerBytes = std::int64_t{8} << 20;
 
+/// Of the dense layer. `quantized`: it is float32, whatever the weight's values are.
+std::int64_t dense_bytes(const PackedView& weight, bool quantized);
+
+/// Bytes that the inputs and results of a timed call may take beside a dense layer of so many:
+/// dense has its own, and larger ones would lift the peak above 2.5 times the layer.
+std::int64_t input_bytes(std::int64_t layer_bytes);
+
 /// Bytes that converted copies may take side by side while a layer is planned, so that with the
-/// dense layer and the weight as it is given the peak stays below 2.5 times the layer. `quantized`:
-/// the layer is float32, whatever the weight's values are.
+/// dense layer and the weight as it is given the peak stays below 2.5 times the layer.
 std::int64_t trial_bytes(const PackedView& weight, bool quantized);
 
 }  // namespace gossamer::plan

@@ -122,7 +122,7 @@ Tensor slice_rows(const Tensor& packed, std::int64_t begin, std::int64_t end);
 Tensor concat_rows(const std::vector<Tensor>& parts);
 void validate(const Tensor& packed);
 
-// ops_plan.cpp
+// ops_plan.cpp; the weight is [0] where the plan is dense
 std::tuple<Tensor, std::string> plan(const Tensor& packed, const Tensor& dense, bool bias,
                                      std::int64_t activation, const std::string& mode,
                                      const std::string& memory, const std::string& kernel,

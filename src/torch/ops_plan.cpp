@@ -173,13 +173,17 @@ json to_json(const Plan& plan) {
           {"choices", std::move(choices)}};
 }
 
-/// The weight as a plan wants it, and the plan's text. A second layout of a large weight is left
-/// out, as "unfilled" says: with the dense layer and `weight` it would be too much at a time.
+/// The weight as a plan wants it, of no bytes where it is dense, and the plan's text. A second
+/// layout of a large weight is left out, as "unfilled" says: with the dense layer and `weight` it
+/// would be too much at a time.
 std::tuple<Tensor, std::string> planned(const PackedView& weight, const Plan& plan,
                                         bool quantized) {
   json text = to_json(plan);
   text["unfilled"] = false;
-  if (!plan.sparse) return {to_tensor(copy_packed(weight)), text.dump()};
+  if (!plan.sparse) {  // the caller goes on with what it has; a copy would lift the peak
+    constexpr std::array<std::int64_t, 1> kNothing{0};
+    return {empty(kNothing, DType::kUInt8), text.dump()};
+  }
   const auto made = [&] {
     if (!plan.second) {
       const bool as_it_is = plan.layout == weight.layout() && weight.header().has_second == 0;
