@@ -54,6 +54,7 @@ def train(rank: int, folder: str, kind: str) -> None:
         found.append([sparsifier.mask(group).clone() for group in sparsifier.groups])
     state = copy.deepcopy(parallel.module.state_dict())
     torch.save({"masks": found, "state": state, "x": x}, f"{folder}/{rank}.pt")
+    dist.barrier()  # a rank that leaves early can take gloo's threads of the other down
     dist.destroy_process_group()
 
 
