@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The least that a call can take on this machine: the longer of its bytes and its arithmetic.
 
-The roofline of `gossamer.bench.roofline`, for what `explain` prints. Its two ceilings are what
+The roofline of `gossamer._roofline`, for what `explain` prints. Its two ceilings are what
 torch reaches: the rate of a dense float32 product, and that of reading as many bytes as the weight
 has, over and over, so that a weight which a cache holds is not judged by memory. They are measured
 once a process, thread count and size, and are at least what the cost model (src/plan/dense_model)
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from gossamer.bench.roofline import Roofline, measure_product, measure_reading
+from gossamer._roofline import Roofline, measure_product, measure_reading
 from gossamer.host import kernels, machine
 
 __all__ = ["Bound", "Work", "bound_of", "bound_text"]

@@ -238,8 +238,8 @@ class Decider {
             !evidence_.probed[p])
           continue;
         const Timing& t = candidate(b).at[p];
-        const bool near_slower =
-            std::abs(scorer_.ratio_beyond_call(b.candidate, p) - kNotSlowerRatio) < t.spread;
+        const bool near_slower = std::abs(scorer_.ratio_with(-kCallSeconds, b.candidate, p) -
+                                          kNotSlowerRatio) < t.spread;
         const bool near_win = !clear_win && std::abs(t.ratio - kWinRatio) < t.spread;
         if (near_slower || near_win) found.push_back({b.candidate, p});
       }

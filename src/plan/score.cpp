@@ -38,15 +38,9 @@ double Scorer::ratio(std::size_t candidate, std::size_t probe) const {
   return fastest / timing.seconds;
 }
 
-double Scorer::ratio_beyond_call(std::size_t candidate, std::size_t probe) const {
+double Scorer::ratio_with(double extra, std::size_t candidate, std::size_t probe) const {
   const double seconds = evidence_.candidates[candidate].at[probe].seconds;
-  const double counted = std::max(seconds - kCallSeconds, 0.01 * seconds);
-  return ratio(candidate, probe) * seconds / counted;
-}
-
-double Scorer::ratio_with_call(std::size_t candidate, std::size_t probe) const {
-  const double seconds = evidence_.candidates[candidate].at[probe].seconds;
-  return ratio(candidate, probe) * seconds / (seconds + kCallSeconds);
+  return ratio(candidate, probe) * seconds / std::max(seconds + extra, 0.01 * seconds);
 }
 
 // Nothing where the row was not timed at every probed token count of the bucket.
@@ -68,9 +62,9 @@ std::optional<BucketScore> Scorer::score(std::size_t candidate, int bucket) cons
       s.worst = r;
       s.worst_probe = p;
     }
-    const double beyond_call = ratio_beyond_call(candidate, p);
+    const double beyond_call = ratio_with(-kCallSeconds, candidate, p);
     if (count == 0 || beyond_call < s.worst_beyond_call) s.worst_beyond_call = beyond_call;
-    const double with_call = ratio_with_call(candidate, p);
+    const double with_call = ratio_with(kCallSeconds, candidate, p);
     if (count == 0 || with_call < s.worst_with_call) s.worst_with_call = with_call;
     log_with_call += std::log(with_call);
     s.spread = std::max(s.spread, timing.spread);

@@ -60,10 +60,10 @@ class Scorer {
   static double gain(const LayoutScore& pair, const LayoutScore& single, std::size_t bucket);
 
   bool admissible(const LayoutScore& s) const { return !s.slower || memory_ == MemoryMode::kSpeed; }
-  double ratio_beyond_call(std::size_t candidate, std::size_t probe) const;
+  /// The ratio to dense if the row took `extra` seconds more.
+  double ratio_with(double extra, std::size_t candidate, std::size_t probe) const;
 
  private:
-  double ratio_with_call(std::size_t candidate, std::size_t probe) const;
   double ratio(std::size_t candidate, std::size_t probe) const;
   double least(std::size_t candidate, std::size_t probe) const;
   double growth(std::size_t candidate, std::size_t timed, std::size_t probe) const;

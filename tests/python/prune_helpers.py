@@ -18,6 +18,12 @@ def net() -> nn.Sequential:
     return nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 8))
 
 
+def data(count: int = 4) -> list[Tensor]:
+    """Batches of what `net` takes."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(24, 16, generator=generator) for _ in range(count)]
+
+
 def conv_net() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(6, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 4, 5))
 

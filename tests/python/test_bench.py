@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 
 import gossamer as gs
+from gossamer._roofline import Roofline, measure_roofline
 from gossamer.bench import (
     Record,
     append,
@@ -37,7 +38,6 @@ from gossamer.bench.__main__ import SUITES, main
 from gossamer.bench.engines import ENGINES, engines
 from gossamer.bench.performance_tables import tables
 from gossamer.bench.record import OPTIONAL
-from gossamer.bench.roofline import Roofline, measure_roofline
 from gossamer.bench.subject import check, check_int8, csr_calls, make_subject
 from gossamer.bench.suite import EXTENTS, Options, measured, now
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 import gossamer as gs
+from gossamer._roofline import Roofline
 from gossamer.bench import cpu_decode, cpu_linear, plan
 from gossamer.bench.__main__ import main
 from gossamer.bench.engines import describe, int8_engines
 from gossamer.bench.plan import PLANNED, BrokenPromiseError, broken_promise
-from gossamer.bench.roofline import Roofline
 from gossamer.bench.subject import check_int8, make_subject
 from gossamer.bench.suite import DTYPES, EXTENTS, Options
 

@@ -12,7 +12,7 @@ from torch import nn
 import gossamer as gs
 from gossamer import _bound, _ops
 from gossamer._bound import Work, bound_of
-from gossamer.bench.roofline import Roofline
+from gossamer._roofline import Roofline
 from sparsify_helpers import VERY_SPARSE, mlp, prune_
 
 FLOPS, READS = 1e11, 1e10

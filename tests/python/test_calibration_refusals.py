@@ -24,12 +24,7 @@ from gossamer.prune import (
     recalibrate_batchnorm,
     save_statistics,
 )
-from prune_helpers import assert_same, net, snapshot
-
-
-def data(count: int = 4) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return [torch.randn(24, 16, generator=generator) for _ in range(count)]
+from prune_helpers import assert_same, data, net, snapshot
 
 
 def refused(

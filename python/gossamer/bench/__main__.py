@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 import gossamer as gs
+from gossamer._roofline import measure_roofline
 from gossamer.bench import (
     convert,
     cpu_conv,
@@ -29,7 +30,6 @@ from gossamer.bench import (
     solvers,
 )
 from gossamer.bench.record import Record, append
-from gossamer.bench.roofline import measure_roofline
 from gossamer.bench.suite import DTYPES, Options
 
 

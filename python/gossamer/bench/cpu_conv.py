@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import gossamer as gs
+from gossamer._roofline import Roofline
 from gossamer.bench.engines import engines
 from gossamer.bench.race import Entry, Track, kernel_at, race
 from gossamer.bench.record import Record
-from gossamer.bench.roofline import Roofline
 from gossamer.bench.suite import Options, measured
 
 __all__ = ["LAYERS", "Case", "Filters", "cases", "check", "run"]

@@ -46,7 +46,7 @@ class Record:
         speedup: dense_ms / ms.
         peers: name to median milliseconds, in the same rounds.
         bytes: of the weight as it is held.
-        bound_speedup: of the roofline, `gossamer.bench.roofline`; None where nobody derived one.
+        bound_speedup: of the roofline, `gossamer._roofline`; None where nobody derived one.
         host_us: the call's own time on the host, microseconds: on the CPU that of the same call on
             a 16x16 layer, which has next to nothing to compute; in `gpu-24` that of issuing this
             very call eagerly, nothing synchronized (lines without `eager_host_us`: one call on a

@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TypeVar
 
-from gossamer.bench.roofline import Roofline
+from gossamer._roofline import Roofline
 
 __all__ = ["DTYPES", "EXTENTS", "ISA_LIMIT", "Options", "measured", "named", "now"]
 
